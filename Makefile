@@ -1,0 +1,55 @@
+# Each target calls one command. `make help` lists them.
+VARIANT ?= dinov2_vits14_reg
+WEIGHTS ?= official
+OUT     ?= artifacts/$(VARIANT)
+PYTHON  ?= python3
+
+VENV := .venv
+BIN  := $(VENV)/bin
+RUN  := $(BIN)/dinov2rt
+
+.DEFAULT_GOAL := help
+# Folders of these names exist, so make must be told that they are not what the targets build.
+.PHONY: help setup demo export engines verify benchmarks test test-slow test-gpu check format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready ## Make .venv with all that development needs
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[ort,export,image,parquet]' --group dev
+	touch $@
+
+demo: setup ## The whole path on this machine: export, verify, run a photo, draw it; no network needed
+	$(BIN)/python -m dinov2rt.demo
+
+export: setup ## Bundle of VARIANT from WEIGHTS (official, a file, a folder, synthetic:SEED) into OUT
+	$(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
+
+verify: setup ## Compare the bundle in OUT with its golden outputs
+	$(RUN) verify $(OUT)
+
+test: setup ## Every test that this machine can run in minutes
+	$(BIN)/python -m pytest
+
+test-slow: setup ## The tests that take minutes or gigabytes: B, L and g
+	$(BIN)/python -m pytest -m slow
+
+check: setup ## Formatting, lint, types, layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## Rewrite the sources in the project's format
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+clean: ## Remove what was built, .venv included
+	rm -rf $(VENV) artifacts build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

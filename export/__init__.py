@@ -1,0 +1,1 @@
+"""Checkpoint to eager PyTorch model to ONNX bundle."""

@@ -1,0 +1,182 @@
+"""`export`: weights in, a complete bundle out, or nothing."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from dinov2rt._version import __version__
+from dinov2rt.export.checkpoint import Weights, load_weights
+from dinov2rt.export.folding import fold
+from dinov2rt.export.frontend import attach_pixel_input
+from dinov2rt.export.golden import golden_cases
+from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.model import load_eager
+from dinov2rt.export.trace import OPSET, trace
+from dinov2rt.runtime.accuracy import Golden
+from dinov2rt.runtime.errors import ExportError, InputError
+from dinov2rt.runtime.features import output_names
+from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.runtime.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    FileEntry,
+    GraphEntry,
+    Manifest,
+)
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import Variant
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What the graph takes and returns besides the final tokens.
+
+    `layers` are indices of intermediate blocks, counted from 0, ascending.
+    """
+
+    input_format: InputFormat = InputFormat.PIXELS
+    layers: tuple[int, ...] = ()
+
+
+def export_bundle(
+    variant: Variant,
+    weights: str,
+    out: Path,
+    options: ExportOptions,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Make the directory `out` a bundle of `variant`.
+
+    Args:
+        variant: which backbone.
+        weights: "official", "synthetic:SEED", a checkpoint file, or a Hugging Face folder.
+        out: the bundle; made beside itself and renamed when complete.
+        options: the graph's input and extra outputs.
+        force: replace a bundle that is there already.
+        progress: told what is being done.
+
+    Raises:
+        InputError: `out` is in use.
+        WeightsError: the weights cannot be had or do not fit.
+        ExportError: the exported graph is not what it must be.
+    """
+    _check_target(out, force=force)
+    progress(f"loading {weights}")
+    loaded = load_weights(weights, variant)
+    with _built_beside(out) as partial:
+        progress("computing golden outputs with the eager model")
+        golden = _write_golden(partial, loaded, variant, options)
+        progress("tracing the graph")
+        graph = _write_graph(partial, loaded, variant, options)
+        manifest = Manifest(
+            schema=SCHEMA_VERSION,
+            variant=variant,
+            weights=loaded.entry,
+            graphs=(graph,),
+            golden=golden,
+            tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
+        )
+        manifest.write(partial)
+    return manifest
+
+
+def _write_golden(
+    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
+) -> FileEntry:
+    model = load_eager(variant, weights.state_dict)
+    Golden(golden_cases(model, options.input_format, options.layers)).write(bundle / "golden.npz")
+    return FileEntry.of(bundle, "golden.npz")
+
+
+def _write_graph(
+    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
+) -> GraphEntry:
+    folded = ExportGraph(variant, fold(weights.state_dict, variant), options.layers)
+    model = trace(folded.eval())
+    if options.input_format is InputFormat.PIXELS:
+        attach_pixel_input(model)
+    _describe(model, variant, weights)
+    files = _save(model, bundle, Precision.FP32)
+    return GraphEntry(
+        precision=Precision.FP32,
+        opset=OPSET,
+        input_name=options.input_format.value,
+        outputs=output_names(variant, options.layers),
+        layers=options.layers,
+        files=files,
+    )
+
+
+def _describe(model: ir.Model, variant: Variant, weights: Weights) -> None:
+    model.producer_name, model.producer_version = "dinov2rt", __version__
+    model.graph.name = variant.name
+    model.metadata_props.update(
+        variant=variant.name,
+        weights_source=weights.entry.source,
+        weights_sha256=weights.entry.sha256,
+        exporter_version=__version__,
+    )
+
+
+def _save(model: ir.Model, bundle: Path, precision: Precision) -> tuple[FileEntry, ...]:
+    name = f"{precision}.onnx"
+    ir.save(model, bundle / name, external_data=f"{name}.data")
+    try:
+        # By path: a model over 2 GiB cannot be checked in memory. "full" infers shapes strictly.
+        onnx.checker.check_model(str(bundle / name), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{name} is no valid ONNX: {error}") from error
+    return FileEntry.of(bundle, name), FileEntry.of(bundle, f"{name}.data")
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        raise InputError(f"{out} exists and is no bundle; choose another --out or move it away")
+    if not force:
+        raise InputError(f"{out} holds a bundle already; --force replaces it, plans included")
+
+
+@contextmanager
+def _built_beside(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its place once the block has ended well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _swap(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; what stood there is removed only after that."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    out.rename(old / out.name)
+    partial.rename(out)
+    shutil.rmtree(old)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,128 @@
+"""The backbone in the form that is exported: the eager model's function, constants folded.
+
+Against `model.py`: the position table is two products, CLS and registers are one constant prefix,
+LayerScale and the attention scale are in the weights, and matrices are stored [in, out], as ONNX
+multiplies them.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinov2rt.export.model import LAYER_NORM_EPS
+from dinov2rt.export.position import PositionTable
+from dinov2rt.export.state_dict import StateDict
+from dinov2rt.runtime.variants import PATCH_SIZE, Variant
+
+
+class Affine(nn.Module):
+    """`x @ weight + bias`, with weight [in, out]."""
+
+    def __init__(self, state: StateDict, name: str) -> None:
+        super().__init__()
+        self.weight = _parameter(state[f"{name}.weight"].T)
+        self.bias = _parameter(state[f"{name}.bias"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, in] to [B, N, out]."""
+        return tokens @ self.weight + self.bias
+
+
+class Norm(nn.Module):
+    """LayerNorm over the last axis."""
+
+    def __init__(self, state: StateDict, name: str) -> None:
+        super().__init__()
+        self.weight = _parameter(state[f"{name}.weight"])
+        self.bias = _parameter(state[f"{name}.bias"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        return functional.layer_norm(
+            tokens, self.weight.shape, self.weight, self.bias, LAYER_NORM_EPS
+        )
+
+
+class FoldedBlock(nn.Module):
+    """A block without LayerScale and attention scale: both are in its weights."""
+
+    def __init__(self, variant: Variant, state: StateDict, name: str) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = variant.num_heads, variant.head_dim
+        self.gated = variant.ffn == "swiglu"
+        up, down = ("w12", "w3") if self.gated else ("fc1", "fc2")
+        self.norm1 = Norm(state, f"{name}.norm1")
+        self.qkv = Affine(state, f"{name}.attn.qkv")
+        self.proj = Affine(state, f"{name}.attn.proj")
+        self.norm2 = Norm(state, f"{name}.norm2")
+        self.up = Affine(state, f"{name}.mlp.{up}")
+        self.down = Affine(state, f"{name}.mlp.{down}")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        tokens = tokens + self.proj(self._attend(self.norm1(tokens)))
+        out: Tensor = tokens + self.down(self._activate(self.up(self.norm2(tokens))))
+        return out
+
+    def _attend(self, tokens: Tensor) -> Tensor:
+        query, key, value = (self._heads(part) for part in self.qkv(tokens).chunk(3, dim=-1))
+        mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _heads(self, tokens: Tensor) -> Tensor:  # [B, N, D] to [B, heads, N, head_dim]
+        batch, count, _ = tokens.shape
+        return tokens.reshape(batch, count, self.num_heads, self.head_dim).transpose(1, 2)
+
+    def _activate(self, hidden: Tensor) -> Tensor:
+        if not self.gated:
+            return functional.gelu(hidden)
+        gate, up = hidden.chunk(2, dim=-1)
+        return functional.silu(gate) * up
+
+
+class ExportGraph(nn.Module):
+    """Normalised images [B, 3, H, W] to the tokens of the final norm and of `layers`.
+
+    Returns a tuple in the order of `output_names`.
+    """
+
+    def __init__(self, variant: Variant, state: StateDict, layers: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.variant, self.layers = variant, layers
+        self.prefix = _parameter(state["prefix"])
+        self.position = PositionTable(variant, state["patch_positions"])
+        self.patch_weight = _parameter(state["patch_embed.proj.weight"])
+        self.patch_bias = _parameter(state["patch_embed.proj.bias"])
+        self.blocks = nn.ModuleList(
+            FoldedBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
+        )
+        self.norm = Norm(state, "norm")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, H, W] to `output_names`: each [B, D], [B, 4, D] or [B, h·w, D]."""
+        tokens = self._tokens(images)
+        levels: list[Tensor] = []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in self.layers:
+                levels.append(self.norm(tokens))
+        final = self.norm(tokens)
+        outputs = [final[:, 0]]
+        first_patch = self.variant.num_prefix_tokens
+        if self.variant.num_registers:
+            outputs.append(final[:, 1:first_patch])
+        outputs.append(final[:, first_patch:])
+        for level in levels:
+            outputs += [level[:, 0], level[:, first_patch:]]
+        return tuple(outputs)
+
+    def _tokens(self, images: Tensor) -> Tensor:
+        batch, _, height, width = images.shape
+        patches = functional.conv2d(images, self.patch_weight, self.patch_bias, stride=PATCH_SIZE)
+        positions = self.position(height // PATCH_SIZE, width // PATCH_SIZE)
+        patch_tokens = patches.flatten(2).transpose(1, 2) + positions
+        return torch.cat((self.prefix.expand(batch, -1, -1), patch_tokens), dim=1)
+
+
+def _parameter(value: Tensor) -> nn.Parameter:
+    return nn.Parameter(value.contiguous(), requires_grad=False)

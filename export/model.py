@@ -1,0 +1,242 @@
+"""The eager DINOv2 backbone: the reference that everything else is measured against.
+
+Written after `dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2,
+with the same state-dict keys, and kept literal: tricks for export live in `graph.py`. Training-only
+parts (masks, drop path, nested tensors) are left out.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, Variant
+
+LAYER_NORM_EPS = 1e-6
+POSITION_OFFSET = 0.1
+"""Added to the grid of variants without registers before the position table is resampled."""
+
+
+class PatchEmbed(nn.Module):
+    """Images [B, 3, H, W] to patch tokens [B, h·w, D]; pixels beyond the last patch drop."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, h·w, D], row-major."""
+        patches: Tensor = self.proj(images)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv projection, head-major inside q, k and v."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, dim // self.num_heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, heads, N, head_dim]
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
+        return out
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        out: Tensor = self.fc2(functional.gelu(self.fc1(tokens)))
+        return out
+
+
+class SwiGlu(nn.Module):
+    """`w3(silu(a) * b)` with `a, b` the halves of `w12`, as ViT-g has it."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(dim, 2 * hidden_dim)
+        self.w3 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        gate, up = self.w12(tokens).chunk(2, dim=-1)
+        out: Tensor = self.w3(functional.silu(gate) * up)
+        return out
+
+
+class LayerScale(nn.Module):
+    """A learned factor per channel."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        return tokens * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block with LayerScale on both branches."""
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        dim = variant.embed_dim
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = Attention(dim, variant.num_heads)
+        self.ls1 = LayerScale(dim)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        feed_forward = SwiGlu if variant.ffn == "swiglu" else Mlp
+        self.mlp = feed_forward(dim, variant.hidden_dim)
+        self.ls2 = LayerScale(dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
+        out: Tensor = tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        return out
+
+
+class Dinov2(nn.Module):
+    """A DINOv2 backbone with the official state-dict keys.
+
+    Input images are float32 [B, 3, H, W], RGB scaled to 0..1 and normalised with the ImageNet mean
+    and standard deviation. H and W need not be multiples of 14: what exceeds them at the bottom and
+    the right is dropped, as the official model card says (the official code asserts instead).
+    """
+
+    def __init__(self, variant: Variant) -> None:
+        super().__init__()
+        self.variant = variant
+        dim = variant.embed_dim
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, dim))
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # a key of every checkpoint; unused
+        if variant.num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, variant.num_registers, dim))
+        self.patch_embed = PatchEmbed(dim)
+        self.blocks = nn.ModuleList(Block(variant) for _ in range(variant.depth))
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    def interpolate_pos_encoding(self, rows: int, cols: int) -> Tensor:
+        """The position table [1, 1 + rows·cols, D] for a grid, CLS first.
+
+        Source: `interpolate_pos_encoding` in `vision_transformer.py`. Variants without registers
+        sample with the scale `(grid + 0.1) / 37`, not antialiased; those with registers sample to a
+        size, antialiased. The native grid is returned as it is.
+        """
+        if (rows, cols) == (NATIVE_GRID, NATIVE_GRID):
+            return self.pos_embed
+        table = self.pos_embed.float()
+        dim = table.shape[-1]
+        grid = table[:, 1:].reshape(1, NATIVE_GRID, NATIVE_GRID, dim).permute(0, 3, 1, 2)
+        if self.variant.num_registers:
+            resampled = functional.interpolate(
+                grid, size=(rows, cols), mode="bicubic", antialias=True
+            )
+        else:
+            scale = tuple((side + POSITION_OFFSET) / NATIVE_GRID for side in (rows, cols))
+            resampled = functional.interpolate(grid, scale_factor=scale, mode="bicubic")
+        patches = resampled.permute(0, 2, 3, 1).reshape(1, rows * cols, dim)
+        return torch.cat((table[:, :1], patches), dim=1)
+
+    def prepare_tokens(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] to tokens [B, 1 + R + h·w, D]: CLS, registers, patches row-major."""
+        batch, _, height, width = images.shape
+        patches = self.patch_embed(images)
+        tokens = torch.cat((self.cls_token.expand(batch, -1, -1), patches), dim=1)
+        position = self.interpolate_pos_encoding(height // PATCH_SIZE, width // PATCH_SIZE)
+        tokens = tokens + position.to(tokens.dtype)
+        if self.variant.num_registers:  # they come after the positions: they have none
+            registers = self.register_tokens.expand(batch, -1, -1)
+            tokens = torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)
+        return tokens
+
+    def forward_features(self, images: Tensor) -> dict[str, Tensor]:
+        """All tokens, under the official names.
+
+        Returns:
+            `x_norm_clstoken` [B, D], `x_norm_regtokens` [B, R, D], `x_norm_patchtokens`
+            [B, h·w, D], and `x_prenorm` [B, 1 + R + h·w, D], the tokens before the final norm.
+        """
+        tokens = self.prepare_tokens(images)
+        for block in self.blocks:
+            tokens = block(tokens)
+        normed = self.norm(tokens)
+        prefix = self.variant.num_prefix_tokens
+        return {
+            "x_norm_clstoken": normed[:, 0],
+            "x_norm_regtokens": normed[:, 1:prefix],
+            "x_norm_patchtokens": normed[:, prefix:],
+            "x_prenorm": tokens,
+        }
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | Sequence[int] = 1,
+        *,
+        reshape: bool = False,
+        return_class_token: bool = False,
+        norm: bool = True,
+    ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
+        """Tokens after some blocks, in block order whatever the order of `n`.
+
+        Args:
+            images: [B, 3, H, W].
+            n: the last `n` blocks, or block indices counted from 0.
+            reshape: give patch tokens as [B, D, h, w] instead of [B, h·w, D].
+            return_class_token: give pairs of patch tokens and CLS token [B, D].
+            norm: apply the final norm to every layer.
+
+        Raises:
+            InputError: a block index that the model does not have.
+        """
+        wanted = _block_indices(n, self.variant.depth)
+        tokens, outputs = self.prepare_tokens(images), []
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in wanted:
+                outputs.append(self.norm(tokens) if norm else tokens)
+        patches = [output[:, self.variant.num_prefix_tokens :] for output in outputs]
+        if reshape:
+            rows, cols = images.shape[2] // PATCH_SIZE, images.shape[3] // PATCH_SIZE
+            patches = [patch.transpose(1, 2).unflatten(2, (rows, cols)) for patch in patches]
+        if return_class_token:
+            return tuple(zip(patches, [output[:, 0] for output in outputs], strict=True))
+        return tuple(patches)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The CLS token [B, D] after the final norm, as the official model's `forward`."""
+        return self.forward_features(images)["x_norm_clstoken"]
+
+
+def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
+    wanted = set(range(depth - n, depth)) if isinstance(n, int) else set(n)
+    if not wanted or not wanted <= set(range(depth)):
+        raise InputError(f"layers {n!r} asked of a model with blocks 0 to {depth - 1}")
+    return wanted
+
+
+def load_eager(variant: Variant, state_dict: dict[str, Tensor]) -> Dinov2:
+    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy."""
+    with torch.device("meta"):
+        model = Dinov2(variant)
+    model.load_state_dict(state_dict, strict=True, assign=True)
+    return model.eval().requires_grad_(False)

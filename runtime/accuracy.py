@@ -1,0 +1,163 @@
+"""Does a bundle still say what the eager model said? Compared without torch."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import BundleError
+from dinov2rt.runtime.features import FloatArray
+from dinov2rt.runtime.precision import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The least agreement that passes."""
+
+    cosine_min: float
+    relative_l2: float
+
+
+# fp32: the official model against itself, with other kernels or thread counts, is at about 1e-6.
+LIMITS = {
+    Precision.FP32: Limits(cosine_min=0.999999, relative_l2=1e-5),
+    Precision.FP16: Limits(cosine_min=0.9999, relative_l2=2.5e-3),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenCase:
+    """One batch and the eager float32 model's outputs for it.
+
+    `images` is what the graph takes: uint8 [B, H, W, 3] or normalised float32 [B, 3, H, W].
+    `outputs` maps the graph's output names to [B, D] or [B, tokens, D].
+    """
+
+    name: str
+    images: NDArray[Any]
+    outputs: Mapping[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputAccuracy:
+    """How one output of one case agrees with its reference.
+
+    `cosine_min` is the smallest cosine over all tokens, `relative_l2` is `|got - want| / |want|`
+    over the whole output, `max_abs_error` the largest single difference.
+    """
+
+    case: str
+    output: str
+    cosine_min: float
+    relative_l2: float
+    max_abs_error: float
+    nan_count: int
+    passed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyReport:
+    """All comparisons of one run; true when every one of them passed."""
+
+    precision: Precision
+    backend: str
+    limits: Limits
+    outputs: tuple[OutputAccuracy, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) and all(output.passed for output in self.outputs)
+
+    @property
+    def cosine_min(self) -> float:
+        """The smallest cosine of all."""
+        return min(output.cosine_min for output in self.outputs)
+
+    @property
+    def relative_l2(self) -> float:
+        """The largest relative error of all."""
+        return max(output.relative_l2 for output in self.outputs)
+
+    def __str__(self) -> str:
+        worst = max(self.outputs, key=lambda output: (not output.passed, output.relative_l2))
+        return (
+            f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
+            f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
+            f"(limit {self.limits.relative_l2:.0e}), smallest cosine {worst.cosine_min:.7f} "
+            f"(limit {self.limits.cosine_min}), {worst.nan_count} NaN"
+        )
+
+
+def compare(
+    case: str, output: str, got: NDArray[Any], want: NDArray[Any], limits: Limits
+) -> OutputAccuracy:
+    """Compare two arrays [..., D] token by token, in float64."""
+    if got.shape != want.shape:
+        raise BundleError(
+            f"output {output} at {case} has shape {list(got.shape)}, its golden output "
+            f"{list(want.shape)}; graph and golden outputs are not of one export"
+        )
+    nan_count = int(got.size - np.isfinite(got).sum())
+    exact, reference = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = exact - reference
+        relative_l2 = float(np.linalg.norm(difference) / np.linalg.norm(reference))
+        lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
+        cosine_min = float((np.sum(exact * reference, axis=-1) / lengths).min())
+        max_abs_error = float(np.abs(difference).max())
+    # A NaN compares false with every limit, so it fails here too.
+    passed = relative_l2 <= limits.relative_l2 and cosine_min >= limits.cosine_min
+    return OutputAccuracy(
+        case, output, cosine_min, relative_l2, max_abs_error, nan_count, passed and not nan_count
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Golden:
+    """The cases of a bundle, as `golden.npz` holds them.
+
+    The first case has its arrays under their plain names (`images`, `cls_token`, ...), each further
+    one under `NAME/images`, `NAME/cls_token`, ...
+    """
+
+    cases: tuple[GoldenCase, ...]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read `golden.npz`.
+
+        Raises:
+            BundleError: it cannot be read, or is none.
+        """
+        try:
+            with np.load(file, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            return cls(tuple(_cases(arrays)))
+        except (OSError, ValueError, KeyError) as error:
+            raise BundleError(f"{file} holds no golden outputs ({error})") from error
+
+    def write(self, file: Path) -> None:
+        """Write `golden.npz`."""
+        arrays: dict[str, NDArray[Any]] = {"cases": np.array([case.name for case in self.cases])}
+        for index, case in enumerate(self.cases):
+            prefix = _prefix(index, case.name)
+            arrays[f"{prefix}images"] = case.images
+            arrays |= {f"{prefix}{name}": value for name, value in case.outputs.items()}
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:
+    for index, name in enumerate(map(str, arrays.pop("cases"))):
+        prefix = _prefix(index, name)
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in arrays.items()
+            if key.rpartition("/")[0] == prefix.rstrip("/")
+        }
+        yield GoldenCase(name=name, images=own.pop("images"), outputs=own)
+
+
+def _prefix(index: int, name: str) -> str:
+    return f"{name}/" if index else ""

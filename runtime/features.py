@@ -1,0 +1,89 @@
+"""What the model returns, and what its outputs are called."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import Grid
+from dinov2rt.runtime.variants import Variant
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+def layer_output_names(layer: int) -> tuple[str, str]:
+    """Names of the CLS and the patch tokens of an intermediate block, counted from 0."""
+    return f"layer_{layer}_cls_token", f"layer_{layer}_patch_tokens"
+
+
+def output_names(variant: Variant, layers: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """Names of a graph's outputs, in order."""
+    registers = ("register_tokens",) if variant.num_registers else ()
+    levels = (name for layer in layers for name in layer_output_names(layer))
+    return ("cls_token", *registers, "patch_tokens", *levels)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerFeatures:
+    """Final-normed tokens of one intermediate block.
+
+    Shapes: `cls_token` [B, D], `patch_tokens` [B, h, w, D].
+    """
+
+    cls_token: FloatArray
+    patch_tokens: FloatArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Features:
+    """Tokens after the final norm, for B images of one size.
+
+    `outputs` maps the names of the outputs that were asked for to arrays with B rows; the
+    properties give them their shapes and say so when one was not asked for.
+    """
+
+    outputs: Mapping[str, FloatArray]
+    grid: Grid
+
+    @property
+    def cls_token(self) -> FloatArray:
+        """[B, D]."""
+        return self._output("cls_token")
+
+    @property
+    def register_tokens(self) -> FloatArray:
+        """[B, R, D]; R is 0 for variants without registers."""
+        if "register_tokens" not in self.outputs and "cls_token" in self.outputs:
+            return self.cls_token[:, None][:, :0]
+        return self._output("register_tokens")
+
+    @property
+    def patch_tokens(self) -> FloatArray:
+        """[B, h, w, D]."""
+        return self._on_grid("patch_tokens")
+
+    def layer(self, index: int) -> LayerFeatures:
+        """Tokens of the intermediate block `index`, in bundles exported with `--layers`."""
+        cls_token, patch_tokens = layer_output_names(index)
+        return LayerFeatures(self._output(cls_token), self._on_grid(patch_tokens))
+
+    def __len__(self) -> int:
+        return len(next(iter(self.outputs.values())))
+
+    def __getitem__(self, index: int) -> Self:
+        """The features of one image, with B = 1; views, not copies."""
+        position = range(len(self))[index]
+        rows = slice(position, position + 1)
+        return type(self)({name: value[rows] for name, value in self.outputs.items()}, self.grid)
+
+    def _output(self, name: str) -> FloatArray:
+        if name not in self.outputs:
+            raise InputError(f"{name} is not among the outputs here: {', '.join(self.outputs)}")
+        return self.outputs[name]
+
+    def _on_grid(self, name: str) -> FloatArray:
+        value = self._output(name)
+        return value.reshape(len(value), self.grid.rows, self.grid.cols, -1)

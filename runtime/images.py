@@ -1,0 +1,239 @@
+"""Image files as the uint8 RGB arrays that the model takes."""
+
+import os
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.optional import require
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+)
+"""What `find_images` takes for an image inside a folder."""
+
+_SHORT_SIDE = "short-side:"
+# Warning filters belong to the process; the lock keeps threads from restoring each other's.
+_open_lock = threading.Lock()
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image is scaled and cropped before the model; sides in pixels, None leaves it out.
+
+    `short_side` scales the short side to this length, bicubic and antialiased, and keeps the
+    aspect; `crop` then cuts a square from the centre. The arithmetic is that of torchvision's
+    `Resize` and `CenterCrop`.
+    """
+
+    short_side: int | None = None
+    crop: int | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The steps called `name`.
+
+        "native" leaves the pixels as they are, "classification" is the official evaluation
+        (`make_classification_eval_transform` in `dinov2/data/transforms.py`), and "short-side:N"
+        scales alone.
+
+        Raises:
+            InputError: none of these.
+        """
+        if name == "native":
+            return cls()
+        if name == "classification":
+            return cls(short_side=256, crop=224)
+        side = name.removeprefix(_SHORT_SIDE)
+        if side != name and side.isascii() and side.isdecimal() and int(side) > 0:
+            return cls(short_side=int(side))
+        raise InputError(
+            f'unknown preprocess {name!r}; allowed are "native", "classification" and '
+            f'"{_SHORT_SIDE}N" with N pixels, such as "{_SHORT_SIDE}518"'
+        )
+
+    def _apply(self, image: "Image") -> "Image":
+        if self.short_side is not None:
+            image = _resize(image, _scaled(ImageSize(image.height, image.width), self.short_side))
+        if self.crop is not None:
+            image = _center_crop(image, self.crop)
+        return image
+
+
+def load_image(path: Path | str, preprocess: Preprocess | str = "native") -> NDArray[np.uint8]:
+    """The image file `path` as uint8 [H, W, 3], RGB, C-contiguous.
+
+    The EXIF orientation is applied, which the official data loader leaves out. Everything else
+    is its `convert("RGB")`: grey is repeated, alpha and a palette's transparency are dropped, and
+    CMYK goes through Pillow's conversion. Grey of 16 bits is scaled by 255 / 65535 and rounded,
+    where Pillow would clip; of colours with 16 bits Pillow delivers the high byte. Of an
+    animation, the first frame is taken.
+
+    Raises:
+        InputError: missing, not an image, damaged, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`,
+            grey of 32 bits, or an unknown `preprocess`.
+        MissingDependencyError: Pillow is not installed.
+    """
+    steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    image_ops = _pillow("PIL.ImageOps")
+    try:
+        with _open(path) as image:
+            image_ops.exif_transpose(image, in_place=True)
+            return np.array(steps._apply(_to_rgb(image)))
+    # Pillow's decoders let through whatever a damaged file makes them trip over.
+    except Exception as error:
+        raise InputError(f"{path} {_reason(error)}") from error
+
+
+def resize(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
+    """`image` [H, W, 3] resampled to `size`, bicubic and antialiased.
+
+    Raises:
+        InputError: `size` is beyond `PIL.Image.MAX_IMAGE_PIXELS`.
+        MissingDependencyError: Pillow is not installed.
+    """
+    return np.array(_resize(_pillow().fromarray(image), size))
+
+
+def write_png(image: NDArray[np.uint8], file: Path) -> None:
+    """Write `image` [H, W, 3] to `file`, whatever its suffix.
+
+    Raises:
+        MissingDependencyError: Pillow is not installed.
+    """
+    _pillow().fromarray(image).save(file, format="PNG")
+
+
+def check_pixels(size: ImageSize) -> None:
+    """Refuse an image of `size` that Pillow would not open, before it is made.
+
+    Raises:
+        InputError: `size` is beyond `PIL.Image.MAX_IMAGE_PIXELS`.
+        MissingDependencyError: Pillow is not installed.
+    """
+    limit = _pillow().MAX_IMAGE_PIXELS
+    if limit is not None and size.pixels > limit:
+        raise InputError(
+            f"{size} is {size.pixels} pixels, more than the {limit} that Pillow opens; "
+            "ask for fewer, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        )
+
+
+def find_images(paths: Sequence[Path | str]) -> list[Path]:
+    """The images that `paths` name, each once, in the order given.
+
+    A file is taken as it is. A folder is searched recursively in sorted order for
+    `IMAGE_SUFFIXES`, following links and leaving out hidden files and folders.
+
+    Raises:
+        InputError: a path that does not exist or cannot be read, or a folder without any image.
+    """
+    unique: dict[str, Path] = {}
+    for path in paths:
+        for image in _images_at(Path(path)):
+            # By its place, not its target: two links to one file are two images of a data set.
+            place = os.path.join(os.path.realpath(image.parent), image.name)  # noqa: PTH118
+            unique.setdefault(place, image)
+    return list(unique.values())
+
+
+def _images_at(path: Path) -> list[Path]:
+    try:
+        if not path.is_dir():
+            path.stat()
+            return [path]
+        images = list(_walk(path, visited=set()))
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}); give image files or folders"
+        ) from error
+    if not images:
+        raise InputError(
+            f"{path} holds no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and below"
+        )
+    return images
+
+
+def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
+    identity = os.path.realpath(folder)
+    if identity in visited:
+        return
+    visited.add(identity)
+    for entry in sorted(folder.iterdir()):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(entry, visited)
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+            yield entry
+
+
+def _pillow(module: str = "PIL.Image") -> ModuleType:
+    return require(module, extra="image", purpose="reading or writing an image file")
+
+
+def _open(path: Path | str) -> "Image":
+    pillow = _pillow()
+    with _open_lock, warnings.catch_warnings():
+        warnings.simplefilter("error", pillow.DecompressionBombWarning)
+        return pillow.open(path)  # type: ignore[no-any-return]
+
+
+def _reason(error: Exception) -> str:
+    pillow = _pillow()
+    if isinstance(error, InputError):
+        return f"cannot be used: {error}"
+    if isinstance(error, pillow.UnidentifiedImageError):
+        return "is not an image that Pillow can read; convert it to PNG or JPEG"
+    if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
+        return (
+            f"is too large: {str(error).rstrip('.')}; make it smaller, or raise "
+            f"PIL.Image.MAX_IMAGE_PIXELS (now {pillow.MAX_IMAGE_PIXELS})"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read ({error.strerror}); give an image file"
+    cause = str(error) or type(error).__name__
+    return f"cannot be decoded ({cause}); the file is damaged or cut short, get it again"
+
+
+def _to_rgb(image: "Image") -> "Image":
+    # Pillow reads a PNG or PGM of 16 bits as "I" or "I;16", depending on its version.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        grey = (np.asarray(image).astype(np.int32) + 128) // 257  # rounds v * 255 / 65535
+        image = _pillow().fromarray(grey.astype(np.uint8))
+    elif image.mode in {"I", "F"}:
+        raise InputError("grey values of 32 bits have no known range; save it with 8 or 16 bits")
+    # What is dropped anyway; Pillow warns about it where a palette has several transparent entries.
+    image.info.pop("transparency", None)
+    return image.convert("RGB")
+
+
+def _scaled(size: ImageSize, short_side: int) -> ImageSize:
+    short, long = sorted((size.height, size.width))
+    long_side = int(short_side * long / short)
+    if size.width <= size.height:
+        return ImageSize(long_side, short_side)
+    return ImageSize(short_side, long_side)
+
+
+def _resize(image: "Image", size: ImageSize) -> "Image":
+    check_pixels(size)
+    return image.resize((size.width, size.height), _pillow().Resampling.BICUBIC)
+
+
+def _center_crop(image: "Image", side: int) -> "Image":
+    left = round((image.width - side) / 2.0)
+    top = round((image.height - side) / 2.0)
+    return image.crop((left, top, left + side, top + side))

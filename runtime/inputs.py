@@ -1,0 +1,201 @@
+"""What a caller hands in, checked and grouped into batches that a graph can take."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.features import Features
+from dinov2rt.runtime.geometry import Grid, ImageSize, Padding, Snap
+from dinov2rt.runtime.images import resize
+from dinov2rt.runtime.normalization import normalize
+
+Images = NDArray[Any] | Sequence[NDArray[Any]]
+
+
+class InputFormat(StrEnum):
+    """What a graph takes; the value is its input's name."""
+
+    PIXELS = "pixels"
+    """uint8 [B, H, W, 3], RGB."""
+    IMAGES = "images"
+    """float32 [B, 3, H, W], scaled to 0..1 and normalised with the ImageNet statistics."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageGroup:
+    """Images that go through the model together.
+
+    `images` is in the graph's own format, `padding` still to be added by the graph, `grid` what the
+    model will see, and `positions` says where each image stood in the caller's list.
+    """
+
+    images: NDArray[Any]
+    padding: Padding
+    grid: Grid
+    positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where height, width and channels stand in a batch of one dtype."""
+
+    dtype: str
+    shape: str
+    height: int
+    width: int
+    channel: int
+
+
+_UINT8 = _Layout(dtype="uint8", shape="[B, H, W, 3]", height=1, width=2, channel=3)
+_FLOAT = _Layout(dtype="float32", shape="[B, 3, H, W]", height=2, width=3, channel=1)
+
+
+def group_images(
+    images: Images, input_format: InputFormat, snap: Snap, max_pixels: int
+) -> list[ImageGroup]:
+    """Check `images` and group them by what the model will see.
+
+    Args:
+        images: uint8 [B, H, W, 3] or [H, W, 3], or a sequence of [H, W, 3]; for a graph that takes
+            normalised images, float32 with channels first as well.
+        input_format: what the graph takes; uint8 is normalised here where the graph does not.
+        snap: how sides become multiples of 14.
+        max_pixels: the most pixels that one image may have.
+
+    Raises:
+        InputError: anything that is not that.
+    """
+    if isinstance(images, list | tuple):
+        return _group_sequence(images, input_format, snap, max_pixels)
+    batch = _checked(images, input_format, "images")
+    snapped, padding, grid = _snap(batch, snap, max_pixels)
+    formatted = _format(snapped, input_format, padding)
+    return [ImageGroup(*formatted, grid, tuple(range(len(batch))))]
+
+
+def _group_sequence(
+    images: Sequence[Any], input_format: InputFormat, snap: Snap, max_pixels: int
+) -> list[ImageGroup]:
+    if not images:
+        raise InputError("got an empty list of images; pass at least one")
+    alike: defaultdict[Any, list[tuple[int, NDArray[Any]]]] = defaultdict(list)
+    for position, image in enumerate(images):
+        batch = _checked(image, input_format, f"image {position}")
+        if len(batch) != 1 or np.ndim(image) != 3:
+            raise InputError(
+                f"image {position} of the list has shape {list(np.shape(image))}; "
+                "a list holds single images, e.g. [H, W, 3]"
+            )
+        if snap in (Snap.CROP, Snap.ERROR):  # crop now, so that unequal images can share a batch
+            batch = _crop(batch, ImageSize(*_size(batch)).snapped(snap), centered=False)
+        snapped, padding, grid = _snap(batch, snap, max_pixels)
+        alike[snapped.shape, snapped.dtype, padding, grid].append((position, snapped))
+    groups = []
+    for (_, _, padding, grid), members in alike.items():
+        stacked = np.concatenate([member for _, member in members])
+        positions = tuple(position for position, _ in members)
+        groups.append(ImageGroup(*_format(stacked, input_format, padding), grid, positions))
+    return groups
+
+
+def _checked(images: Any, input_format: InputFormat, what: str) -> NDArray[Any]:
+    """`images` as a batch of four axes, or one line that says what is wrong with it."""
+    allowed = _allowed(input_format)
+    if not hasattr(images, "__array__"):
+        hint = "; read files with dinov2rt.load_image" if isinstance(images, str | bytes) else ""
+        raise InputError(f"{what}: got {type(images).__name__}, allowed is {allowed}{hint}")
+    array = np.asarray(images)
+    layout = _layout_of(array, input_format)
+    if layout is None:
+        raise InputError(f"{what}: got dtype {array.dtype}, allowed is {allowed}")
+    batch = array[None] if array.ndim == 3 else array
+    if batch.ndim != 4 or batch.shape[layout.channel] != 3:
+        raise InputError(f"{what}: got shape {list(array.shape)}, allowed is {allowed}")
+    if not len(batch):
+        raise InputError(f"{what}: got an empty batch {list(array.shape)}; pass at least one image")
+    if layout is _FLOAT and not np.isfinite(batch).all():
+        raise InputError(f"{what}: normalised input holds NaN or infinity; check its preparation")
+    return batch
+
+
+def _layout_of(array: NDArray[Any], input_format: InputFormat) -> _Layout | None:
+    if array.dtype == np.uint8:
+        return _UINT8
+    return _FLOAT if array.dtype == np.float32 and input_format is InputFormat.IMAGES else None
+
+
+def _allowed(input_format: InputFormat) -> str:
+    layouts = [_UINT8] + [_FLOAT] * (input_format is InputFormat.IMAGES)
+    return " or normalised ".join(f"{layout.dtype} {layout.shape}" for layout in layouts) + " RGB"
+
+
+def _axes(batch: NDArray[Any]) -> tuple[int, int]:
+    layout = _UINT8 if batch.dtype == np.uint8 else _FLOAT
+    return layout.height, layout.width
+
+
+def _size(batch: NDArray[Any]) -> tuple[int, int]:
+    height, width = _axes(batch)
+    return batch.shape[height], batch.shape[width]
+
+
+def _snap(batch: NDArray[Any], snap: Snap, max_pixels: int) -> tuple[NDArray[Any], Padding, Grid]:
+    """The batch with what `snap` does before the graph, and what the graph is left to do."""
+    size = ImageSize(*_size(batch))
+    target = size.snapped(snap)
+    if target.pixels > max_pixels:
+        raise InputError(
+            f"image of {size} has {target.pixels} pixels, more than max_pixels={max_pixels}; "
+            "make it smaller, or load the model with a larger max_pixels (memory grows with it)"
+        )
+    if snap is Snap.PAD:
+        return batch, size.center_padding(), target.grid
+    if snap is Snap.CENTER_CROP:
+        batch = _crop(batch, target, centered=True)
+    elif snap is Snap.RESIZE and target != size:
+        batch = _resize(batch, target)
+    return batch, Padding(), target.grid  # the graph itself drops what is left over by "crop"
+
+
+def _crop(batch: NDArray[Any], target: ImageSize, *, centered: bool) -> NDArray[Any]:
+    index = [slice(None)] * 4
+    for axis, side in zip(_axes(batch), (target.height, target.width), strict=True):
+        start = (batch.shape[axis] - side) // 2 if centered else 0
+        index[axis] = slice(start, start + side)
+    return batch[tuple(index)]
+
+
+def _resize(batch: NDArray[Any], target: ImageSize) -> NDArray[Any]:
+    if batch.dtype != np.uint8:
+        raise InputError(
+            'snap="resize" works on uint8 pixels; resample normalised images before, '
+            "or pass uint8 [B, H, W, 3]"
+        )
+    return np.stack([resize(image, target) for image in batch])
+
+
+def _format(
+    batch: NDArray[Any], input_format: InputFormat, padding: Padding
+) -> tuple[NDArray[Any], Padding]:
+    """The batch as the graph takes it; a graph without a padding input gets it padded."""
+    if input_format is InputFormat.PIXELS:
+        return batch, padding
+    images = normalize(batch) if batch.dtype == np.uint8 else batch
+    rows, cols = (padding.top, padding.bottom), (padding.left, padding.right)
+    return np.pad(images, ((0, 0), (0, 0), rows, cols)), Padding()
+
+
+def scatter(groups: Iterable[tuple[ImageGroup, Features]]) -> list[Features]:
+    """Each image's own features, back in the caller's order."""
+    placed = {
+        position: features[index]
+        for group, features in groups
+        for index, position in enumerate(group.positions)
+    }
+    return [placed[position] for position in sorted(placed)]

@@ -1,0 +1,187 @@
+"""`manifest.json`: the only source of facts about a bundle."""
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from dinov2rt.runtime.errors import BundleError
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import Variant, find_variant
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+_HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, root: Path, path: str) -> Self:
+        """Measure the file `path` below `root`."""
+        file = root / path
+        return cls(path=path, size_bytes=file.stat().st_size, sha256=sha256_of(file))
+
+    def check(self, root: Path, *, rebuild: str) -> Path:
+        """Where the file lies, once its size and hash were compared.
+
+        Raises:
+            BundleError: missing or altered; the message ends in the command that rebuilds it.
+        """
+        file = root / self.path
+        try:
+            size = file.stat().st_size
+            found = sha256_of(file) if size == self.size_bytes else None
+        except OSError as error:
+            raise BundleError(
+                f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"
+            ) from error
+        if found is None:
+            raise BundleError(
+                f"{file} has {size} bytes, the manifest says {self.size_bytes}; {rebuild}"
+            )
+        if found != self.sha256:
+            raise BundleError(
+                f"{file} has SHA-256 {found[:16]}…, the manifest says {self.sha256[:16]}…; "
+                f"{rebuild}"
+            )
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsEntry:
+    """Where the weights came from, and what they are.
+
+    `source` is what was given to `--weights`. `sha256` is that of the checkpoint file, or of all
+    tensors where there is no single file.
+    """
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One ONNX graph. `files` holds the graph first, then its external data.
+
+    `input_name` is "pixels" (uint8 [B, H, W, 3]) or "images" (float32 [B, 3, H, W], normalised).
+    `layers` are the indices of intermediate blocks whose tokens it returns as well.
+    """
+
+    precision: Precision
+    opset: int
+    input_name: str
+    outputs: tuple[str, ...]
+    layers: tuple[int, ...]
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known about a bundle. `tools` maps the exporting packages to their versions."""
+
+    schema: int
+    variant: Variant
+    weights: WeightsEntry
+    graphs: tuple[GraphEntry, ...]
+    golden: FileEntry
+    tools: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, bundle: Path) -> Self:
+        """The manifest of the bundle at `bundle`.
+
+        Raises:
+            BundleError: none there, unreadable, incomplete, or of a newer schema.
+        """
+        path = bundle / MANIFEST_NAME
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BundleError(
+                f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
+                f"make one with: dinov2rt export VARIANT --weights W --out {bundle}"
+            ) from error
+        except ValueError as error:
+            raise BundleError(f"{path} is not JSON ({error}); export the bundle again") from error
+        _check_schema(path, document)
+        try:
+            return typing.cast(Self, _decode(cls, document))
+        except (KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"{path} is incomplete or misshapen ({error!r}); export the bundle again"
+            ) from error
+
+    def write(self, bundle: Path) -> None:
+        """Write it into `bundle`, whole or not at all."""
+        partial = bundle / f"{MANIFEST_NAME}.partial"
+        partial.write_text(json.dumps(_encode(self), indent=2) + "\n", encoding="utf-8")
+        partial.replace(bundle / MANIFEST_NAME)
+
+    def rebuild_command(self, bundle: Path) -> str:
+        """What brings the bundle's own files back."""
+        return (
+            f"rebuild with: dinov2rt export {self.variant.name} "
+            f"--weights {self.weights.source} --out {bundle} --force"
+        )
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(_HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _check_schema(path: Path, document: Any) -> None:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if not isinstance(schema, int):
+        raise BundleError(f"{path} states no schema version; export the bundle again")
+    if schema > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {schema}, this dinov2rt reads up to {SCHEMA_VERSION}; "
+            "upgrade dinov2rt, or export the bundle again with this version"
+        )
+
+
+def _encode(value: Any) -> Any:
+    """A dataclass as plain JSON values; a variant by its name."""
+    if isinstance(value, Variant):
+        return value.name
+    if dataclasses.is_dataclass(value):
+        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
+    if kind is Variant:
+        return find_variant(value)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known = {f.name for f in dataclasses.fields(kind)} & value.keys()
+        return kind(**{name: _decode(hints[name], value[name]) for name in known})  # type: ignore[operator]
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return tuple(_decode(arguments[0], item) for item in value)
+    if origin is dict:
+        return {key: _decode(arguments[1], item) for key, item in value.items()}
+    if origin is types.UnionType:
+        return None if value is None else _decode(arguments[0], value)
+    if not isinstance(value, str if issubclass(kind, str) else kind):
+        raise TypeError(f"expected {kind.__name__}, got {value!r}")
+    return kind(value)

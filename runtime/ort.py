@@ -1,0 +1,81 @@
+"""ONNX Runtime, on the CPU or an NVIDIA GPU."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import BackendError
+from dinov2rt.runtime.optional import require
+
+Device = Literal["cpu", "cuda"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_ERRORS_ONLY = 3
+
+
+def cannot_run(device: Device) -> str | None:
+    """Why ONNX Runtime cannot run on `device` here, or None where it can."""
+    try:
+        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+    except ImportError as error:
+        return str(error)
+    if _PROVIDERS[device] in ort.get_available_providers():
+        return None
+    return (
+        f"onnxruntime {ort.__version__} here has no {_PROVIDERS[device]}; "
+        "pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU"
+    )
+
+
+class OnnxRuntimeBackend:
+    """One session over one graph file. Sessions are safe to run from several threads."""
+
+    def __init__(self, graph: Path, *, device: Device, threads: int | None) -> None:
+        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+        self.description = f"onnxruntime {ort.__version__}, {device}"
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self._session: Any = ort.InferenceSession(
+                graph, sess_options=options, providers=[_PROVIDERS[device]]
+            )
+        except Exception as error:  # its errors share no base class
+            raise BackendError(
+                f"{self.description} cannot load {graph}: {_first_line(error)}"
+            ) from error
+        if _PROVIDERS[device] not in self._session.get_providers():
+            self.close()  # it falls back to the CPU with no more than a warning
+            raise BackendError(
+                f"{self.description} could not be started on this machine; "
+                'see `dinov2rt doctor`, or use device="cpu"'
+            )
+
+    def infer(
+        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Backend.infer`."""
+        if self._session is None:
+            raise BackendError("the model is closed; load it again")
+        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            values = self._session.run(list(outputs), feed)
+        except Exception as error:  # its errors share no base class
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
+            raise BackendError(
+                f"{self.description} failed on {shapes}: {_first_line(error)}"
+            ) from error
+        return dict(zip(outputs, values, strict=True))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,26 @@
+"""Number formats that a graph can be typed in."""
+
+from enum import StrEnum
+from typing import Self
+
+from dinov2rt.runtime.errors import InputError
+
+
+class Precision(StrEnum):
+    """What the matrix products of a graph compute in."""
+
+    FP32 = "fp32"
+    FP16 = "fp16"
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The member called `name`.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            return cls(name)
+        except ValueError:
+            allowed = ", ".join(f'"{member}"' for member in cls)
+            raise InputError(f"unknown precision {name!r}; allowed are {allowed}") from None

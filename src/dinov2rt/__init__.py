@@ -1,0 +1,30 @@
+"""DINOv2 features without torch: exact ONNX graphs, TensorRT plans, and numpy in between.
+
+import dinov2rt
+
+model = dinov2rt.load("artifacts/dinov2_vits14_reg")
+features = model(pixels)          # uint8 [B, H, W, 3]
+features.cls_token                # [B, D]
+features.patch_tokens             # [B, h, w, D]
+"""
+
+from dinov2rt._version import __version__
+from dinov2rt.runtime.accuracy import AccuracyReport
+from dinov2rt.runtime.errors import Dinov2rtError
+from dinov2rt.runtime.features import Features, LayerFeatures
+from dinov2rt.runtime.images import load_image
+from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.variants import Variant, variants
+
+__all__ = [
+    "AccuracyReport",
+    "Dinov2rtError",
+    "Features",
+    "LayerFeatures",
+    "Model",
+    "Variant",
+    "__version__",
+    "load",
+    "load_image",
+    "variants",
+]

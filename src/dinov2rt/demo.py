@@ -1,0 +1,96 @@
+"""The whole path on this machine, without a network: `make demo`."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.export.bundle import ExportOptions, export_bundle
+from dinov2rt.export.golden import PHOTOS
+from dinov2rt.runtime.images import load_image
+from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.pca import draw_pca, patch_pca
+from dinov2rt.runtime.variants import PATCH_SIZE, find_variant
+
+_VARIANT = "dinov2_vits14_reg"
+_WEIGHTS = "synthetic:0"
+_PHOTO = PHOTOS / "astronaut.jpg"
+_TIMED_CALLS = 20
+
+Row = tuple[str, str]
+
+
+def main(out: Path = Path("artifacts/demo")) -> int:
+    """Export, load, verify, run, time and draw; 0 when the accuracy check passed."""
+    rows: list[Row] = []
+    bundle, picture = out / _VARIANT, out / "astronaut-pca.png"
+    with _step(rows, "export", f"{_VARIANT} from {_WEIGHTS} into {bundle}"):
+        export_bundle(
+            find_variant(_VARIANT), _WEIGHTS, bundle, ExportOptions(), force=True, progress=_say
+        )
+    with _step(rows, "load", f"torch-free runtime on {bundle}"):
+        model = load(bundle)
+    with model:
+        with _step(rows, "verify", "against the eager PyTorch model's golden outputs"):
+            report = model.verify()
+        rows.append(("accuracy", str(report)))
+        pixels = load_image(_PHOTO)
+        rows.append(("latency", _latency(model, pixels)))
+        _draw(model, pixels, picture)
+    rows.append(("picture", str(picture)))
+    _print_table(rows)
+    return 0 if report else 1
+
+
+def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:
+    patch_tokens = model(pixels).patch_tokens[0]
+    rows, cols, _ = patch_tokens.shape
+    seen = pixels[: rows * PATCH_SIZE, : cols * PATCH_SIZE]
+    draw_pca([seen], patch_pca([patch_tokens]), picture)
+
+
+def _latency(model: Model, pixels: NDArray[np.uint8]) -> str:
+    crop = pixels[:224, :224]
+    model(crop)
+    times_ms = []
+    for _ in range(_TIMED_CALLS):
+        started = time.perf_counter()
+        model(crop)
+        times_ms.append(1e3 * (time.perf_counter() - started))
+    return (
+        f"{statistics.median(times_ms):.1f} ms median, {min(times_ms):.1f} ms least, of "
+        f"{_TIMED_CALLS} calls at batch 1, 224x224, on this machine as busy as it is"
+    )
+
+
+@contextmanager
+def _step(rows: list[Row], name: str, what: str) -> Iterator[None]:
+    _say(f"{name}: {what}")
+    started = time.perf_counter()
+    yield
+    rows.append((name, f"{time.perf_counter() - started:.1f} s, {what}"))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print_table(rows: list[Row]) -> None:
+    width = max(len(name) for name, _ in rows)
+    print()
+    for name, value in rows:
+        print(f"{name:<{width}}  {value}")
+    print(
+        "\nThe weights are synthetic: they exercise the model as trained ones would, but these "
+        "features\nand this picture mean nothing. For real ones: "
+        "make export VARIANT=dinov2_vits14_reg WEIGHTS=official"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
