@@ -105,8 +105,8 @@ def _write_golden(
 def _write_graph(
     bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
 ) -> GraphEntry:
-    folded = ExportGraph(variant, fold(weights.state_dict, variant), options.layers)
-    model = trace(folded.eval())
+    model = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
+    fold(model, variant)
     if options.input_format is InputFormat.PIXELS:
         attach_pixel_input(model)
     _describe(model, variant, weights)

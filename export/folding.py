@@ -1,58 +1,71 @@
-"""Exact algebra that moves constants out of the graph, one named step each.
+"""Exact algebra that moves factors out of the graph and into the weights, one named step each.
 
-Every step takes a state dict and returns another one of the same function; the tensors that a step
-does not touch are shared, not copied.
+Every step changes the model that it is given and leaves its function as it was.
 """
 
-import torch
+import numpy as np
+import onnx_ir as ir
 
-from dinov2rt.export.state_dict import StateDict
 from dinov2rt.runtime.variants import Variant
 
 
-def fold_layer_scale(state: StateDict, variant: Variant) -> StateDict:
-    """`γ · (W x + b)` is `(γ W) x + γ b`: LayerScale goes into the projection before it."""
-    folded = dict(state)
-    down = "mlp.w3" if variant.ffn == "swiglu" else "mlp.fc2"
-    for index in range(variant.depth):
-        for scale, projection in (("ls1", "attn.proj"), ("ls2", down)):
-            gamma = folded[f"blocks.{index}.{scale}.gamma"]
-            name = f"blocks.{index}.{projection}"
-            folded[f"{name}.weight"] = folded[f"{name}.weight"] * gamma[:, None]
-            folded[f"{name}.bias"] = folded[f"{name}.bias"] * gamma
-            folded[f"blocks.{index}.{scale}.gamma"] = torch.ones_like(gamma)
-    return folded
+def fold_layer_scale(model: ir.Model) -> None:
+    """`γ · (x W + b)` is `x (W γ) + b γ`: LayerScale goes into the projection before it."""
+    for scale in _nodes(model, "Mul"):
+        added = scale.inputs[0]
+        gamma = scale.inputs[1]
+        if gamma is None or gamma.name is None or not gamma.name.endswith(".gamma"):
+            continue
+        add = _producer(added)
+        product = _producer(add.inputs[0])
+        factor = _array(gamma)
+        for weight in (product.inputs[1], add.inputs[1]):
+            _set(weight, _array(weight) * factor)
+        _remove(model, scale, add.outputs[0])
+        del model.graph.initializers[gamma.name]
 
 
-def fold_attention_scale(state: StateDict, variant: Variant) -> StateDict:
-    """`softmax((s q) kᵀ)`: the scale `s = head_dim^-0.5` goes into the query's weight and bias."""
-    folded = dict(state)
-    dim = variant.embed_dim
+def fold_attention_scale(model: ir.Model, variant: Variant) -> None:
+    """`softmax(s q kᵀ)`: the scale `s = head_dim^-0.5` goes into the query's weight and bias."""
     for index in range(variant.depth):
         for kind in ("weight", "bias"):
-            name = f"blocks.{index}.attn.qkv.{kind}"
-            query, rest = folded[name][:dim], folded[name][dim:]
-            folded[name] = torch.cat((query * variant.head_dim**-0.5, rest))
-    return folded
+            value = model.graph.initializers[f"blocks.{index}.qkv.{kind}"]
+            scaled = _array(value).copy()
+            scaled[..., : variant.embed_dim] *= np.float32(variant.head_dim**-0.5)
+            _set(value, scaled)
+    for attention in _nodes(model, "Attention"):
+        attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
 
 
-def fold_prefix(state: StateDict, variant: Variant) -> StateDict:
-    """CLS plus its position, and the registers, are constants: one `prefix` [1, 1 + R, D].
-
-    What remains of `pos_embed` is `patch_positions` [37·37, D].
-    """
-    folded = dict(state)
-    position = folded.pop("pos_embed")
-    parts = [folded.pop("cls_token") + position[:, :1]]
-    if variant.num_registers:
-        parts.append(folded.pop("register_tokens"))
-    folded["prefix"] = torch.cat(parts, dim=1)
-    folded["patch_positions"] = position[0, 1:]
-    return folded
+def fold(model: ir.Model, variant: Variant) -> None:
+    """All steps."""
+    fold_layer_scale(model)
+    fold_attention_scale(model, variant)
 
 
-def fold(state: StateDict, variant: Variant) -> StateDict:
-    """All steps, in the order in which `ExportGraph` expects them."""
-    for step in (fold_layer_scale, fold_attention_scale, fold_prefix):
-        state = step(state, variant)
-    return state
+def _nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == op_type]
+
+
+def _producer(value: ir.Value | None) -> ir.Node:
+    node = value.producer() if value is not None else None
+    if node is None:
+        raise ValueError(f"{value} is no node's output")
+    return node
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    if value is None or value.const_value is None:
+        raise ValueError(f"{value} is no initializer")
+    return value.const_value.numpy()
+
+
+def _set(value: ir.Value | None, array: np.ndarray) -> None:
+    if value is None:
+        raise ValueError("no value to set")
+    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+
+
+def _remove(model: ir.Model, node: ir.Node, replacement: ir.Value) -> None:
+    ir.convenience.replace_all_uses_with(node.outputs[0], replacement)
+    model.graph.remove(node, safe=True)

@@ -1,8 +1,8 @@
-"""The backbone in the form that is exported: the eager model's function, constants folded.
+"""The backbone in the form that is traced: the eager model's function, written for export.
 
 Against `model.py`: the position table is two products, CLS and registers are one constant prefix,
-LayerScale and the attention scale are in the weights, and matrices are stored [in, out], as ONNX
-multiplies them.
+and matrices are stored [in, out], as ONNX multiplies them. What can be folded into the weights is
+left to `folding.py`, because not every precision wants it.
 """
 
 import torch
@@ -43,8 +43,20 @@ class Norm(nn.Module):
         )
 
 
-class FoldedBlock(nn.Module):
-    """A block without LayerScale and attention scale: both are in its weights."""
+class LayerScale(nn.Module):
+    """A factor per channel."""
+
+    def __init__(self, state: StateDict, name: str) -> None:
+        super().__init__()
+        self.gamma = _parameter(state[f"{name}.gamma"])
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[B, N, D] to [B, N, D]."""
+        return tokens * self.gamma
+
+
+class GraphBlock(nn.Module):
+    """A transformer block; MLP and SwiGLU under the same names, `up` and `down`."""
 
     def __init__(self, variant: Variant, state: StateDict, name: str) -> None:
         super().__init__()
@@ -54,19 +66,21 @@ class FoldedBlock(nn.Module):
         self.norm1 = Norm(state, f"{name}.norm1")
         self.qkv = Affine(state, f"{name}.attn.qkv")
         self.proj = Affine(state, f"{name}.attn.proj")
+        self.ls1 = LayerScale(state, f"{name}.ls1")
         self.norm2 = Norm(state, f"{name}.norm2")
         self.up = Affine(state, f"{name}.mlp.{up}")
         self.down = Affine(state, f"{name}.mlp.{down}")
+        self.ls2 = LayerScale(state, f"{name}.ls2")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
-        tokens = tokens + self.proj(self._attend(self.norm1(tokens)))
-        out: Tensor = tokens + self.down(self._activate(self.up(self.norm2(tokens))))
+        tokens = tokens + self.ls1(self.proj(self._attend(self.norm1(tokens))))
+        out: Tensor = tokens + self.ls2(self.down(self._activate(self.up(self.norm2(tokens)))))
         return out
 
     def _attend(self, tokens: Tensor) -> Tensor:
         query, key, value = (self._heads(part) for part in self.qkv(tokens).chunk(3, dim=-1))
-        mixed = functional.scaled_dot_product_attention(query, key, value, scale=1.0)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
         return mixed.transpose(1, 2).flatten(2)
 
     def _heads(self, tokens: Tensor) -> Tensor:  # [B, N, D] to [B, heads, N, head_dim]
@@ -89,12 +103,12 @@ class ExportGraph(nn.Module):
     def __init__(self, variant: Variant, state: StateDict, layers: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.variant, self.layers = variant, layers
-        self.prefix = _parameter(state["prefix"])
-        self.position = PositionTable(variant, state["patch_positions"])
+        self.prefix = _parameter(constant_prefix(variant, state))
+        self.position = PositionTable(variant, state["pos_embed"][0, 1:])
         self.patch_weight = _parameter(state["patch_embed.proj.weight"])
         self.patch_bias = _parameter(state["patch_embed.proj.bias"])
         self.blocks = nn.ModuleList(
-            FoldedBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
+            GraphBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
         )
         self.norm = Norm(state, "norm")
 
@@ -122,6 +136,14 @@ class ExportGraph(nn.Module):
         positions = self.position(height // PATCH_SIZE, width // PATCH_SIZE)
         patch_tokens = patches.flatten(2).transpose(1, 2) + positions
         return torch.cat((self.prefix.expand(batch, -1, -1), patch_tokens), dim=1)
+
+
+def constant_prefix(variant: Variant, state: StateDict) -> Tensor:
+    """CLS plus its position, then the registers, which have none: constants, [1, 1 + R, D]."""
+    cls_token = state["cls_token"] + state["pos_embed"][:, :1]
+    if not variant.num_registers:
+        return cls_token
+    return torch.cat((cls_token, state["register_tokens"]), dim=1)
 
 
 def _parameter(value: Tensor) -> nn.Parameter:

@@ -70,7 +70,7 @@ def _download(url: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
         partial = Path(folder, path.name)
-        torch.hub.download_url_to_file(url, str(partial), progress=False)
+        torch.hub.download_url_to_file(url, str(partial), progress=sys.stderr.isatty())
         size = partial.stat().st_size
         if size != expected:
             raise ConnectionError(f"the transfer ended after {size} of {expected} bytes")

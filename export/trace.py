@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ OPSET = 23
 # Neither square nor a multiple of 14, over one patch a side: an example that satisfies an accident
 # (H == W, one column, a whole number of patches) can be specialised to it without a word.
 _EXAMPLE_SHAPE = (2, 3, 73, 107)
+_MODULE = re.compile(r"(?<=')(?:blocks|position|norm)[\w.]*")
 _INPUT_SHAPE = ("batch", 3, "height", "width")
 
 
@@ -67,11 +69,12 @@ def _name_dimensions(model: ir.Model) -> None:
 
 def _name_nodes(model: ir.Model) -> None:
     """Name each node after the module that it came from, e.g. `blocks.3.qkv/MatMul_57`."""
+    module = "tokens"
     for index, node in enumerate(model.graph):
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        parts = [part for part in scopes.strip("[]").replace("'", "").split(", ") if part]
-        module = parts[-2] if len(parts) > 1 else ""
-        node.name = f"{module or 'tokens'}/{node.op_type}_{index}"
+        # A node that the exporter made without a scope belongs to the module of the one before it.
+        module = (_MODULE.findall(scopes) or [module])[-1]
+        node.name = f"{module}/{node.op_type}_{index}"
 
 
 def _drop_trace_leftovers(model: ir.Model) -> None:
