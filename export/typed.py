@@ -16,9 +16,6 @@ _HALF = {
     Precision.BF16: (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
 
-# Modules whose nodes compute in half precision, the Attention and what is around it included.
-_HALF_MODULES = ("qkv", "proj", "up", "down")
-
 
 def to_half(model: ir.Model, precision: Precision) -> None:
     """Type `model`, a float32 trace, for `precision` "fp16" or "bf16"; outputs stay float32."""
@@ -41,12 +38,10 @@ class Typing:
                 self._retype(node)
             else:
                 self._restore_float(node)
-        for output in self.graph.outputs:
-            assert id(output) not in self.half
 
     def _retype(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
-            if value is not None and _is_float_operand(node, index):
+            if value is not None and value.dtype == ir.DataType.FLOAT:
                 node.replace_input_with(index, self._to_half(value, node))
         for output in node.outputs:
             self.half.add(id(output))
@@ -73,7 +68,9 @@ class Typing:
         key = (id(value), data_type)
         if key not in self.casts:
             module = (before.name or "").partition("/")[0]
-            cast = ir.node("Cast", [value], {"to": data_type}, name=f"{module}/Cast_{len(self.casts)}")
+            cast = ir.node(
+                "Cast", [value], {"to": data_type}, name=f"{module}/Cast_{len(self.casts)}"
+            )
             cast.outputs[0].name = f"{value.name}_{data_type.name.lower()}"
             self.graph.insert_before(before, cast)
             self.casts[key] = cast.outputs[0]
@@ -83,6 +80,8 @@ class Typing:
 def _computes_in_half(node: ir.Node) -> bool:
     """Products, attention and the activation between them; a projection's bias is float32."""
     module = (node.name or "").partition("/")[0]
+    if node.outputs[0].dtype != ir.DataType.FLOAT:
+        return False
     if not module.startswith("blocks."):
         return node.op_type == "Conv"
     leaf = module.rpartition(".")[2]
@@ -94,7 +93,3 @@ def _computes_in_half(node: ir.Node) -> bool:
 
 
 _HALF_OPS = ("Split", "Reshape", "Transpose", "Attention", "Gelu", "Sigmoid", "Mul")
-
-
-def _is_float_operand(node: ir.Node, index: int) -> bool:
-    return not (node.op_type in ("Reshape", "Split") and index > 0)

@@ -1,7 +1,7 @@
 """What the model returns, and what its outputs are called."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -42,11 +42,13 @@ class Features:
     """Tokens after the final norm, for B images of one size.
 
     `outputs` maps the names of the outputs that were asked for to arrays with B rows; the
-    properties give them their shapes and say so when one was not asked for.
+    properties give them their shapes and say so when one was not asked for. `num_registers` is the
+    variant's.
     """
 
     outputs: Mapping[str, FloatArray]
     grid: Grid
+    num_registers: int
 
     @property
     def cls_token(self) -> FloatArray:
@@ -56,9 +58,10 @@ class Features:
     @property
     def register_tokens(self) -> FloatArray:
         """[B, R, D]; R is 0 for variants without registers."""
-        if "register_tokens" not in self.outputs and "cls_token" in self.outputs:
-            return self.cls_token[:, None][:, :0]
-        return self._output("register_tokens")
+        if self.num_registers:
+            return self._output("register_tokens")
+        tokens = next(iter(self.outputs.values()))
+        return tokens.reshape(len(tokens), -1, tokens.shape[-1])[:, :0]
 
     @property
     def patch_tokens(self) -> FloatArray:
@@ -77,7 +80,8 @@ class Features:
         """The features of one image, with B = 1; views, not copies."""
         position = range(len(self))[index]
         rows = slice(position, position + 1)
-        return type(self)({name: value[rows] for name, value in self.outputs.items()}, self.grid)
+        outputs = {name: value[rows] for name, value in self.outputs.items()}
+        return replace(self, outputs=outputs)
 
     def _output(self, name: str) -> FloatArray:
         if name not in self.outputs:

@@ -91,8 +91,10 @@ class ImageSize:
         """The size that the model sees.
 
         Raises:
-            InputError: nothing is left, or `snap` is "error" and a side is not a multiple.
+            InputError: nothing is there or left, or `snap` is "error" and a side is no multiple.
         """
+        if min(self.height, self.width) < 1:
+            raise InputError(f"image of {self} pixels is empty; both sides must be at least 1")
         if snap is Snap.ERROR and not self.is_snapped:
             raise InputError(_not_a_multiple(self))
         side = {Snap.PAD: _ceil, Snap.RESIZE: _nearest}.get(snap, _floor)

@@ -6,25 +6,42 @@ import json
 import types
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from dinov2rt.runtime.errors import BundleError
 from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.profiles import ProfileEntry
 from dinov2rt.runtime.variants import Variant, find_variant
 
 MANIFEST_NAME = "manifest.json"
 SCHEMA_VERSION = 1
-_HASH_CHUNK_BYTES = 1 << 22
+
+
+class Flavour(StrEnum):
+    """Which TensorRT a plan is for: the data-centre product, or TensorRT for RTX."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt_rtx"
 
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal."""
+    """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal.
+
+    Raises:
+        ValueError: `path` leads out of the bundle.
+    """
 
     path: str
     size_bytes: int
     sha256: str
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in self.path:
+            raise ValueError(f"path {self.path!r} does not lie in the bundle")
 
     @classmethod
     def of(cls, root: Path, path: str) -> Self:
@@ -85,6 +102,48 @@ class GraphEntry:
     layers: tuple[int, ...]
     files: tuple[FileEntry, ...]
 
+    def __post_init__(self) -> None:
+        if self.input_name not in ("pixels", "images"):
+            raise ValueError(f"input_name {self.input_name!r} is neither pixels nor images")
+        if not (self.files and self.outputs):
+            raise ValueError("a graph must have files and outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationEntry:
+    """Where a plan was compared with the golden outputs, and how well it agreed."""
+
+    machine: str
+    driver: str
+    date: str
+    cosine_min: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """One TensorRT plan. Precision, profiles and memory are read back, not copied from a request.
+
+    `graph_sha256` is that of the ONNX graph it came from, `fused_attention` the number of fused
+    attention operators in every profile, `options` what the builder was told besides. A plan
+    without a `verification` was built and never compared with eager: it is unverified.
+    """
+
+    file: FileEntry
+    flavour: Flavour
+    version: str
+    target: str
+    precision: Precision
+    input_name: str
+    outputs: tuple[str, ...]
+    profiles: tuple[ProfileEntry, ...]
+    fused_attention: int
+    weight_bytes: int
+    build_seconds: float
+    graph_sha256: str
+    options: dict[str, str] = field(default_factory=dict)
+    verification: VerificationEntry | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
@@ -95,6 +154,7 @@ class Manifest:
     weights: WeightsEntry
     graphs: tuple[GraphEntry, ...]
     golden: FileEntry
+    plans: tuple[PlanEntry, ...] = ()
     tools: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -112,21 +172,32 @@ class Manifest:
                 f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
                 f"make one with: dinov2rt export VARIANT --weights W --out {bundle}"
             ) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BundleError(f"{path} is not JSON ({error}); export the bundle again") from error
         _check_schema(path, document)
         try:
-            return typing.cast(Self, _decode(cls, document))
-        except (KeyError, TypeError, ValueError) as error:
+            return typing.cast(Self, _decode(cls, document, "manifest"))
+        except (TypeError, ValueError) as error:
             raise BundleError(
-                f"{path} is incomplete or misshapen ({error!r}); export the bundle again"
+                f"{path} is incomplete or misshapen ({error}); export the bundle again"
             ) from error
 
     def write(self, bundle: Path) -> None:
-        """Write it into `bundle`, whole or not at all."""
+        """Write it into `bundle`, whole or not at all.
+
+        Raises:
+            BundleError: `bundle` cannot be written to.
+        """
+        text = json.dumps(_encode(self), indent=2) + "\n"
         partial = bundle / f"{MANIFEST_NAME}.partial"
-        partial.write_text(json.dumps(_encode(self), indent=2) + "\n", encoding="utf-8")
-        partial.replace(bundle / MANIFEST_NAME)
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(bundle / MANIFEST_NAME)
+        except OSError as error:
+            raise BundleError(
+                f"{bundle / MANIFEST_NAME} cannot be written ({error.strerror}); "
+                "check the space and the permissions there"
+            ) from error
 
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back."""
@@ -138,16 +209,13 @@ class Manifest:
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        while chunk := stream.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _check_schema(path: Path, document: Any) -> None:
     schema = document.get("schema") if isinstance(document, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int or schema < 1:
         raise BundleError(f"{path} states no schema version; export the bundle again")
     if schema > SCHEMA_VERSION:
         raise BundleError(
@@ -167,21 +235,34 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(kind: Any, value: Any) -> Any:
+def _decode(kind: Any, value: Any, where: str) -> Any:
     """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
     if kind is Variant:
-        return find_variant(value)
+        return find_variant(_typed(str, value, where))
     if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        known = {f.name for f in dataclasses.fields(kind)} & value.keys()
-        return kind(**{name: _decode(hints[name], value[name]) for name in known})  # type: ignore[operator]
+        return _decode_fields(kind, _typed(dict, value, where), where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        return tuple(_decode(arguments[0], item) for item in value)
+        items = enumerate(_typed(list, value, where))
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in items)
     if origin is dict:
-        return {key: _decode(arguments[1], item) for key, item in value.items()}
+        items = _typed(dict, value, where).items()
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items}
     if origin is types.UnionType:
-        return None if value is None else _decode(arguments[0], value)
-    if not isinstance(value, str if issubclass(kind, str) else kind):
-        raise TypeError(f"expected {kind.__name__}, got {value!r}")
-    return kind(value)
+        return None if value is None else _decode(arguments[0], value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    return kind(_typed(str if issubclass(kind, str) else kind, value, where))
+
+
+def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
+    """A dataclass; keys that it does not know are from a later version and left out."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)} & value.keys()
+    return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in known})
+
+
+def _typed(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:  # exactly: to Python, `true` is a whole number as well
+        raise TypeError(f"{where} is {type(value).__name__}, must be {kind.__name__}")
+    return value

@@ -38,18 +38,18 @@ class OnnxRuntimeBackend:
         self.description = f"onnxruntime {ort.__version__}, {device}"
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        if threads is not None:
-            options.intra_op_num_threads = threads
         try:
+            options.intra_op_num_threads = threads or 0  # 0: one a core
+            # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
             self._session: Any = ort.InferenceSession(
-                graph, sess_options=options, providers=[_PROVIDERS[device]]
+                graph, options, providers=[_PROVIDERS[device]], enable_fallback=False
             )
         except Exception as error:  # its errors share no base class
             raise BackendError(
                 f"{self.description} cannot load {graph}: {_first_line(error)}"
             ) from error
         if _PROVIDERS[device] not in self._session.get_providers():
-            self.close()  # it falls back to the CPU with no more than a warning
+            self.close()  # a provider whose libraries are missing is left out with a warning
             raise BackendError(
                 f"{self.description} could not be started on this machine; "
                 'see `dinov2rt doctor`, or use device="cpu"'
@@ -59,11 +59,12 @@ class OnnxRuntimeBackend:
         self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.infer`."""
-        if self._session is None:
+        session = self._session  # another thread may close it meanwhile
+        if session is None:
             raise BackendError("the model is closed; load it again")
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
         try:
-            values = self._session.run(list(outputs), feed)
+            values = session.run(list(outputs), feed)
         except Exception as error:  # its errors share no base class
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
             raise BackendError(
