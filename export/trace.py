@@ -44,13 +44,13 @@ def trace(graph: ExportGraph) -> ir.Model:
     if program is None:
         raise ExportError("torch.onnx.export returned nothing; is torch >= 2.9 installed?")
     model = program.model
-    _name_dimensions(model)
+    name_dimensions(model)
     _name_nodes(model)
     _drop_trace_leftovers(model)
     return model
 
 
-def _name_dimensions(model: ir.Model) -> None:
+def name_dimensions(model: ir.Model) -> None:
     """Assert that what must be dynamic is, and give `h·w` a readable name."""
     (images,) = model.graph.inputs
     found = tuple(dim if isinstance(dim, int) else dim.value for dim in images.shape or ())

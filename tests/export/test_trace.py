@@ -1,0 +1,138 @@
+"""The traced graph: dynamic where it must be, readable, and the eager model's function."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+from dinov2rt.export.frontend import attach_pixel_input
+from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.golden import eager_outputs
+from dinov2rt.export.model import Dinov2, load_eager
+from dinov2rt.export.synthetic import synthetic_state_dict
+from dinov2rt.export.trace import OPSET, name_dimensions, trace
+from dinov2rt.runtime.errors import ExportError
+from dinov2rt.runtime.normalization import normalize
+from dinov2rt.runtime.variants import Variant
+
+SHAPES = [(1, 14, 14), (3, 14, 28), (1, 224, 224), (2, 518, 518), (1, 518, 532), (4, 27, 41)]
+LAYERS = (0, 1)
+
+
+@pytest.fixture(scope="module", params=["dinov2_vits14", "dinov2_vits14_reg", "dinov2_vitg14_reg"])
+def model(request: pytest.FixtureRequest, toy_variant: Callable[[str], Variant]) -> Dinov2:
+    variant = toy_variant(request.param)
+    return load_eager(variant, synthetic_state_dict(variant, 0))
+
+
+@pytest.fixture(scope="module")
+def traced(model: Dinov2) -> ir.Model:
+    return trace(ExportGraph(model.variant, model.state_dict(), LAYERS).eval())
+
+
+def session(model: ir.Model) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    return ort.InferenceSession(ir.to_proto(model).SerializeToString(), options)
+
+
+def relative_l2(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+def test_one_graph_is_the_eager_model_at_every_shape(model: Dinov2, traced: ir.Model) -> None:
+    run = session(traced)
+    names = [output.name for output in run.get_outputs()]
+    rng = np.random.default_rng(0)
+    for batch, height, width in SHAPES:
+        images = rng.standard_normal((batch, 3, height, width), dtype=np.float32)
+        want = eager_outputs(model, torch.from_numpy(images), LAYERS)
+        assert list(want) == names
+        for name, got in zip(names, run.run(None, {"images": images}), strict=True):
+            assert got.shape == want[name].shape, (name, height, width)
+            assert relative_l2(got, want[name]) < 1e-5, (name, height, width)
+
+
+def test_inputs_outputs_and_dimensions_have_readable_names(model: Dinov2, traced: ir.Model) -> None:
+    def shape(value: ir.Value) -> list[str | int]:
+        return [dim if isinstance(dim, int) else str(dim) for dim in value.shape or ()]
+
+    (images,) = traced.graph.inputs
+    assert (images.name, shape(images)) == ("images", ["batch", 3, "height", "width"])
+    outputs = {output.name: shape(output) for output in traced.graph.outputs}
+    assert outputs.pop("patch_tokens") == ["batch", "num_patches", 128]
+    assert outputs.pop("layer_1_patch_tokens") == ["batch", "num_patches", 128]
+    assert outputs.pop("cls_token") == outputs.pop("layer_0_cls_token") == ["batch", 128]
+    if model.variant.num_registers:
+        assert outputs.pop("register_tokens") == ["batch", 4, 128]
+
+
+def test_one_attention_a_block_and_no_resize(model: Dinov2, traced: ir.Model) -> None:
+    operators = [node.op_type for node in traced.graph]
+    assert operators.count("Attention") == model.variant.depth
+    assert "Resize" not in operators
+    assert traced.opset_imports[""] == OPSET
+    names = [node.name for node in traced.graph]
+    assert len(set(names)) == len(names)
+    assert any(str(name).startswith("blocks.1.qkv/MatMul") for name in names)
+
+
+def test_weights_keep_their_names(model: Dinov2, traced: ir.Model) -> None:
+    for index in range(model.variant.depth):
+        for kind in ("qkv", "proj", "up", "down"):
+            assert f"blocks.{index}.{kind}.weight" in traced.graph.initializers
+
+
+def test_nothing_tells_where_it_was_made(traced: ir.Model) -> None:
+    text = str(ir.to_proto(traced))
+    assert ".py" not in text
+    assert "stack_trace" not in text
+
+
+def test_the_pixel_input_is_normalised_in_the_graph(model: Dinov2, traced: ir.Model) -> None:
+    with_pixels = traced.clone()
+    attach_pixel_input(with_pixels)
+    proto = ir.to_proto(with_pixels)
+    onnx.checker.check_model(proto, full_check=True)
+    pixels = np.random.default_rng(1).integers(0, 256, (2, 45, 60, 3), dtype=np.uint8)
+    want = session(traced).run(None, {"images": normalize(pixels)})
+    run = session(with_pixels)
+    assert [value.name for value in run.get_inputs()] == ["pixels"]
+    for got, expected in zip(run.run(None, {"pixels": pixels}), want, strict=True):
+        assert relative_l2(got, expected) < 1e-5
+
+
+def test_padding_adds_zeros_after_normalisation(traced: ir.Model) -> None:
+    with_pixels = traced.clone()
+    attach_pixel_input(with_pixels)
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
+    padding = np.array([0, 0, 1, 5, 0, 0, 1, 5], dtype=np.int64)
+    padded = np.pad(normalize(pixels), ((0, 0), (0, 0), (1, 1), (5, 5)))
+    want = session(traced).run(None, {"images": padded})
+    got = session(with_pixels).run(None, {"pixels": pixels, "padding": padding})
+    assert all(relative_l2(g, w) < 1e-5 for g, w in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "shape", "message"),
+    [
+        ("images", [2, 3, "height", "width"], r"input was exported as \(2, 3"),
+        ("images", ["batch", 3, "height", 14], r"must be \('batch', 3, 'height', 'width'\)"),
+        ("patch_tokens", ["batch", 35, 128], "patch_tokens was exported with constant size"),
+        ("cls_token", [2, 128], "cls_token was exported with constant size"),
+        ("cls_token", ["batch", "width"], "cls_token has no static width"),
+    ],
+)
+def test_a_dimension_that_was_specialised_is_an_error(
+    traced: ir.Model, value: str, shape: list[str | int], message: str
+) -> None:
+    """Some versions of torch bake a size in without a word; the exporter must notice."""
+    model = traced.clone()
+    ends = {end.name: end for end in (*model.graph.inputs, *model.graph.outputs)}
+    ends[value].shape = ir.Shape(shape)
+    with pytest.raises(ExportError, match=message):
+        name_dimensions(model)
