@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dinov2rt.export.frontend import attach_pixel_input
-from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.golden import eager_outputs
+from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.synthetic import synthetic_state_dict
 from dinov2rt.export.trace import OPSET, name_dimensions, trace
@@ -93,7 +93,7 @@ def test_nothing_tells_where_it_was_made(traced: ir.Model) -> None:
     assert "stack_trace" not in text
 
 
-def test_the_pixel_input_is_normalised_in_the_graph(model: Dinov2, traced: ir.Model) -> None:
+def test_the_pixel_input_is_normalised_in_the_graph(traced: ir.Model) -> None:
     with_pixels = traced.clone()
     attach_pixel_input(with_pixels)
     proto = ir.to_proto(with_pixels)
