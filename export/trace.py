@@ -23,7 +23,7 @@ _MODULE = re.compile(r"(?<=')(?:blocks|position|norm)[\w.]*")
 _INPUT_SHAPE = ("batch", 3, "height", "width")
 
 
-def trace(graph: ExportGraph) -> ir.Model:
+def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     """The graph as an ONNX model: `images` [batch, 3, height, width] to the named outputs.
 
     Raises:
@@ -35,7 +35,7 @@ def trace(graph: ExportGraph) -> ir.Model:
             graph,
             (torch.zeros(_EXAMPLE_SHAPE),),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             input_names=["images"],
             output_names=list(outputs),
             dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
