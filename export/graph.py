@@ -94,48 +94,53 @@ class GraphBlock(nn.Module):
         return functional.silu(gate) * up
 
 
-class ExportGraph(nn.Module):
-    """Normalised images [B, 3, H, W] to the tokens of the final norm and of `layers`.
+class Embedding(nn.Module):
+    """Normalised images to the tokens that enter the first block."""
 
-    Returns a tuple in the order of `output_names`.
-    """
-
-    def __init__(self, variant: Variant, state: StateDict, layers: tuple[int, ...] = ()) -> None:
+    def __init__(self, variant: Variant, state: StateDict) -> None:
         super().__init__()
-        self.variant, self.layers = variant, layers
         self.prefix = _parameter(constant_prefix(variant, state))
         self.position = PositionTable(variant, state["pos_embed"][0, 1:])
         self.patch_weight = _parameter(state["patch_embed.proj.weight"])
         self.patch_bias = _parameter(state["patch_embed.proj.bias"])
-        self.blocks = nn.ModuleList(
-            GraphBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
-        )
-        self.norm = Norm(state, "norm")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """[B, 3, H, W] to `output_names`: each [B, D], [B, 4, D] or [B, h·w, D]."""
-        tokens = self._tokens(images)
-        levels: list[Tensor] = []
-        for index, block in enumerate(self.blocks):
-            tokens = block(tokens)
-            if index in self.layers:
-                levels.append(self.norm(tokens))
-        final = self.norm(tokens)
-        outputs = [final[:, 0]]
-        first_patch = self.variant.num_prefix_tokens
-        if self.variant.num_registers:
-            outputs.append(final[:, 1:first_patch])
-        outputs.append(final[:, first_patch:])
-        for level in levels:
-            outputs += [level[:, 0], level[:, first_patch:]]
-        return tuple(outputs)
-
-    def _tokens(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] to [B, 1 + R + h·w, D]."""
         batch, _, height, width = images.shape
         patches = functional.conv2d(images, self.patch_weight, self.patch_bias, stride=PATCH_SIZE)
         positions = self.position(height // PATCH_SIZE, width // PATCH_SIZE)
         patch_tokens = patches.flatten(2).transpose(1, 2) + positions
         return torch.cat((self.prefix.expand(batch, -1, -1), patch_tokens), dim=1)
+
+
+class Head(nn.Module):
+    """The final norm, and the tokens by kind."""
+
+    def __init__(self, variant: Variant, state: StateDict) -> None:
+        super().__init__()
+        self.first_patch = variant.num_prefix_tokens
+        self.norm = Norm(state, "norm")
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """[B, N, D] to CLS [B, D], registers [B, R, D] where there are any, patches [B, h·w, D]."""
+        normed = self.norm(tokens)
+        cls_token, patches = normed[:, 0], normed[:, self.first_patch :]
+        if self.first_patch == 1:
+            return cls_token, patches
+        return cls_token, normed[:, 1 : self.first_patch], patches
+
+
+class ExportGraph(nn.Module):
+    """The whole backbone in three kinds of pieces, which `trace.py` exports and joins."""
+
+    def __init__(self, variant: Variant, state: StateDict, layers: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.variant, self.layers = variant, layers
+        self.embedding = Embedding(variant, state)
+        self.blocks = nn.ModuleList(
+            GraphBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
+        )
+        self.head = Head(variant, state)
 
 
 def constant_prefix(variant: Variant, state: StateDict) -> Tensor:

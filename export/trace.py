@@ -1,26 +1,36 @@
-"""From the folded module to an ONNX model in memory, dynamic in batch, height and width."""
+"""From the module to an ONNX model in memory, dynamic in batch, height and width.
+
+All blocks compute the same, so one is traced and repeated with each block's weights: tracing takes
+seconds for every variant, where torch needs many minutes for the symbolic shapes of 40 blocks.
+"""
 
 import contextlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
 
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.runtime.errors import ExportError
 from dinov2rt.runtime.features import output_names
+from dinov2rt.runtime.variants import Variant
 
 OPSET = 23
 """The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""
 
 # Neither square nor a multiple of 14, over one patch a side: an example that satisfies an accident
 # (H == W, one column, a whole number of patches) can be specialised to it without a word.
-_EXAMPLE_SHAPE = (2, 3, 73, 107)
-_MODULE = re.compile(r"(?<=')(?:blocks|position|norm)[\w.]*")
+_EXAMPLE_IMAGES = (2, 3, 73, 107)
+_EXAMPLE_TOKENS = (2, 37)
 _INPUT_SHAPE = ("batch", 3, "height", "width")
+_MODULE = re.compile(r"'([a-z][\w.]*)'")  # torch's own hooks begin with an underscore
+
+Rename = Callable[[str], str]
 
 
 def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
@@ -29,69 +39,178 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     Raises:
         ExportError: a dimension that must be dynamic came out as a constant.
     """
-    outputs = output_names(graph.variant, graph.layers)
+    embed_dim = graph.variant.embed_dim
+    tokens = torch.zeros(*_EXAMPLE_TOKENS, embed_dim)
+    images = torch.zeros(_EXAMPLE_IMAGES)
+    model = _export(graph.embedding, images, "images", {0: "batch", 2: "height", 3: "width"}, opset)
+    block = _export(graph.blocks[0], tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
+    head = _export(graph.head, tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
+    _copy_dimensions(block.graph)
+    _join(model.graph, graph, block.graph, head.graph)
+    RemoveUnusedNodesPass()(model)
+    name_dimensions(model, graph.variant)
+    _forget_inner_shapes(model.graph)
+    return model
+
+
+def _export(
+    module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], opset: int
+) -> ir.Model:
+    """One piece, with readable node names and nothing of where it was traced."""
     with _quiet():
         program = torch.onnx.export(
-            graph,
-            (torch.zeros(_EXAMPLE_SHAPE),),
+            module.eval(),
+            (example,),
             dynamo=True,
             opset_version=opset,
-            input_names=["images"],
-            output_names=list(outputs),
-            dynamic_shapes={"images": {0: "batch", 2: "height", 3: "width"}},
+            input_names=[name],
+            dynamic_shapes=(dynamic,),
             verbose=False,
         )
     if program is None:
         raise ExportError("torch.onnx.export returned nothing; is torch >= 2.9 installed?")
-    model = program.model
-    name_dimensions(model)
-    _name_nodes(model)
-    _drop_trace_leftovers(model)
-    return model
+    (shape,) = (value.shape for value in program.model.graph.inputs)
+    for axis, dimension in dynamic.items():
+        if shape is None or shape[axis] != dimension:
+            raise ExportError(f"axis {axis} of {name} was exported as {shape}, not dynamic")
+    _name_nodes(program.model.graph, root="embedding" if name == "images" else "")
+    _drop_trace_leftovers(program.model)
+    return program.model
 
 
-def name_dimensions(model: ir.Model) -> None:
-    """Assert that what must be dynamic is, and give `h·w` a readable name."""
+def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph) -> None:
+    """Append every block with its own weights, and a head where tokens are asked for."""
+    (tokens,) = target.outputs
+    tokens.name = "tokens"
+    target.outputs.clear()
+    ends: list[ir.Value] = []
+    for index, module in enumerate(graph.blocks):
+        own = _with_weights(block, module)
+        (tokens,) = _append(target, own, tokens, _below(f"blocks.{index}"))
+        if index in graph.layers:
+            level = _append(target, head, tokens, _beside(f"layer_{index}", graph.head))
+            ends += [level[0], level[-1]]
+    final = _append(target, head, tokens, _beside("final", graph.head))
+    target.outputs.extend([*final, *ends])
+    names = output_names(graph.variant, graph.layers)
+    for output, name in zip(target.outputs, names, strict=True):
+        output.name = name
+    target.sort()
+
+
+def _with_weights(block: ir.Graph, module: nn.Module) -> ir.Graph:
+    """A copy of the traced block that holds the parameters of `module`."""
+    copy = block.clone()
+    for name, parameter in module.named_parameters():
+        value = copy.initializers[name]
+        value.const_value = ir.tensor(parameter.detach(), name=name)
+    return copy
+
+
+def _append(target: ir.Graph, part: ir.Graph, tokens: ir.Value, rename: Rename) -> list[ir.Value]:
+    """Move a copy of `part` to the end of `target`, fed with `tokens`; return its outputs."""
+    copy = part.clone()
+    (own_input,) = copy.inputs
+    outputs = list(copy.outputs)
+    copy.outputs.clear()
+    ir.convenience.replace_all_uses_with(own_input, tokens)
+    for value in list(copy.initializers.values()):
+        _adopt(target, copy, value, rename)
+    nodes = list(copy)
+    copy.remove(nodes)
+    for node in nodes:
+        node.name = rename(str(node.name))
+        for value in node.outputs:
+            value.name = rename(str(value.name))
+    target.extend(nodes)
+    return outputs
+
+
+def _adopt(target: ir.Graph, source: ir.Graph, value: ir.Value, rename: Rename) -> None:
+    """Move an initializer; one of the same name, as the final norm's, is shared."""
+    del source.initializers[str(value.name)]
+    name = rename(str(value.name))
+    if name in target.initializers:
+        ir.convenience.replace_all_uses_with(value, target.initializers[name])
+        return
+    value.name = name
+    target.initializers.add(value)
+
+
+def _below(prefix: str) -> Rename:
+    """`qkv/MatMul_3` to `blocks.5.qkv/MatMul_3`, `/Add_7` to `blocks.5/Add_7`."""
+    return lambda name: f"{prefix}{name}" if name.startswith("/") else f"{prefix}.{name}"
+
+
+def _beside(prefix: str, head: nn.Module) -> Rename:
+    """The head's weights keep their names and are shared; all else is told apart by `prefix`."""
+    weights = {name for name, _ in head.named_parameters()}
+    below = _below(prefix)
+    return lambda name: name if name in weights else below(name)
+
+
+def name_dimensions(model: ir.Model, variant: Variant) -> None:
+    """Assert that what must be dynamic is, and give every dimension a readable name."""
     (images,) = model.graph.inputs
     found = tuple(dim if isinstance(dim, int) else dim.value for dim in images.shape or ())
     if found != _INPUT_SHAPE:
         raise ExportError(f"input was exported as {found}, must be {_INPUT_SHAPE}")
     for output in model.graph.outputs:
-        shape = output.shape
-        if shape is None or not isinstance(shape[-1], int):
-            raise ExportError(f"output {output.name} has no static width: {shape}")
-        patches = output.name is not None and output.name.endswith("patch_tokens")
-        if isinstance(shape[0], int) or (patches and isinstance(shape[1], int)):
-            raise ExportError(f"output {output.name} was exported with constant size {shape}")
-        middle = [ir.SymbolicDim("num_patches")] if patches else list(shape[1:-1])
-        output.shape = ir.Shape([ir.SymbolicDim("batch"), *middle, shape[-1]])
+        shape, name = output.shape, str(output.name)
+        of_patches = name.endswith("patch_tokens")
+        if shape is None or any(isinstance(dim, int) for dim in shape[: 1 + of_patches]):
+            raise ExportError(f"output {name} was exported as {shape}, which is not dynamic")
+        tokens = ["num_patches"] * of_patches + [variant.num_registers] * (
+            name == "register_tokens"
+        )
+        output.shape = ir.Shape(["batch", *tokens, variant.embed_dim])
 
 
-def _name_nodes(model: ir.Model) -> None:
-    """Name each node after the module that it came from, e.g. `blocks.3.qkv/MatMul_57`."""
-    module = "tokens"
-    for index, node in enumerate(model.graph):
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
-        # A node that the exporter made without a scope belongs to the module of the one before it.
-        module = (_MODULE.findall(scopes) or [module])[-1]
-        node.name = f"{module}/{node.op_type}_{index}"
+def _forget_inner_shapes(graph: ir.Graph) -> None:
+    """What torch says of them would not hold behind a front end that pads."""
+    ends = {id(output) for output in graph.outputs}
+    for node in graph:
+        for value in node.outputs:
+            if id(value) not in ends:
+                value.shape = None
+
+
+def _copy_dimensions(block: ir.Graph) -> None:
+    """Let Reshape copy batch and tokens (0 in ONNX) in place of computing them from Shape nodes."""
+    for node in [node for node in block if node.op_type == "Reshape"]:
+        shape = node.outputs[0].shape
+        if shape is None or node.outputs[0].dtype != ir.DataType.FLOAT:
+            continue
+        target = ir.tensor([0, 0, *(int(str(dim)) for dim in shape[2:])], dtype=ir.DataType.INT64)
+        name = f"{node.name}_shape"
+        value = ir.val(name, dtype=target.dtype, shape=[len(shape)], const_value=target)
+        block.initializers.add(value)
+        node.replace_input_with(1, value)
+        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
+
+
+def _name_nodes(graph: ir.Graph, root: str) -> None:
+    """Name each node after the module that it came from, e.g. `qkv/MatMul_3`."""
+    module = ""
+    for index, node in enumerate(graph):
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        if scopes is not None:  # a node without one belongs to the module of the one before it
+            module = ["", *_MODULE.findall(scopes.rpartition(",")[0])][-1]
+        node.name = f"{module or root}/{node.op_type}_{index}"
 
 
 def _drop_trace_leftovers(model: ir.Model) -> None:
-    """Remove source paths and stack traces, guessed inner shapes, attributes at their defaults."""
+    """Remove source paths and stack traces, and attributes that stand at their defaults."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    ends = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
     for node in model.graph:
         node.metadata_props.clear()
         node.doc_string = None
-        if node.op_type == "Attention":  # TensorRT documents both as unsupported
+        if node.op_type == "Attention":  # TensorRT documents two of them as unsupported
             for attribute in ("softcap", "qk_matmul_output_mode", "is_causal"):
                 node.attributes.pop(attribute, None)
         for value in node.outputs:
             value.metadata_props.clear()
-            if id(value) not in ends:
-                value.shape = None
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
 
