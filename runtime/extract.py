@@ -2,9 +2,9 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +39,7 @@ class ExtractOptions:
         InputError: `batch` is less than 1.
     """
 
-    preprocess: Preprocess = Preprocess()
+    preprocess: Preprocess = field(default_factory=Preprocess)
     snap: Snap = Snap.CROP
     batch: int = 8
     patch_tokens: bool = False
@@ -61,7 +61,7 @@ class _Image:
 
 def extract(
     model: Model, files: Sequence[Path], options: ExtractOptions, *, failed: Failed
-) -> Iterator[ImageFeatures]:
+) -> Generator[ImageFeatures, None, None]:
     """The features of each image of `files`, in their order, as they are computed.
 
     Files are decoded in threads, ahead of the model but never more than a window. At most two
@@ -83,7 +83,7 @@ def extract(
         return _load(file, options, model.options.max_pixels)
 
     for images in _chunks(_decoded(files, load, window, failed), window):
-        yield from _rows(model, images, options)
+        yield from _rows(model, images, options, failed)
 
 
 def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
@@ -106,8 +106,8 @@ def _load(file: Path, options: ExtractOptions, max_pixels: int) -> _Image:
     if seen.pixels > max_pixels:
         raise InputError(
             f"{file}: image of {image.size} has {seen.pixels} pixels, more than "
-            f'max_pixels={max_pixels}; scale it, e.g. with preprocess "short-side:518", or allow '
-            "more (memory grows with it)"
+            f'max_pixels={max_pixels}; scale it, e.g. with preprocess "short-side:518", or raise '
+            "max_pixels (memory grows with it)"
         )
     return image
 
@@ -135,27 +135,44 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _rows(model: Model, images: list[_Image], options: ExtractOptions) -> list[ImageFeatures]:
-    """One window: batches of one size each, and back to the order of the files."""
-    rows: dict[int, ImageFeatures] = {}
+def _rows(
+    model: Model, images: list[_Image], options: ExtractOptions, failed: Failed
+) -> Iterator[ImageFeatures]:
+    """One window: computed in batches of one size each, given in the order of the files."""
+    computed: dict[int, ImageFeatures | None] = {}
+    given = 0
     for positions in _batches(images, options):
         batch = [images[position] for position in positions]
-        features = model(
-            [image.pixels for image in batch],
-            outputs=output_names(model.variant),
-            snap=options.snap,
-        )
-        made = (_row(*pair, options) for pair in zip(batch, features, strict=True))
-        rows.update(zip(positions, made, strict=True))
-    return [rows[position] for position in range(len(images))]
+        computed.update(zip(positions, _computed(model, batch, options, failed), strict=True))
+        while given in computed:
+            row = computed.pop(given)
+            if row is not None:
+                yield row
+            given += 1
 
 
-def _batches(images: list[_Image], options: ExtractOptions) -> Iterator[list[int]]:
+def _computed(
+    model: Model, batch: list[_Image], options: ExtractOptions, failed: Failed
+) -> list[ImageFeatures | None]:
+    """A row for each image; None for all where the model does not take their size."""
+    pixels, outputs = [image.pixels for image in batch], output_names(model.variant)
+    try:
+        features = model(pixels, outputs=outputs, snap=options.snap)
+    except InputError as error:  # outside of what a plan was built for, say
+        for image in batch:
+            failed(image.path, InputError(f"{image.path}: {error}"))
+        return [None] * len(batch)
+    return [_row(*pair, options) for pair in zip(batch, features, strict=True)]
+
+
+def _batches(images: list[_Image], options: ExtractOptions) -> list[list[int]]:
+    """Positions of images that the model sees in one size, the earliest batch first."""
+
     def seen(position: int) -> ImageSize:
         return images[position].size.snapped(options.snap)
 
-    for _, alike in itertools.groupby(sorted(range(len(images)), key=seen), key=seen):
-        yield from _chunks(alike, options.batch)
+    by_size = itertools.groupby(sorted(range(len(images)), key=seen), key=seen)
+    return sorted(batch for _, alike in by_size for batch in _chunks(alike, options.batch))
 
 
 def _row(image: _Image, features: Features, options: ExtractOptions) -> ImageFeatures:

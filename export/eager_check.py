@@ -1,0 +1,97 @@
+"""The eager model computed afresh, on any images: what `verify --eager` compares a bundle with."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.export.checkpoint import Weights, load_weights
+from dinov2rt.export.golden import PHOTOS, eager_case
+from dinov2rt.export.model import load_eager
+from dinov2rt.runtime.accuracy import GoldenCase
+from dinov2rt.runtime.errors import InputError, WeightsError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.images import find_images, load_image
+from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.runtime.manifest import GraphEntry, Manifest
+
+_Crop = tuple[str, NDArray[np.uint8]]
+
+
+def eager_cases(
+    manifest: Manifest,
+    graph: GraphEntry,
+    *,
+    sizes: Sequence[ImageSize],
+    images: Sequence[Path] | None = None,
+    weights: str | None = None,
+) -> tuple[GoldenCase, ...]:
+    """The eager float32 outputs that `graph` must reproduce, a case for each size and image.
+
+    Args:
+        manifest: of the bundle; its weights are loaded again, and must still be the same.
+        graph: tells the input and the layers.
+        sizes: centre crops of each image.
+        images: files or folders; None takes the photographs that ship with the project, at each
+            size those that are large enough.
+        weights: where the weights are now; None takes the source that the manifest names.
+
+    Raises:
+        InputError: an image that cannot be read, or is smaller than one of the sizes.
+        WeightsError: the weights cannot be had, or are not those of the bundle.
+    """
+    crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
+    model = load_eager(manifest.variant, _same_weights(manifest, weights).state_dict)
+    input_format = InputFormat(graph.input_name)
+    return tuple(
+        eager_case(model, name, crop[None], input_format, graph.layers) for name, crop in crops
+    )
+
+
+def _same_weights(manifest: Manifest, source: str | None) -> Weights:
+    exported = manifest.weights
+    loaded = load_weights(exported.source if source is None else source, manifest.variant)
+    if loaded.entry.sha256 != exported.sha256:
+        raise WeightsError(
+            f"{loaded.entry.source} has SHA-256 {loaded.entry.sha256}, the bundle was exported "
+            f"from {exported.source} with SHA-256 {exported.sha256}; give those weights "
+            "with --weights, or export the bundle again"
+        )
+    return loaded
+
+
+def _photo_crops(sizes: Sequence[ImageSize]) -> Iterator[_Crop]:
+    photos = [(path, load_image(path)) for path in find_images([PHOTOS])]
+    for size in sizes:
+        fitting = [(path, image) for path, image in photos if _fits(size, image)]
+        if not fitting:
+            raise InputError(
+                f"none of the photographs that ship with dinov2rt is as large as {size}; "
+                "give a smaller --size, or larger images with --image"
+            )
+        for path, image in fitting:
+            yield _crop(path, image, size)
+
+
+def _crops(paths: Sequence[Path], sizes: Sequence[ImageSize]) -> Iterator[_Crop]:
+    for path in paths:
+        image = load_image(path)
+        for size in sizes:
+            if not _fits(size, image):
+                raise InputError(
+                    f"{path} is {ImageSize(*image.shape[:2])} pixels, smaller than the size "
+                    f"{size}; give a smaller --size, or a larger image"
+                )
+            yield _crop(path, image, size)
+
+
+def _fits(size: ImageSize, image: NDArray[np.uint8]) -> bool:
+    height, width = image.shape[:2]
+    return bool(size.height <= height and size.width <= width)
+
+
+def _crop(path: Path, image: NDArray[np.uint8], size: ImageSize) -> _Crop:
+    top, left = (image.shape[0] - size.height) // 2, (image.shape[1] - size.width) // 2
+    crop = image[top : top + size.height, left : left + size.width]
+    return f"{size} {path.name}", crop

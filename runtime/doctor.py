@@ -1,0 +1,213 @@
+"""What this machine can run, and what would have to be installed for more."""
+
+import contextlib
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from dinov2rt.runtime.optional import require
+from dinov2rt.runtime.ort import Device, cannot_run
+
+_CPUINFO = Path("/proc/cpuinfo")
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+_CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
+_NVIDIA_SMI_QUERY = "name,driver_version,memory.total,compute_cap"
+_NVIDIA_SMI_TIMEOUT_S = 20
+
+# What /proc/cpuinfo calls them; matrix products run on these, the best of them last.
+_INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_tile": "AMX",
+}
+
+# Distribution names by what they are for, and the extra that brings them.
+_PACKAGES = (
+    (("onnxruntime", "onnxruntime-gpu"), "running ONNX graphs", "ort"),
+    (("onnxruntime-gpu",), "running ONNX graphs on an NVIDIA GPU", "cuda"),
+    (("tensorrt-cu13", "tensorrt-cu12", "tensorrt"), "TensorRT plans", "tensorrt"),
+    (("tensorrt-rtx",), "TensorRT-RTX plans", "tensorrt-rtx"),
+    (("cuda-python",), "plans of both kinds", "tensorrt"),
+    (("pillow",), "reading images, drawing pictures", "image"),
+    (("pyarrow",), "writing Parquet", "parquet"),
+    (("torch",), "exporting, verify --eager", "export"),
+    (("onnx",), "exporting", "export"),
+    (("onnxscript",), "exporting", "export"),
+    (("safetensors",), "exporting", "export"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """`cores` are those that this process may use."""
+
+    model: str
+    instruction_sets: tuple[str, ...]
+    cores: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """An NVIDIA GPU, as nvidia-smi tells of it; its memory in MiB."""
+
+    name: str
+    driver: str
+    memory_mib: str
+    compute_capability: str
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An optional package: its version (None where it is missing), and what it is for."""
+
+    name: str
+    version: str | None
+    purpose: str
+    install: str
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A backend on a device, and why it cannot run here (None where it can)."""
+
+    name: str
+    cannot_run: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """This machine; true when something can run on it.
+
+    `memory_mib` is what this process may use, None where the system does not tell.
+    """
+
+    python: str
+    system: str
+    numpy: str
+    cpu: Cpu
+    memory_mib: int | None
+    nvidia_driver: str | None
+    gpus: tuple[Gpu, ...]
+    packages: tuple[Package, ...]
+    onnxruntime_providers: tuple[str, ...]
+    runners: tuple[Runner, ...]
+
+    def __bool__(self) -> bool:
+        return any(runner.cannot_run is None for runner in self.runners)
+
+
+def examine() -> Diagnosis:
+    """Look at this machine. Packages are looked up, not imported, except for onnxruntime."""
+    gpus = _gpus()
+    driver = gpus[0].driver if gpus else _first_line_of(_NVIDIA_DRIVER)
+    packages = tuple(_package(*entry) for entry in _PACKAGES)
+    devices: tuple[Device, ...] = ("cpu", "cuda")
+    return Diagnosis(
+        python=platform.python_version(),
+        system=platform.platform(),
+        numpy=metadata.version("numpy"),
+        cpu=_cpu(),
+        memory_mib=_memory_mib(),
+        nvidia_driver=driver,
+        gpus=gpus,
+        packages=packages,
+        onnxruntime_providers=_onnxruntime_providers(),
+        runners=(
+            *(Runner(f"onnxruntime {device}", cannot_run(device)) for device in devices),
+            *(
+                _plan_runner(package, driver)
+                for package in packages
+                if "TensorRT" in package.purpose
+            ),
+        ),
+    )
+
+
+def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo."""
+    first_core = dict(_key_and_value(line) for line in text.partition("\n\n")[0].splitlines())
+    flags = first_core.get("flags", "").split()
+    names = tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
+    return first_core.get("model name"), names
+
+
+def _key_and_value(line: str) -> tuple[str, str]:
+    key, _, value = line.partition(":")
+    return key.strip(), value.strip()
+
+
+def _cpu() -> Cpu:
+    model, instruction_sets = parse_cpuinfo(_text_of(_CPUINFO))
+    return Cpu(model or platform.processor() or platform.machine(), instruction_sets, _cores())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _memory_mib() -> int | None:
+    limits = []
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ValueError):  # a container's limit; "max" where there is none
+        limits.append(int(_text_of(_CGROUP_MEMORY)))
+    return min(limits) >> 20 if limits else None
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ()
+    command = [program, f"--query-gpu={_NVIDIA_SMI_QUERY}", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(  # noqa: S603 (no shell, and nothing in it comes from outside)
+            command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_TIMEOUT_S
+        )
+    except (OSError, subprocess.SubprocessError):  # it fails where no driver is loaded
+        return ()
+    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
+    return tuple(Gpu(*row) for row in rows if len(row) == len(_NVIDIA_SMI_QUERY.split(",")))
+
+
+def _package(names: tuple[str, ...], purpose: str, extra: str) -> Package:
+    install = f"pip install 'dinov2rt[{extra}]'"
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return Package(name, metadata.version(name), purpose, install)
+    return Package(names[0], None, purpose, install)
+
+
+def _plan_runner(package: Package, driver: str | None) -> Runner:
+    """Judged by what is installed: importing a TensorRT takes seconds."""
+    reason = None if driver else "there is no NVIDIA driver"
+    if package.version is None:
+        reason = f"{package.name} is not installed; {package.install}"
+    return Runner(f"{package.name} cuda", reason)
+
+
+def _onnxruntime_providers() -> tuple[str, ...]:
+    try:
+        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+    except ImportError:
+        return ()
+    return tuple(ort.get_available_providers())
+
+
+def _first_line_of(file: Path) -> str | None:
+    lines = _text_of(file).splitlines()
+    return lines[0] if lines else None
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,120 @@
+"""`dinov2rt build`: a bundle's graph becomes a TensorRT plan in the bundle."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from dinov2rt.cli.bundles import add_bundle
+from dinov2rt.cli.output import mib, progress, table
+from dinov2rt.cli.verb import Outcome, Verb
+from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
+from dinov2rt.runtime.manifest import PlanEntry
+from dinov2rt.runtime.precision import Precision
+
+_DEFAULTS = BuildOptions()
+_HEADER = ("profile", "batch x height x width", "scratch memory")
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument(
+        "--target",
+        default=_DEFAULTS.target,
+        help="compute capability of the GPU that the plan is for, such as sm80 (A100, default), "
+        "or current, or open",
+    )
+    parser.add_argument(
+        "--flavour",
+        default=_DEFAULTS.flavour,
+        help="tensorrt, tensorrt-rtx, or auto: tensorrt where it and a GPU are, else the other",
+    )
+    parser.add_argument(
+        "--precision", default=str(_DEFAULTS.precision), help="of the graph (default: fp16)"
+    )
+    _add_profiles(parser)
+    _add_builder_options(parser)
+
+
+def _add_profiles(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("shapes")
+    group.add_argument(
+        "--profiles",
+        default=_DEFAULTS.profiles,
+        metavar="P,...",
+        help="sides of squares, wide (any size), or MIN..OPT..MAX as BATCHxHEIGHTxWIDTH "
+        f"(default: {_DEFAULTS.profiles})",
+    )
+    group.add_argument(
+        "--max-batch", type=int, default=_DEFAULTS.max_batch, help="images (default: %(default)s)"
+    )
+    group.add_argument(
+        "--max-size",
+        type=int,
+        default=_DEFAULTS.max_size,
+        help="longest side in pixels of wide (default: %(default)s)",
+    )
+
+
+def _add_builder_options(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("the builder; what a flavour lacks is refused")
+    group.add_argument(
+        "--memory-limit", type=int, metavar="MIB", help="most scratch memory of a profile"
+    )
+    group.add_argument(
+        "--timing-cache", type=Path, metavar="FILE", help="in place of the one beside the bundle"
+    )
+    group.add_argument("--optimization-level", type=int, metavar="N", help="0 to 5")
+    group.add_argument(
+        "--version-compatible", action="store_true", help="runs with later versions as well"
+    )
+    group.add_argument(
+        "--strip-weights", action="store_true", help="without weights; refitted from the graph"
+    )
+    group.add_argument(
+        "--weight-streaming", action="store_true", help="weights may stay in host memory"
+    )
+    group.add_argument(
+        "--hardware-compatible",
+        choices=[level.value for level in HardwareCompatibility],
+        help="runs on other GPUs as well, and slower",
+    )
+
+
+def _run(arguments: Namespace) -> Outcome:
+    options = BuildOptions(
+        target=arguments.target,
+        flavour=arguments.flavour,
+        precision=Precision.parse(arguments.precision),
+        profiles=arguments.profiles,
+        max_batch=arguments.max_batch,
+        max_size=arguments.max_size,
+        memory_limit_mib=arguments.memory_limit,
+        timing_cache=arguments.timing_cache,
+        optimization_level=arguments.optimization_level,
+        version_compatible=arguments.version_compatible,
+        strip_weights=arguments.strip_weights,
+        weight_streaming=arguments.weight_streaming,
+        hardware_compatible=(
+            HardwareCompatibility(arguments.hardware_compatible)
+            if arguments.hardware_compatible
+            else None
+        ),
+    )
+    return _outcome(arguments.bundle, build_plan(arguments.bundle, options, progress))
+
+
+def _outcome(bundle: Path, plan: PlanEntry) -> Outcome:
+    rows = [(entry.name, str(entry.shapes), mib(entry.scratch_bytes)) for entry in plan.profiles]
+    lines = [
+        f"{bundle / plan.file.path}: {mib(plan.file.size_bytes)} in {plan.build_seconds:.0f} s",
+        f"{plan.flavour} {plan.version}, {plan.precision} for {plan.target}, "
+        f"{mib(plan.weight_bytes)} of weights",
+        f"attention: one fused kernel in each of {plan.fused_attention} blocks, in every profile",
+        table(_HEADER, rows),
+        f"unverified: compare it on a {plan.target} GPU with: dinov2rt verify {bundle}",
+    ]
+    document = {"bundle": bundle, "plan": plan, "verified": plan.verification is not None}
+    return Outcome(document, "\n".join(lines))
+
+
+BUILD = Verb("build", "build a TensorRT plan into a bundle", _add_arguments, _run)

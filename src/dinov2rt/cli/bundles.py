@@ -1,0 +1,57 @@
+"""Arguments that several verbs share, and what they lead to."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from dinov2rt.runtime.manifest import FileEntry, Manifest
+from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
+from dinov2rt.runtime.optional import require
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.selection import BACKENDS, DEVICES
+
+_BEST = "(default: the best that runs here)"
+
+
+def add_bundle(parser: ArgumentParser, *, optional: bool = False) -> None:
+    """The positional argument BUNDLE."""
+    nargs = "?" if optional else None
+    parser.add_argument(
+        "bundle", metavar="BUNDLE", nargs=nargs, type=Path, help="directory of the bundle"
+    )
+
+
+def add_load_options(parser: ArgumentParser) -> None:
+    """What decides how a bundle is run; see `load`."""
+    group = parser.add_argument_group("how the bundle is run")
+    group.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} (default: auto)")
+    group.add_argument("--backend", help=f"{', '.join(BACKENDS)} {_BEST}")
+    group.add_argument("--precision", help=f"{', '.join(Precision)} {_BEST}")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of the CPU backend")
+
+
+def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Model:
+    """`load`, with the options of `add_load_options`."""
+    return load(
+        arguments.bundle,
+        device=arguments.device,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        max_pixels=max_pixels,
+    )
+
+
+def bundle_files(manifest: Manifest) -> list[FileEntry]:
+    """Every file of a bundle besides the manifest."""
+    graphs = [file for graph in manifest.graphs for file in graph.files]
+    return [*graphs, manifest.golden, *(plan.file for plan in manifest.plans)]
+
+
+def require_export_room(purpose: str) -> None:
+    """Say which extra is missing, before any module of the export room is imported.
+
+    Raises:
+        MissingDependencyError: a package of the extra is not installed.
+    """
+    for package in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(package, extra="export", purpose=purpose)

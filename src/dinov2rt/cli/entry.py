@@ -1,0 +1,127 @@
+"""From `sys.argv` to an exit status: the one place where errors become lines."""
+
+import contextlib
+import io
+import re
+import sys
+import traceback
+import warnings
+from argparse import SUPPRESS, ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import NoReturn
+
+from dinov2rt._version import __version__
+from dinov2rt.cli.build import BUILD
+from dinov2rt.cli.doctor import DOCTOR
+from dinov2rt.cli.export import EXPORT
+from dinov2rt.cli.info import INFO
+from dinov2rt.cli.output import complain, to_json, write_result
+from dinov2rt.cli.run import RUN
+from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
+from dinov2rt.cli.verify import VERIFY
+from dinov2rt.runtime.errors import Dinov2rtError, InputError
+
+VERBS: tuple[Verb, ...] = (EXPORT, BUILD, VERIFY, RUN, INFO, DOCTOR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default the process's own.
+
+    Returns:
+        The exit status: 0 done, 1 a check failed, 2 bad usage or bad input, 130 interrupted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _allow_any_file_name()
+    as_json, debug = "--json" in argv, "--debug" in argv
+    try:
+        outcome = _outcome(argv)
+    except (Exception, KeyboardInterrupt) as error:  # the last place where it can become a line
+        outcome = _failure(error, debug=debug)
+    try:
+        write_result(to_json(outcome.document) if as_json else outcome.text)
+    except OSError as error:
+        return _failure(error, debug=debug).status
+    return outcome.status
+
+
+def _outcome(argv: list[str]) -> Outcome:
+    try:
+        arguments = _parser().parse_args(_tied(argv), Namespace(json=False, debug=False))
+    except SystemExit:  # --help and --version have printed what they had to say
+        write_result("")
+        raise
+    # Whatever a library prints must not get into the document.
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        outcome: Outcome = arguments.run(arguments)
+    return outcome
+
+
+def _failure(error: BaseException, *, debug: bool) -> Outcome:
+    if debug:
+        traceback.print_exception(error)
+    kind, message = type(error).__name__, str(error)
+    status = BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        message, status = "interrupted", INTERRUPTED
+    elif isinstance(error, Dinov2rtError):
+        status = error.exit_status
+    elif isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        message = f"{where}{error.strerror}"
+    else:
+        message = f"unexpected {kind}: {message}; run it again with --debug, and report it"
+    complain(message if status == INTERRUPTED else f"error: {message}")
+    return Outcome({"error": {"type": kind, "message": message}}, text="", status=status)
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    complain(f"warning: {message}")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see: {self.prog} --help")
+
+
+def _parser() -> ArgumentParser:
+    # Suppressed defaults let the two stand before the verb as well as after it.
+    shared = _Parser(add_help=False, argument_default=SUPPRESS)
+    shared.add_argument("--json", action="store_true", help="print one JSON document")
+    shared.add_argument("--debug", action="store_true", help="show where an error came from")
+    parser = _Parser(
+        prog="dinov2rt",
+        description="DINOv2 backbones: exported exactly, run without torch.",
+        parents=[shared],
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dinov2rt {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for verb in VERBS:
+        own = verbs.add_parser(
+            verb.name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            parents=[shared],
+            allow_abbrev=False,
+        )
+        verb.add_arguments(own)
+        own.set_defaults(run=verb.run)
+    return parser
+
+
+def _tied(argv: list[str]) -> list[str]:
+    """`argv` with `--layers -1,5` as `--layers=-1,5`: argparse would take `-1,5` for an option."""
+    tied: list[str] = []
+    for argument in argv:
+        if tied and re.match(r"-\d", argument) and re.match(r"--\w", tied[-1]):
+            tied[-1] += f"={argument}"
+        else:
+            tied.append(argument)
+    return tied
+
+
+def _allow_any_file_name() -> None:
+    """A file name that the terminal's encoding lacks is escaped rather than fatal."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,0 +1,168 @@
+"""`dinov2rt export`: a checkpoint becomes a bundle, which is verified at once."""
+
+import re
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from dinov2rt.cli.bundles import bundle_files, require_export_room
+from dinov2rt.cli.output import mib, progress
+from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.runtime.accuracy import AccuracyReport
+from dinov2rt.runtime.errors import BackendError, ExportError, InputError
+from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.runtime.manifest import Manifest
+from dinov2rt.runtime.model import load
+from dinov2rt.runtime.ort import cannot_run
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import Variant, find_variant
+
+_INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("variant", metavar="VARIANT", help="e.g. dinov2_vits14_reg; see: info")
+    parser.add_argument(
+        "--weights",
+        default="official",
+        metavar="W",
+        help="official (default), synthetic:SEED, a .pth, .pt or .safetensors file, or a Hugging "
+        "Face folder",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="the bundle (default: artifacts/VARIANT)"
+    )
+    parser.add_argument(
+        "--input",
+        choices=_INPUTS,
+        default="pixels",
+        help="pixels: uint8 [B, H, W, 3] (default); normalized: float32 [B, 3, H, W]",
+    )
+    parser.add_argument(
+        "--layers",
+        help="intermediate blocks to return as well: indices from 0 (2,5,8,11), or the last few "
+        "(last4)",
+    )
+    parser.add_argument(
+        "--precisions",
+        default="fp32,fp16",
+        metavar="P,...",
+        help="a graph for each of fp32, fp16 and bf16 (default: fp32,fp16)",
+    )
+    parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
+
+
+def _run(arguments: Namespace) -> Outcome:
+    variant = find_variant(arguments.variant)
+    layers = parse_layers(arguments.layers, variant) if arguments.layers is not None else ()
+    precisions = tuple(map(Precision.parse, arguments.precisions.split(",")))
+    out = arguments.out or Path("artifacts", variant.name)
+    require_export_room("exporting a bundle")
+    manifest = _export(variant, out, layers, precisions, arguments)
+    unverifiable = _unverifiable(manifest)
+    return _outcome(out, manifest, _verify(out, manifest, unverifiable), unverifiable)
+
+
+def _export(
+    variant: Variant,
+    out: Path,
+    layers: tuple[int, ...],
+    precisions: tuple[Precision, ...],
+    arguments: Namespace,
+) -> Manifest:
+    from dinov2rt.export.bundle import ExportOptions, export_bundle
+
+    options = ExportOptions(_INPUTS[arguments.input], layers, precisions)
+    try:
+        return export_bundle(
+            variant, arguments.weights, out, options, force=arguments.force, progress=progress
+        )
+    except OSError as error:
+        raise InputError(
+            f"{out} cannot be written ({error.filename}: {error.strerror}); choose another --out"
+        ) from error
+
+
+def parse_layers(text: str, variant: Variant) -> tuple[int, ...]:
+    """Block indices, ascending, from "2,5,8,11" or "last4".
+
+    Raises:
+        InputError: anything else, or a block that `variant` does not have.
+    """
+    depth = variant.depth
+    last = re.fullmatch(r"last(\d{1,9})", text)
+    indices = range(depth - int(last[1]), depth) if last else _numbers(text)
+    layers = tuple(sorted(indices))
+    if not layers or not set(layers) <= set(range(depth)) or len(set(layers)) < len(layers):
+        raise InputError(
+            f"layers {text!r}; allowed for {variant.name} are different block indices from 0 to "
+            f"{depth - 1}, such as 2,5,8,11, or lastN with N from 1 to {depth}, such as last4"
+        )
+    return layers
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(index) for index in text.split(",")]
+    except ValueError:
+        return []
+
+
+def _unverifiable(manifest: Manifest) -> dict[Precision, str]:
+    """The graphs that cannot be run here, and why."""
+    missing = cannot_run("cpu")
+    if missing:
+        return dict.fromkeys((graph.precision for graph in manifest.graphs), missing)
+    reason = "ONNX Runtime has no bf16 on a CPU; verify it where its plan is built"
+    return {graph.precision: reason for graph in manifest.graphs if graph.precision == "bf16"}
+
+
+def _verify(
+    out: Path, manifest: Manifest, unverifiable: dict[Precision, str]
+) -> tuple[AccuracyReport, ...]:
+    reports = []
+    for precision in (graph.precision for graph in manifest.graphs):
+        if precision in unverifiable:
+            continue
+        progress(f"verifying {precision} with ONNX Runtime")
+        try:
+            with load(out, device="cpu", precision=precision) as model:
+                reports.append(model.verify())
+        except (
+            BackendError
+        ) as error:  # the graph was just written: that it does not run is our fault
+            raise ExportError(f"{out} was written but does not run: {error}") from error
+    return tuple(reports)
+
+
+def _outcome(
+    out: Path,
+    manifest: Manifest,
+    reports: tuple[AccuracyReport, ...],
+    unverifiable: dict[Precision, str],
+) -> Outcome:
+    graph, weights = manifest.graphs[0], manifest.weights
+    size_bytes = sum(file.size_bytes for file in bundle_files(manifest))
+    passed = all(reports)
+    document = {
+        "bundle": out,
+        "variant": manifest.variant.name,
+        "weights": weights,
+        "input": graph.input_name,
+        "outputs": graph.outputs,
+        "layers": graph.layers,
+        "size_bytes": size_bytes,
+        "verified": reports,
+        "not_verified": unverifiable,
+        "passed": passed,
+    }
+    lines = [
+        f"{out}: {manifest.variant.name}, {mib(size_bytes)}",
+        f"weights: {weights.source}, SHA-256 {weights.sha256}",
+        f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
+        *map(str, reports),
+        *(f"not verified: {precision}: {reason}" for precision, reason in unverifiable.items()),
+    ]
+    return Outcome(document, "\n".join(lines), status_of(passed))
+
+
+EXPORT = Verb("export", "turn a checkpoint into a bundle", _add_arguments, _run)

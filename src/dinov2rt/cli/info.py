@@ -1,0 +1,175 @@
+"""`dinov2rt info`: the eight variants, or what is in a bundle."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.cli.bundles import add_bundle, bundle_files
+from dinov2rt.cli.output import mib, table
+from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.runtime.accuracy import Golden
+from dinov2rt.runtime.errors import BundleError, InputError
+from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest, PlanEntry
+from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
+
+_FLOAT32_BYTES = 4
+_INPUT_SHAPES = {
+    InputFormat.PIXELS: "uint8 [B, H, W, 3], RGB",
+    InputFormat.IMAGES: "float32 [B, 3, H, W], RGB, ImageNet-normalised",
+}
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_bundle(parser, optional=True)
+    parser.add_argument(
+        "--check", action="store_true", help="hash every file of the bundle; exit 1 if one differs"
+    )
+
+
+def _run(arguments: Namespace) -> Outcome:
+    if arguments.bundle is not None:
+        return _bundle(arguments.bundle, check=arguments.check)
+    if arguments.check:
+        raise InputError("--check hashes the files of a bundle; name one: dinov2rt info BUNDLE")
+    return _variants()
+
+
+def parameter_count(variant: Variant) -> int:
+    """Numbers in the official checkpoint, the unused mask token included."""
+    dim, hidden = variant.embed_dim, variant.hidden_dim
+    tokens = (1 + variant.num_registers + 1 + 1 + NATIVE_GRID**2) * dim  # CLS, mask, positions
+    patch_embed = _linear(3 * PATCH_SIZE**2, dim)
+    if variant.ffn == "mlp":
+        ffn = _linear(dim, hidden) + _linear(hidden, dim)
+    else:
+        ffn = _linear(dim, 2 * hidden) + _linear(hidden, dim)
+    attention = _linear(dim, 3 * dim) + _linear(dim, dim)
+    norms, layer_scales = 2 * 2 * dim, 2 * dim
+    block = norms + attention + layer_scales + ffn
+    return tokens + patch_embed + variant.depth * block + 2 * dim
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _variants() -> Outcome:
+    facts = [
+        {
+            "name": variant.name,
+            "embed_dim": variant.embed_dim,
+            "depth": variant.depth,
+            "num_heads": variant.num_heads,
+            "ffn": variant.ffn,
+            "num_registers": variant.num_registers,
+            "parameters": parameter_count(variant),
+            "fp32_bytes": _FLOAT32_BYTES * parameter_count(variant),
+        }
+        for variant in variants()
+    ]
+    rows = [
+        (
+            *(str(fact[key]) for key in list(fact)[:6]),
+            f"{parameter_count(variant) / 1e6:.1f} M",
+            mib(_FLOAT32_BYTES * parameter_count(variant)),
+        )
+        for fact, variant in zip(facts, variants(), strict=True)
+    ]
+    header = ("variant", "D", "depth", "heads", "FFN", "registers", "parameters", "fp32")
+    return Outcome({"variants": facts}, table(header, rows))
+
+
+def _bundle(bundle: Path, *, check: bool) -> Outcome:
+    manifest = Manifest.read(bundle)
+    document = json.loads((bundle / MANIFEST_NAME).read_text(encoding="utf-8"))
+    files = [
+        {"path": entry.path, "size_bytes": entry.size_bytes, "state": state}
+        for entry in bundle_files(manifest)
+        for state in [_state(bundle, entry, manifest, check=check)]
+    ]
+    intact = all(file["state"] in ("there", "intact") for file in files)
+    golden_cases, golden_error = _golden_cases(bundle, manifest)
+    outcome: dict[str, Any] = {
+        "bundle": bundle,
+        "manifest": document,
+        "inputs": {graph.input_name: _input_shape(graph) for graph in manifest.graphs},
+        "outputs": _output_shapes(manifest),
+        "files": files,
+        "golden_cases": golden_cases,
+        "golden_error": golden_error,
+        "hashes_checked": check,
+        "intact": intact,
+    }
+    return Outcome(outcome, _bundle_text(manifest, outcome), status_of(intact or not check))
+
+
+def _state(bundle: Path, entry: FileEntry, manifest: Manifest, *, check: bool) -> str:
+    """Whether the file is there, and with `check` whether it is intact."""
+    if not check:
+        return "there" if (bundle / entry.path).is_file() else "missing"
+    try:
+        entry.check(bundle, rebuild=manifest.rebuild_command(bundle))
+    except BundleError as error:
+        return str(error)
+    return "intact"
+
+
+def _golden_cases(bundle: Path, manifest: Manifest) -> tuple[dict[str, list[int]], str | None]:
+    """Shape of the images of each case, and what is wrong with the file."""
+    try:
+        file = manifest.golden.check(bundle, rebuild=manifest.rebuild_command(bundle))
+        return {case.name: list(case.images.shape) for case in Golden.read(file).cases}, None
+    except BundleError as error:
+        return {}, str(error)
+
+
+def _input_shape(graph: GraphEntry) -> str:
+    return _INPUT_SHAPES[InputFormat(graph.input_name)]
+
+
+def _output_shapes(manifest: Manifest) -> dict[str, str]:
+    dim, registers = manifest.variant.embed_dim, manifest.variant.num_registers
+    shapes = {
+        "cls_token": f"[B, {dim}]",
+        "register_tokens": f"[B, {registers}, {dim}]",
+        "patch_tokens": f"[B, (H // 14)·(W // 14), {dim}]",
+    }
+    names = dict.fromkeys(name for graph in manifest.graphs for name in graph.outputs)
+    return {
+        name: next((shape for kind, shape in shapes.items() if name.endswith(kind)), "unknown")
+        for name in names
+    }
+
+
+def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
+    facts = [
+        ("variant", manifest.variant.name),
+        ("weights", f"{manifest.weights.source}, SHA-256 {manifest.weights.sha256}"),
+        ("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
+        *(("graph", f"{graph.precision}, opset {graph.opset}") for graph in manifest.graphs),
+        *((f"input {name}", shape) for name, shape in outcome["inputs"].items()),
+        *((f"output {name}", shape) for name, shape in outcome["outputs"].items()),
+        *(("plan", _plan(plan)) for plan in manifest.plans),
+        ("golden cases", outcome["golden_error"] or ", ".join(outcome["golden_cases"])),
+    ]
+    rows = [(file["path"], mib(file["size_bytes"]), file["state"]) for file in outcome["files"]]
+    return f"{table(('bundle', str(outcome['bundle'])), facts)}\n\n" + table(
+        ("file", "size", "state"), rows
+    )
+
+
+def _plan(plan: PlanEntry) -> str:
+    profiles = ", ".join(f"{profile.name} {profile.shapes}" for profile in plan.profiles)
+    verified = plan.verification
+    agreement = "unverified"
+    if verified is not None:
+        agreement = f"relative L2 {verified.relative_l2:.2e} on {verified.machine}"
+    return (
+        f"{plan.file.path}: {plan.precision} for {plan.target}, {plan.flavour} {plan.version}, "
+        f"profiles {profiles}, {agreement}"
+    )
+
+
+INFO = Verb("info", "show the eight variants, or what is in a bundle", _add_arguments, _run)

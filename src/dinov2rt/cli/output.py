@@ -1,0 +1,130 @@
+"""Everything that the command line prints."""
+
+import dataclasses
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TextIO
+
+_CLEAR_LINE = "\r\x1b[K"
+_REFRESH_S = 0.1
+
+
+def write_result(text: str) -> None:
+    """Write `text` to standard output, where a reader that has gone away is no error.
+
+    Raises:
+        OSError: the system refuses it, as on a full disk.
+    """
+    try:
+        if text:
+            sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # as with `| head`
+        _discard(sys.stdout)
+    except OSError:
+        _discard(sys.stdout)
+        raise
+
+
+def complain(message: str) -> None:
+    """One line on standard error."""
+    try:
+        sys.stderr.write(f"dinov2rt: {' '.join(message.splitlines())}\n")
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _discard(sys.stderr)
+
+
+def progress(message: str) -> None:
+    """One line on standard error, if somebody is watching."""
+    if sys.stderr.isatty():
+        complain(message)
+
+
+class Counter:
+    """Images done, and images per second, on one line of a terminal; nothing elsewhere."""
+
+    def __init__(self, total: int) -> None:
+        self._total = total
+        self._done = 0
+        self._started = time.perf_counter()
+        self._drawn = -math.inf
+        self._is_shown = sys.stderr.isatty()
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.perf_counter()
+        if self._is_shown and now - self._drawn >= _REFRESH_S:
+            self._drawn = now
+            rate = self._done / (now - self._started)
+            line = f"{self._done}/{self._total} images, {rate:.1f} images/s"
+            sys.stderr.write(f"{_CLEAR_LINE}{line}")
+            sys.stderr.flush()
+
+    def complain(self, message: str) -> None:
+        """One line of its own on standard error."""
+        self._clear()
+        complain(message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._clear()
+
+    def _clear(self) -> None:
+        if self._is_shown:
+            sys.stderr.write(_CLEAR_LINE)
+            sys.stderr.flush()
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """`document` as JSON; dataclasses become objects, NaN and infinity become null."""
+    return json.dumps(_plain(document), indent=2, allow_nan=False)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Left-aligned columns, two spaces apart."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def mib(size_bytes: int) -> str:
+    """A size in MiB, with a tenth where that says something."""
+    size = size_bytes / 2**20
+    return f"{size:.1f} MiB" if size < 10 else f"{size:.0f} MiB"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _discard(stream: TextIO) -> None:
+    """Send what `stream` still holds to nowhere, or the interpreter would trip over it at exit."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

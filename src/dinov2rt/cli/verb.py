@@ -1,0 +1,33 @@
+"""What a verb is, and what it hands back."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+PASSED, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a verb has to say: to programs (`document`, for --json) and to people (`text`)."""
+
+    document: Mapping[str, Any]
+    text: str
+    status: int = PASSED
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One command. `run` prints nothing to standard output; what it returns is printed."""
+
+    name: str
+    help: str
+    add_arguments: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], Outcome]
+
+
+def status_of(passed: object) -> int:
+    """The exit status of a check, by its truth value."""
+    return PASSED if passed else CHECK_FAILED

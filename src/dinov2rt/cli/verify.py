@@ -1,0 +1,139 @@
+"""`dinov2rt verify`: does a bundle still say what the eager model says?"""
+
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from dinov2rt.cli.bundles import (
+    add_bundle,
+    add_load_options,
+    load_model,
+    require_export_room,
+)
+from dinov2rt.cli.output import progress, table
+from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.runtime.accuracy import AccuracyReport, GoldenCase
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.model import Model
+
+_HEADER = (
+    "case",
+    "output",
+    "cosine_min",
+    "limit",
+    "relative L2",
+    "limit",
+    "largest error",
+    "NaN",
+    "result",
+)
+_DEFAULT_SIZES = "224x224,518x518,231x345"
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_bundle(parser)
+    eager = parser.add_argument_group("comparing with a freshly computed model (needs torch)")
+    eager.add_argument(
+        "--eager", action="store_true", help="instead of the golden outputs in the bundle"
+    )
+    eager.add_argument(
+        "--image",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="centre crops of these (default: the photographs that ship with dinov2rt)",
+    )
+    eager.add_argument(
+        "--size", metavar="HxW,...", help=f"sizes of the crops (default: {_DEFAULT_SIZES})"
+    )
+    eager.add_argument(
+        "--weights", metavar="W", help="where the weights are now (default: as at the export)"
+    )
+    add_load_options(parser)
+
+
+def _run(arguments: Namespace) -> Outcome:
+    sizes = parse_sizes(_DEFAULT_SIZES if arguments.size is None else arguments.size)
+    if arguments.eager:
+        require_export_room("--eager")
+    else:
+        _refuse_eager_options(arguments)
+    with load_model(arguments) as model:
+        report = model.verify(_eager_cases(model, arguments, sizes) if arguments.eager else None)
+    return _outcome(arguments.bundle, model, report, "eager" if arguments.eager else "golden")
+
+
+def parse_sizes(text: str) -> list[ImageSize]:
+    """Sizes from "224x224,231x345", height first.
+
+    Raises:
+        InputError: anything else, or a size below one patch.
+    """
+    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", size.strip()) for size in text.split(",")]
+    sizes = [ImageSize(int(match[1]), int(match[2])) for match in matches if match]
+    if len(sizes) < len(matches) or any(min(size.height, size.width) < 14 for size in sizes):
+        raise InputError(
+            f"sizes {text!r}; allowed are HEIGHTxWIDTH from 14x14, separated by commas, "
+            f"such as {_DEFAULT_SIZES}"
+        )
+    return sizes
+
+
+def _refuse_eager_options(arguments: Namespace) -> None:
+    for option in ("image", "size", "weights"):
+        if getattr(arguments, option) is not None:
+            raise InputError(
+                f"--{option} is for comparing with a freshly computed model; add --eager, "
+                f"or leave --{option} out"
+            )
+
+
+def _eager_cases(
+    model: Model, arguments: Namespace, sizes: Sequence[ImageSize]
+) -> tuple[GoldenCase, ...]:
+    from dinov2rt.export.eager_check import eager_cases
+
+    progress("computing the eager model's outputs")
+    return eager_cases(
+        model.manifest,
+        model.graph,
+        sizes=sizes,
+        images=arguments.image,
+        weights=arguments.weights,
+    )
+
+
+def _outcome(bundle: Path, model: Model, report: AccuracyReport, reference: str) -> Outcome:
+    document = {
+        "bundle": bundle,
+        "variant": model.variant.name,
+        "weights": model.manifest.weights,
+        "reference": reference,
+        "passed": bool(report),
+        "report": report,
+    }
+    return Outcome(document, f"{_table(report)}\n{report}", status_of(report))
+
+
+def _table(report: AccuracyReport) -> str:
+    limits = report.limits
+    rows = [
+        (
+            output.case,
+            output.output,
+            f"{output.cosine_min:.8f}",
+            f"{limits.cosine_min}",
+            f"{output.relative_l2:.2e}",
+            f"{limits.relative_l2:.1e}",
+            f"{output.max_abs_error:.2e}",
+            f"{output.nan_count}",
+            "pass" if output.passed else "FAIL",
+        )
+        for output in report.outputs
+    ]
+    return table(_HEADER, rows)
+
+
+VERIFY = Verb("verify", "compare a bundle with the eager model's outputs", _add_arguments, _run)
