@@ -6,13 +6,45 @@ with its float32 kernels. That is what tensor cores do, but for the order of sum
 kernels may leave out a rounding, so the emulation is the worse case of the two.
 """
 
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
+
+from dinov2rt.benchmarks.surgery import inserter, replace
+from dinov2rt.runtime.features import FloatArray
 
 _HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
+def emulated(typed: ir.Model) -> Callable[[FloatArray], dict[str, FloatArray]]:
+    """A typed graph as a function, from its input to its outputs by name, emulated.
+
+    The graph itself stays as it is.
+    """
+    model = typed.clone()
+    emulate(model)
+    options = ort.SessionOptions()
+    # Optimised, ONNX Runtime takes out casts that it thinks cancel each other.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "emulated.onnx"
+        ir.save(model, file, external_data=f"{file.name}.data")
+        session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    (given,) = [value.name for value in session.get_inputs()]
+
+    def run(images: FloatArray) -> dict[str, FloatArray]:
+        return dict(zip(names, session.run(names, {given: images}), strict=True))
+
+    return run
+
+
 def emulate(model: ir.Model) -> None:
-    """Rewrite `model`, a typed graph, in place."""
+    """Rewrite `model`, a typed graph with float32 outputs, in place."""
     for node in list(model.graph):
         if node.op_type == "Attention":
             _decompose(model.graph, node)
@@ -22,32 +54,19 @@ def emulate(model: ir.Model) -> None:
 
 
 def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
-    """`softmax(s q kᵀ) v`: scores and softmax in float32, probabilities stored as q, k and v are.
+    """`softmax(s q kᵀ) v`: scores and softmax in float32, probabilities stored as the values are.
 
     That is the arithmetic of fused kernels: scores stay in the accumulators.
     """
     query, key, value = attention.inputs
-    assert query is not None
-    assert key is not None
-    half = query.dtype
-    assert half is not None
-    prefix = attention.name
-    scale = attention.attributes["scale"].as_float() if "scale" in attention.attributes else 0.125
-    factor = ir.val(f"{prefix}_scale", const_value=ir.tensor(scale, dtype=ir.DataType.FLOAT))
-    graph.initializers.add(factor)
-    steps = [ir.node("Cast", [part], {"to": ir.DataType.FLOAT}) for part in (query, key)]
-    steps.append(ir.node("Transpose", steps[1].outputs, {"perm": [0, 1, 3, 2]}))
-    steps.append(ir.node("MatMul", [steps[0].outputs[0], steps[2].outputs[0]]))
-    steps.append(ir.node("Mul", [steps[3].outputs[0], factor]))
-    steps.append(ir.node("Softmax", steps[4].outputs, {"axis": -1}))
-    steps.append(ir.node("Cast", steps[5].outputs, {"to": half}))
-    steps.append(ir.node("MatMul", [steps[6].outputs[0], value]))
-    for index, step in enumerate(steps):
-        step.name = step.outputs[0].name = f"{prefix}/{index}"
-        step.outputs[0].type = ir.TensorType(half if index > 5 else ir.DataType.FLOAT)
-    graph.insert_before(attention, steps)
-    ir.convenience.replace_all_uses_with(attention.outputs[0], steps[-1].outputs[0])
-    graph.remove(attention, safe=True)
+    insert = inserter(graph, attention)
+    scale = attention.attributes["scale"].as_float()
+    query, key = (insert("Cast", part) for part in (query, key))
+    scores = insert("MatMul", query, insert("Transpose", key, perm=[0, 1, 3, 2]))
+    weights = insert("Softmax", insert("Mul", scores, np.float32(scale)), axis=-1)
+    half = attention.outputs[0].dtype
+    stored = insert("Cast", weights, dtype=half)
+    replace(graph, attention, insert("MatMul", stored, value, dtype=half))
 
 
 def _compute_in_float(graph: ir.Graph, node: ir.Node) -> None:

@@ -1,1 +1,1 @@
-"""ONNX graphs to TensorRT plans."""
+"""ONNX graphs to TensorRT plans: profiles, build, proof of fusion. Never torch."""

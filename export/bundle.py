@@ -14,12 +14,14 @@ import onnx_ir as ir
 
 from dinov2rt._version import __version__
 from dinov2rt.export.checkpoint import Weights, load_weights
-from dinov2rt.export.folding import fold
+from dinov2rt.export.folding import fold, fold_attention_scale
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.model import load_eager
+from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
+from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
 from dinov2rt.runtime.accuracy import Golden
 from dinov2rt.runtime.errors import ExportError, InputError
 from dinov2rt.runtime.features import output_names
@@ -41,13 +43,26 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What the graph takes and returns besides the final tokens.
+    """Which graphs there are, and what they take and return besides the final tokens.
 
-    `layers` are indices of intermediate blocks, counted from 0, ascending.
+    `layers` are indices of intermediate blocks, counted from 0, ascending. Graphs return float32;
+    with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
+
+    Raises:
+        InputError: no precision, or one of them twice.
     """
 
     input_format: InputFormat = InputFormat.PIXELS
     layers: tuple[int, ...] = ()
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
+    half_outputs: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.precisions or len(set(self.precisions)) != len(self.precisions):
+            raise InputError(
+                f"precisions {', '.join(self.precisions) or 'none'}; "
+                f"give one or more of {', '.join(Precision)}, each once"
+            )
 
 
 def export_bundle(
@@ -79,14 +94,17 @@ def export_bundle(
     loaded = load_weights(weights, variant)
     with _built_beside(out) as partial:
         progress("computing golden outputs with the eager model")
-        golden = _write_golden(partial, loaded, variant, options)
+        golden, ranges = _write_golden(partial, loaded, variant, options)
+        if Precision.FP16 in options.precisions:
+            name, largest = worst(ranges)
+            progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
         progress("tracing the graph")
-        graph = _write_graph(partial, loaded, variant, options)
+        graphs = _write_graphs(partial, loaded, variant, options, ranges)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             variant=variant,
             weights=loaded.entry,
-            graphs=(graph,),
+            graphs=graphs,
             golden=golden,
             tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
         )
@@ -96,29 +114,49 @@ def export_bundle(
 
 def _write_golden(
     bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
-) -> FileEntry:
+) -> tuple[FileEntry, Ranges]:
+    """Store what the eager model says, and return how large its activations grow meanwhile."""
     model = load_eager(variant, weights.state_dict)
-    Golden(golden_cases(model, options.input_format, options.layers)).write(bundle / "golden.npz")
-    return FileEntry.of(bundle, "golden.npz")
+    with record_ranges(model) as ranges:
+        cases = golden_cases(model, options.input_format, options.layers)
+    Golden(cases).write(bundle / "golden.npz")
+    return FileEntry.of(bundle, "golden.npz"), ranges
 
 
-def _write_graph(
-    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
-) -> GraphEntry:
-    model = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
-    fold(model, variant)
+def _write_graphs(
+    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions, ranges: Ranges
+) -> tuple[GraphEntry, ...]:
+    """All graphs from one trace, whose weights they share in memory until one changes them."""
+    traced = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
+    _describe(traced, variant, weights)
+    return tuple(
+        GraphEntry(
+            precision=precision,
+            opset=OPSET,
+            input_name=options.input_format.value,
+            outputs=output_names(variant, options.layers),
+            layers=options.layers,
+            files=_save(_finish(traced.clone(), variant, precision, options), bundle, precision),
+            ranges=ranges if precision is Precision.FP16 else {},
+        )
+        for precision in options.precisions
+    )
+
+
+def _finish(
+    model: ir.Model, variant: Variant, precision: Precision, options: ExportOptions
+) -> ir.Model:
+    """Fold, type, and attach the input: from a clone of the trace to what is saved."""
+    if precision is Precision.FP32:
+        fold(model, variant)
+    else:
+        fold_attention_scale(model, variant)
+        to_half(model, precision)
+        if options.half_outputs:
+            half_outputs(model, precision)
     if options.input_format is InputFormat.PIXELS:
         attach_pixel_input(model)
-    _describe(model, variant, weights)
-    files = _save(model, bundle, Precision.FP32)
-    return GraphEntry(
-        precision=Precision.FP32,
-        opset=OPSET,
-        input_name=options.input_format.value,
-        outputs=output_names(variant, options.layers),
-        layers=options.layers,
-        files=files,
-    )
+    return model
 
 
 def _describe(model: ir.Model, variant: Variant, weights: Weights) -> None:

@@ -1,95 +1,171 @@
 """Strongly typed graphs: precision is written into the graph, as TensorRT 10 and later want it.
 
-The regime is that of the official evaluation, fp16 autocast: matrix products and attention in half
-precision; residual stream, LayerNorm, LayerScale and the position table in float32. LayerScale is
-not folded here: γ of trained models is small enough to push weights into fp16's subnormal range.
+The regime is that of the official evaluation, autocast: matrix products and attention in half
+precision; residual stream, LayerNorm, LayerScale and the position table in float32. Every one of
+these choices is measured in docs/adr/0005.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from dinov2rt.runtime.errors import ExportError
 from dinov2rt.runtime.precision import Precision
 
-_HALF = {
-    Precision.FP16: (ir.DataType.FLOAT16, np.dtype(np.float16)),
-    Precision.BF16: (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
+Policy = Callable[[ir.Node], bool]
+"""Whether a node that computes in float32 as traced is to compute in half precision."""
+
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Format:
+    """A half format: the largest value, and the largest relative error of rounding to it."""
+
+    data_type: ir.DataType
+    numpy_type: np.dtype[Any]
+    largest: float
+    roundoff: float
+
+
+_FORMATS = {
+    Precision.FP16: _Format(ir.DataType.FLOAT16, np.dtype(np.float16), FLOAT16_MAX, 2**-11),
+    Precision.BF16: _Format(
+        ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16), (2 - 2**-7) * 2.0**127, 2**-8
+    ),
 }
+WAY_OUT = 'leave "fp16" out of the precisions; "bf16" and "fp32" hold it'
+
+_MOVES = ("Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Transpose")
+"""Operators that compute nothing, and so keep the type that they are given."""
 
 
-def to_half(model: ir.Model, precision: Precision) -> None:
-    """Type `model`, a float32 trace, for `precision` "fp16" or "bf16"; outputs stay float32."""
-    Typing(model, precision).apply()
+def module_of(node: ir.Node) -> str:
+    """The module that a node was traced from, e.g. `blocks.3.qkv`."""
+    return (node.name or "").partition("/")[0]
 
 
-class Typing:
-    """One pass over the nodes that keeps, for each value, its half-precision twin."""
+def autocast(node: ir.Node) -> bool:
+    """The official regime, except that the bias of a residual branch is added in float32."""
+    module, kind = module_of(node), node.op_type
+    if kind in ("Attention", "Conv", "Gelu", "Sigmoid"):
+        return True
+    if kind == "MatMul":
+        return module != "position"
+    leaf = module.rpartition(".")[2]
+    return (kind == "Add" and leaf in ("qkv", "up")) or (kind == "Mul" and leaf.isdigit())
 
-    def __init__(self, model: ir.Model, precision: Precision) -> None:
-        self.model, self.graph = model, model.graph
-        self.data_type, self.numpy_type = _HALF[precision]
-        self.half: set[int] = set()  # ids of values that are in half precision
-        self.casts: dict[tuple[int, ir.DataType], ir.Value] = {}
+
+def to_half(model: ir.Model, precision: Precision, policy: Policy = autocast) -> None:
+    """Type `model`, a float32 trace, for "fp16" or "bf16". Its outputs stay float32.
+
+    LayerScale must not be folded before: γ of trained models is small enough to push weights into
+    the subnormal range of float16.
+
+    Raises:
+        ExportError: a weight does not fit the format.
+    """
+    _Typing(model.graph, precision, policy).apply()
+
+
+def half_outputs(model: ir.Model, precision: Precision) -> None:
+    """Let the outputs be half precision as well, under the same names."""
+    data_type = _FORMATS[precision].data_type
+    graph = model.graph
+    for index, output in enumerate(graph.outputs):
+        name, output.name = output.name, f"{output.name}_float"
+        cast = ir.node("Cast", [output], {"to": data_type}, name=f"{name}/Cast")
+        (half,) = cast.outputs
+        half.name, half.shape = name, output.shape
+        half.type = ir.TensorType(data_type)
+        graph.append(cast)
+        graph.outputs[index] = half
+
+
+class _Typing:
+    """One pass over the nodes, in their order, that inserts a cast wherever types meet."""
+
+    def __init__(self, graph: ir.Graph, precision: Precision, policy: Policy) -> None:
+        self.graph, self.policy = graph, policy
+        self.format = _FORMATS[precision]
+        self.data_type = self.format.data_type
+        self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def apply(self) -> None:
-        """Visit the nodes in order; each gets its inputs in the type that it computes in."""
+        """Give each node its inputs in the type that it computes in."""
         for node in list(self.graph):
-            if _computes_in_half(node):
-                self._retype(node)
+            if node.op_type in ("Shape", "Cast"):
+                continue
+            if self._is_half(node):
+                self._feed(node, ir.DataType.FLOAT, self.data_type)
+                for output in node.outputs:
+                    output.type = ir.TensorType(self.data_type)  # clones share the object
             else:
-                self._restore_float(node)
+                self._feed(node, self.data_type, ir.DataType.FLOAT)
 
-    def _retype(self, node: ir.Node) -> None:
+    def _is_half(self, node: ir.Node) -> bool:
+        if node.outputs[0].dtype != ir.DataType.FLOAT:
+            return False  # arithmetic on shapes
+        first = node.inputs[0]
+        if node.op_type in _MOVES and len(node.inputs) > 0:
+            return first is not None and first.dtype == self.data_type
+        return self.policy(node)
+
+    def _feed(self, node: ir.Node, unwanted: ir.DataType, wanted: ir.DataType) -> None:
         for index, value in enumerate(node.inputs):
-            if value is not None and value.dtype == ir.DataType.FLOAT:
-                node.replace_input_with(index, self._to_half(value, node))
-        for output in node.outputs:
-            self.half.add(id(output))
-            output.dtype = self.data_type
+            if value is not None and value.dtype == unwanted:
+                node.replace_input_with(index, self._as(value, wanted, node))
 
-    def _restore_float(self, node: ir.Node) -> None:
-        for index, value in enumerate(node.inputs):
-            if value is not None and id(value) in self.half and node.op_type != "Shape":
-                node.replace_input_with(index, self._cast(value, ir.DataType.FLOAT, node))
-
-    def _to_half(self, value: ir.Value, node: ir.Node) -> ir.Value:
-        if id(value) in self.half:
+    def _as(self, value: ir.Value, wanted: ir.DataType, before: ir.Node) -> ir.Value:
+        if value.const_value is not None and len(value.uses()) == 1:
+            self._round(value)
             return value
-        if value.const_value is not None:
-            value.const_value = ir.tensor(
-                value.const_value.numpy().astype(self.numpy_type), name=value.name
-            )
-            value.dtype = self.data_type
-            self.half.add(id(value))
-            return value
-        return self._cast(value, self.data_type, node)
-
-    def _cast(self, value: ir.Value, data_type: ir.DataType, before: ir.Node) -> ir.Value:
-        key = (id(value), data_type)
+        key = (value, wanted)
         if key not in self.casts:
-            module = (before.name or "").partition("/")[0]
-            cast = ir.node(
-                "Cast", [value], {"to": data_type}, name=f"{module}/Cast_{len(self.casts)}"
-            )
-            cast.outputs[0].name = f"{value.name}_{data_type.name.lower()}"
+            suffix = wanted.name.lower()
+            name = f"{module_of(before)}/Cast_{value.name}_{suffix}"
+            cast = ir.node("Cast", [value], {"to": wanted}, name=name)
+            cast.outputs[0].name = f"{value.name}_{suffix}"
+            cast.outputs[0].type = ir.TensorType(wanted)
             self.graph.insert_before(before, cast)
             self.casts[key] = cast.outputs[0]
         return self.casts[key]
 
-
-def _computes_in_half(node: ir.Node) -> bool:
-    """Products, attention and the activation between them; a projection's bias is float32."""
-    module = (node.name or "").partition("/")[0]
-    if node.outputs[0].dtype != ir.DataType.FLOAT:
-        return False
-    if not module.startswith("blocks."):
-        return node.op_type == "Conv"
-    leaf = module.rpartition(".")[2]
-    if leaf in ("qkv", "up"):
-        return True
-    if leaf in ("proj", "down"):
-        return node.op_type == "MatMul"
-    return node.op_type in _HALF_OPS and leaf not in ("norm1", "norm2", "ls1", "ls2")
+    def _round(self, weight: ir.Value) -> None:
+        """Replace an initializer's tensor; the original, which clones share, is left as it is."""
+        exact = _array(weight)
+        with np.errstate(over="ignore"):
+            rounded = exact.astype(self.format.numpy_type)
+        _check_fit(str(weight.name), exact, rounded, self.format)
+        weight.const_value = ir.tensor(rounded, name=weight.name)
+        weight.type = ir.TensorType(self.data_type)
 
 
-_HALF_OPS = ("Split", "Reshape", "Transpose", "Attention", "Gelu", "Sigmoid", "Mul")
+def _array(weight: ir.Value) -> np.ndarray:
+    if weight.const_value is None:
+        raise ValueError(f"{weight} is no initializer")
+    return weight.const_value.numpy()
+
+
+def _check_fit(name: str, exact: np.ndarray, rounded: np.ndarray, half: _Format) -> None:
+    """Refuse what overflows, and a matrix that loses more than normal numbers can.
+
+    A matrix does so where most of it falls into the subnormal range. A vector is a bias: what it
+    loses there is nothing beside what it is added to.
+    """
+    largest = float(np.abs(exact).max(initial=0))
+    if not largest <= half.largest:
+        raise ExportError(
+            f"{name} reaches {largest:.3g}, {half.numpy_type} ends at {half.largest:.5g}; {WAY_OUT}"
+        )
+    lost = float(np.linalg.norm(rounded.astype(np.float32) - exact))
+    allowed = float(np.linalg.norm(exact)) * half.roundoff
+    if exact.ndim > 1 and lost > allowed:
+        raise ExportError(
+            f"{name} is too small for {half.numpy_type}: rounding changes it by {lost:.1e}, "
+            f"allowed is {allowed:.1e}; {WAY_OUT}"
+        )

@@ -22,9 +22,11 @@ class Limits:
 
 
 # fp32: the official model against itself, with other kernels or thread counts, is at about 1e-6.
+# fp16, bf16: 1.25 times the error of the official regime, autocast, as measured in docs/adr/0005.
 LIMITS = {
     Precision.FP32: Limits(cosine_min=0.999999, relative_l2=1e-5),
-    Precision.FP16: Limits(cosine_min=0.9999, relative_l2=2.5e-3),
+    Precision.FP16: Limits(cosine_min=0.99999, relative_l2=1.75e-3),
+    Precision.BF16: Limits(cosine_min=0.9996, relative_l2=1.25e-2),
 }
 
 
@@ -39,6 +41,19 @@ class GoldenCase:
     name: str
     images: NDArray[Any]
     outputs: Mapping[str, FloatArray]
+
+    def reference(self, name: str) -> FloatArray:
+        """The eager model's output `name`.
+
+        Raises:
+            BundleError: it is not there, so that nothing could be said of the graph's.
+        """
+        if name not in self.outputs:
+            raise BundleError(
+                f"the golden case {self.name} holds no {name}, which the graph returns; "
+                "graph and golden outputs are not of one export"
+            )
+        return self.outputs[name]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class AccuracyReport:
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
             f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
-            f"(limit {self.limits.relative_l2:.0e}), smallest cosine {worst.cosine_min:.7f} "
+            f"(limit {self.limits.relative_l2:g}), smallest cosine {worst.cosine_min:.7f} "
             f"(limit {self.limits.cosine_min}), {worst.nan_count} NaN"
         )
 
@@ -111,11 +126,9 @@ def compare(
         lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
         cosine_min = float((np.sum(exact * reference, axis=-1) / lengths).min())
         max_abs_error = float(np.abs(difference).max())
-    # A NaN compares false with every limit, so it fails here too.
+    # A value that is not finite makes the cosine NaN, which is never above a limit.
     passed = relative_l2 <= limits.relative_l2 and cosine_min >= limits.cosine_min
-    return OutputAccuracy(
-        case, output, cosine_min, relative_l2, max_abs_error, nan_count, passed and not nan_count
-    )
+    return OutputAccuracy(case, output, cosine_min, relative_l2, max_abs_error, nan_count, passed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,7 +149,8 @@ class Golden:
             BundleError: it cannot be read, or is none.
         """
         try:
-            with np.load(file, allow_pickle=False) as archive:
+            # Opened here, because numpy leaves a damaged file open.
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 arrays = dict(archive)
             return cls(tuple(_cases(arrays)))
         except Exception as error:  # zipfile, zlib and numpy each have their own

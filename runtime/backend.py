@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
+from dinov2rt.runtime.geometry import ImageSize
 
 
 class Backend(Protocol):
@@ -14,10 +14,28 @@ class Backend(Protocol):
         """Library, version and device, for people."""
         ...
 
+    @property
+    def concurrent_calls(self) -> int:
+        """How many calls at the same time are faster than one after the other."""
+        ...
+
+    @property
+    def reads_gpu_arrays(self) -> bool:
+        """Whether inputs may lie on the GPU and outputs stay there."""
+        ...
+
     def infer(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        """Run the graph on its named inputs and return the outputs that are asked for."""
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, Any]:
+        """Run the graph on its named inputs and return the outputs that are asked for.
+
+        Arrays are numpy's, unless `reads_gpu_arrays`: then inputs may be any that lie on the GPU,
+        and outputs are `DeviceArray` where `device_outputs`.
+        """
+        ...
+
+    def batch_limit(self, size: ImageSize) -> int | None:
+        """The most images of `size` that one call may hold, or None for no such limit."""
         ...
 
     def close(self) -> None:

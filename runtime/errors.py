@@ -33,6 +33,16 @@ class ExportError(Dinov2rtError):
     exit_status = 1
 
 
+class BuildError(Dinov2rtError):
+    """A plan that the builder cannot make, or that does not hold what it must."""
+
+    exit_status = 1
+
+
+class FusionError(BuildError):
+    """A plan whose attention is not one fused kernel a block, in the type it was asked for."""
+
+
 class AccuracyError(Dinov2rtError):
     """A bundle whose outputs disagree with its golden outputs."""
 
@@ -41,3 +51,7 @@ class AccuracyError(Dinov2rtError):
 
 class MissingDependencyError(Dinov2rtError, ImportError):
     """An optional package that this call needs and that is not installed."""
+
+
+class PlanWarning(UserWarning):
+    """A TensorRT plan that is used, though not in the way that was hoped for."""

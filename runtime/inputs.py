@@ -52,8 +52,8 @@ class _Layout:
     channel: int
 
 
-_UINT8 = _Layout(dtype="uint8", shape="[B, H, W, 3]", height=1, width=2, channel=3)
-_FLOAT = _Layout(dtype="float32", shape="[B, 3, H, W]", height=2, width=3, channel=1)
+_UINT8 = _Layout(dtype="uint8", shape="[B, H, W, 3] or [H, W, 3]", height=1, width=2, channel=3)
+_FLOAT = _Layout(dtype="float32", shape="[B, 3, H, W] or [3, H, W]", height=2, width=3, channel=1)
 
 
 def group_images(
@@ -73,7 +73,7 @@ def group_images(
     """
     if isinstance(images, list | tuple):
         return _group_sequence(images, input_format, snap, max_pixels)
-    batch = _checked(images, input_format, "images")
+    batch = _checked(images, input_format)
     snapped, padding, grid = _snap(batch, snap, max_pixels)
     formatted = _format(snapped, input_format, padding)
     return [ImageGroup(*formatted, grid, tuple(range(len(batch))))]
@@ -86,15 +86,10 @@ def _group_sequence(
         raise InputError("got an empty list of images; pass at least one")
     alike: defaultdict[Any, list[tuple[int, NDArray[Any]]]] = defaultdict(list)
     for position, image in enumerate(images):
-        batch = _checked(image, input_format, f"image {position}")
-        if len(batch) != 1 or np.ndim(image) != 3:
-            raise InputError(
-                f"image {position} of the list has shape {list(np.shape(image))}; "
-                "a list holds single images, e.g. [H, W, 3]"
-            )
-        if snap in (Snap.CROP, Snap.ERROR):  # crop now, so that unequal images can share a batch
-            batch = _crop(batch, ImageSize(*_size(batch)).snapped(snap), centered=False)
-        snapped, padding, grid = _snap(batch, snap, max_pixels)
+        try:
+            snapped, padding, grid = _prepare_one(image, input_format, snap, max_pixels)
+        except InputError as error:
+            raise InputError(f"image {position} of the list: {error}") from error
         alike[snapped.shape, snapped.dtype, padding, grid].append((position, snapped))
     groups = []
     for (_, _, padding, grid), members in alike.items():
@@ -104,24 +99,48 @@ def _group_sequence(
     return groups
 
 
-def _checked(images: Any, input_format: InputFormat, what: str) -> NDArray[Any]:
+def _prepare_one(
+    image: Any, input_format: InputFormat, snap: Snap, max_pixels: int
+) -> tuple[NDArray[Any], Padding, Grid]:
+    """One image of a list, as a batch of one; see `_snap`."""
+    batch = _checked(image, input_format)
+    if np.ndim(image) != 3:
+        raise InputError(f"got a batch of shape {list(batch.shape)}; a list holds single images")
+    if snap in (Snap.CROP, Snap.ERROR):  # crop now, so that unequal images can share a batch
+        batch = _crop(batch, ImageSize(*_size(batch)).snapped(snap), centered=False)
+    return _snap(batch, snap, max_pixels)
+
+
+def _checked(images: Any, input_format: InputFormat) -> NDArray[Any]:
     """`images` as a batch of four axes, or one line that says what is wrong with it."""
     allowed = _allowed(input_format)
-    if not hasattr(images, "__array__"):
-        hint = "; read files with dinov2rt.load_image" if isinstance(images, str | bytes) else ""
-        raise InputError(f"{what}: got {type(images).__name__}, allowed is {allowed}{hint}")
-    array = np.asarray(images)
+    array = _as_array(images, allowed)
     layout = _layout_of(array, input_format)
     if layout is None:
-        raise InputError(f"{what}: got dtype {array.dtype}, allowed is {allowed}")
+        raise InputError(f"got dtype {array.dtype}, allowed is {allowed}")
     batch = array[None] if array.ndim == 3 else array
     if batch.ndim != 4 or batch.shape[layout.channel] != 3:
-        raise InputError(f"{what}: got shape {list(array.shape)}, allowed is {allowed}")
+        raise InputError(f"got shape {list(array.shape)}, allowed is {allowed}")
     if not len(batch):
-        raise InputError(f"{what}: got an empty batch {list(array.shape)}; pass at least one image")
+        raise InputError(f"got an empty batch {list(array.shape)}; pass at least one image")
     if layout is _FLOAT and not np.isfinite(batch).all():
-        raise InputError(f"{what}: normalised input holds NaN or infinity; check its preparation")
+        raise InputError("normalised input holds NaN or infinity; check its preparation")
     return batch
+
+
+def _as_array(images: Any, allowed: str) -> NDArray[Any]:
+    if not hasattr(images, "__array__"):
+        raise InputError(
+            f"got {type(images).__name__}, allowed is {allowed}; "
+            'try dinov2rt.load_image(file), or numpy.asarray(image.convert("RGB")) with Pillow'
+        )
+    try:
+        return np.asarray(images)
+    except Exception as error:  # other libraries' own, e.g. of a tensor on a GPU
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"got {type(images).__name__} that is no numpy array ({reason}); allowed is {allowed}"
+        ) from error
 
 
 def _layout_of(array: NDArray[Any], input_format: InputFormat) -> _Layout | None:
@@ -132,7 +151,7 @@ def _layout_of(array: NDArray[Any], input_format: InputFormat) -> _Layout | None
 
 def _allowed(input_format: InputFormat) -> str:
     layouts = [_UINT8] + [_FLOAT] * (input_format is InputFormat.IMAGES)
-    return " or normalised ".join(f"{layout.dtype} {layout.shape}" for layout in layouts) + " RGB"
+    return " or normalised ".join(f"{layout.dtype} {layout.shape}" for layout in layouts) + ", RGB"
 
 
 def _axes(batch: NDArray[Any]) -> tuple[int, int]:
@@ -187,6 +206,8 @@ def _format(
     if input_format is InputFormat.PIXELS:
         return batch, padding
     images = normalize(batch) if batch.dtype == np.uint8 else batch
+    if padding == Padding():
+        return images, padding
     rows, cols = (padding.top, padding.bottom), (padding.left, padding.right)
     return np.pad(images, ((0, 0), (0, 0), rows, cols)), Padding()
 

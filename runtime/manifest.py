@@ -1,8 +1,8 @@
 """`manifest.json`: the only source of facts about a bundle."""
 
 import dataclasses
-import hashlib
 import json
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -92,7 +92,9 @@ class GraphEntry:
     """One ONNX graph. `files` holds the graph first, then its external data.
 
     `input_name` is "pixels" (uint8 [B, H, W, 3]) or "images" (float32 [B, 3, H, W], normalised).
-    `layers` are the indices of intermediate blocks whose tokens it returns as well.
+    `layers` are the indices of intermediate blocks whose tokens it returns as well. `ranges`, of
+    an fp16 graph, holds the largest |activation| of the eager model by tensor, e.g.
+    `blocks.3.down`, over the photographs of the golden outputs; float16 ends at 65504.
     """
 
     precision: Precision
@@ -101,6 +103,7 @@ class GraphEntry:
     outputs: tuple[str, ...]
     layers: tuple[int, ...]
     files: tuple[FileEntry, ...]
+    ranges: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.input_name not in ("pixels", "images"):
@@ -200,15 +203,24 @@ class Manifest:
             ) from error
 
     def rebuild_command(self, bundle: Path) -> str:
-        """What brings the bundle's own files back."""
-        return (
-            f"rebuild with: dinov2rt export {self.variant.name} "
-            f"--weights {self.weights.source} --out {bundle} --force"
-        )
+        """What brings the bundle's own files back: the export that made them."""
+        command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]
+        for graph in self.graphs[:1]:  # the others differ in precision alone
+            command += _export_options(graph)
+        return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
+
+
+def _export_options(graph: GraphEntry) -> list[str]:
+    options = ["--input", "normalized"] if graph.input_name == "images" else []
+    if graph.layers:
+        options += ["--layers", ",".join(map(str, graph.layers))]
+    return options
 
 
 def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
+    import hashlib  # loads OpenSSL: milliseconds that `import dinov2rt` need not spend
+
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

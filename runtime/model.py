@@ -1,6 +1,9 @@
 """The loaded model: images in, features out."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -9,15 +12,18 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.accuracy import LIMITS, AccuracyReport, Golden, GoldenCase, compare
+from dinov2rt.runtime.accuracy import AccuracyReport, Golden, GoldenCase
 from dinov2rt.runtime.backend import Backend
-from dinov2rt.runtime.errors import AccuracyError, InputError
+from dinov2rt.runtime.device_arrays import is_on_gpu
+from dinov2rt.runtime.device_inputs import device_group
+from dinov2rt.runtime.errors import AccuracyError, BundleError, InputError, PlanWarning
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.geometry import Padding, Snap
+from dinov2rt.runtime.geometry import ImageSize, Padding, Snap
 from dinov2rt.runtime.inputs import ImageGroup, InputFormat, group_images, scatter
 from dinov2rt.runtime.manifest import GraphEntry, Manifest
-from dinov2rt.runtime.selection import Choice, open_backend, select
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.runtime.selection import Choice, select
+from dinov2rt.runtime.variants import PATCH_SIZE, Variant
+from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
 DEFAULT_MAX_PIXELS = 2**22
 """Pixels of one forward pass unless the caller says otherwise: one image of 2048 × 2048."""
@@ -44,8 +50,7 @@ class Model:
     path: Path
     manifest: Manifest
     options: LoadOptions
-    _choice: Choice
-    _backend: Backend = field(repr=False)
+    _choice: Choice = field(repr=False)
 
     @property
     def variant(self) -> Variant:
@@ -57,6 +62,10 @@ class Model:
         """The graph that is loaded."""
         return self._choice.graph
 
+    @property
+    def _backend(self) -> Backend:
+        return self._choice.backend
+
     @overload
     def __call__(
         self,
@@ -64,6 +73,7 @@ class Model:
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        device_outputs: bool = False,
     ) -> Features: ...
 
     @overload
@@ -73,6 +83,7 @@ class Model:
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        device_outputs: bool = False,
     ) -> list[Features]: ...
 
     def __call__(
@@ -81,17 +92,22 @@ class Model:
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        device_outputs: bool = False,
     ) -> Features | list[Features]:
         """Features of one array, or of a list of images of any sizes, in its order.
 
         Args:
             images: uint8 [B, H, W, 3] or [H, W, 3], RGB, or a list of [H, W, 3]. A bundle exported
-                with `--input normalized` takes float32 [B, 3, H, W] as well.
+                with `--input normalized` takes float32 [B, 3, H, W] as well. A TensorRT plan also
+                takes the graph's own input on its GPU (DLPack or `__cuda_array_interface__`: torch,
+                CuPy, JAX); it must not be overwritten before an output was taken over.
             outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all.
                 What is not asked for is not copied.
             snap: how sides that are no multiples of 14 become some: "crop" (bottom and right, the
                 model card's), "center-crop", "pad" (zeros after normalisation, centred, as the
                 depth heads do), "resize" (to the nearest multiple), or "error".
+            device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
+                for DLPack, and the stream that takes it over waits for it, not the host.
 
         Returns:
             `Features` with B images, or for a list a list of `Features` with B = 1 each.
@@ -100,38 +116,61 @@ class Model:
             InputError: images or arguments that cannot be used.
         """
         names = self._output_names(outputs)
-        input_format = InputFormat(self.graph.input_name)
-        groups = group_images(images, input_format, Snap.parse(snap), self.options.max_pixels)
-        if not isinstance(images, list | tuple):
-            return self._run(groups[0], names)
-        return scatter((group, self._run(group, names)) for group in groups)
+        groups = self._groups(images, Snap.parse(snap))
+        if device_outputs:
+            self._check_gpu("device_outputs")
+        results = [(group, self._run(group, names, device_outputs)) for group in groups]
+        return scatter(results) if isinstance(images, list | tuple) else results[0][1]
+
+    def map(
+        self,
+        batches: Iterable[Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        snap: str = "crop",
+    ) -> Iterator[Features | list[Features]]:
+        """Features of one batch after the other, in their order; see `__call__`.
+
+        The next batch is read while this one runs, and with a TensorRT plan its copies overlap with
+        the computation. A few batches are in memory at a time, however many there are.
+        """
+        calls = self._backend.concurrent_calls
+        pending: deque[Future[Features | list[Features]]] = deque()
+        pool = ThreadPoolExecutor(calls)
+        try:
+            for batch in batches:
+                pending.append(pool.submit(self, batch, outputs=outputs, snap=snap))
+                if len(pending) > calls:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def verify(self, cases: Sequence[GoldenCase] | None = None) -> AccuracyReport:
         """Compare this model with the eager float32 one, by default on the bundle's golden outputs.
 
-        No torch is needed: what the eager model says was stored at export.
+        No torch is needed: what the eager model says was stored at export. A TensorRT plan that
+        passes on the bundle's own is noted down in the manifest as verified on this GPU.
 
         Raises:
             BundleError: the golden outputs are missing, altered, or of another export.
         """
-        if cases is None:
-            rebuild = self.manifest.rebuild_command(self.path)
-            cases = Golden.read(self.manifest.golden.check(self.path, rebuild=rebuild)).cases
-        limits = LIMITS[self.graph.precision]
-        compared = []
-        for case in cases:
-            names = [name for name in self.graph.outputs if name in case.outputs]
-            got = self._backend.infer({self.graph.input_name: case.images}, names)
-            compared += [
-                compare(case.name, name, got[name], case.outputs[name], limits) for name in names
-            ]
-        return AccuracyReport(
-            self.graph.precision, self._backend.description, limits, tuple(compared)
-        )
+        # The plan alone: what stands behind it must not answer for it.
+        backend = self._choice.plan or self._backend
+        if cases is not None:
+            return compare_all(backend, self.graph, cases)
+        rebuild = self.manifest.rebuild_command(self.path)
+        golden = Golden.read(self.manifest.golden.check(self.path, rebuild=rebuild))
+        report = compare_all(backend, self.graph, golden.cases)
+        if report:
+            self._note_down(report)
+        return report
 
     def describe(self) -> str:
         """What runs this model, and why nothing better does."""
         lines = [f"{self.variant.name} {self.graph.precision} on {self._backend.description}"]
+        lines += filter(None, [self._doubt()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
         return "\n".join(lines)
 
@@ -154,10 +193,11 @@ class Model:
     def __reduce__(self) -> tuple[Any, ...]:
         return _reload, (self.path, self.options)
 
-    def _output_names(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
+    def _output_names(self, outputs: Any) -> tuple[str, ...]:
         if outputs is None:
             return self.graph.outputs
-        names = (outputs,) if isinstance(outputs, str) else tuple(outputs)
+        several = isinstance(outputs, Iterable) and not isinstance(outputs, str)
+        names: tuple[str, ...] = tuple(outputs) if several else (outputs,)
         unknown = [name for name in names if name not in self.graph.outputs]
         if unknown or not names:
             raise InputError(
@@ -165,29 +205,69 @@ class Model:
             )
         return names
 
-    def _run(self, group: ImageGroup, names: tuple[str, ...]) -> Features:
-        parts = [
-            self._backend.infer(self._feed(images, group.padding), names)
-            for images in self._passes(group)
-        ]
-        if len(parts) == 1:
-            return Features(parts[0], group.grid)
-        whole = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return Features(whole, group.grid)
+    def _groups(self, images: Any, snap: Snap) -> list[ImageGroup]:
+        arguments = (InputFormat(self.graph.input_name), snap, self.options.max_pixels)
+        if not is_on_gpu(images):
+            return group_images(images, *arguments)
+        self._check_gpu("images on the GPU")
+        return [device_group(images, *arguments)]
+
+    def _check_gpu(self, what: str) -> None:
+        if not self._backend.reads_gpu_arrays:
+            raise InputError(
+                f"{what}: only TensorRT plans do that, and this runs on "
+                f"{self._backend.description}; pass and take numpy arrays"
+            )
+
+    def _run(self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool) -> Features:
+        passes = list(self._passes(group))
+        if device_outputs and len(passes) > 1:
+            raise InputError(
+                f"{len(group.images)} images take {len(passes)} passes; "
+                f"with device_outputs pass at most {len(passes[0])} of this size"
+            )
+        parts = [self._infer(part, group.padding, names, device_outputs) for part in passes]
+        outputs = parts[0]
+        if len(parts) > 1:
+            outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
+        return Features(outputs, group.grid, self.variant.num_registers)
 
     def _passes(self, group: ImageGroup) -> Iterator[NDArray[Any]]:
-        """The group in batches that hold at most `max_pixels`."""
-        pixels = group.grid.num_patches * 14 * 14
+        """The group in batches that hold at most `max_pixels`, and what the backend takes."""
+        pixels = group.grid.num_patches * PATCH_SIZE**2
         step = max(1, self.options.max_pixels // pixels)
+        size = ImageSize(group.grid.rows * PATCH_SIZE, group.grid.cols * PATCH_SIZE)
+        step = min(step, self._backend.batch_limit(size) or step)
         for start in range(0, len(group.images), step):
             yield group.images[start : start + step]
 
-    def _feed(self, images: NDArray[Any], padding: Padding) -> dict[str, NDArray[Any]]:
+    def _doubt(self) -> str | None:
+        """Why the outputs are not vouched for, or None where they are."""
+        plan = self._choice.plan
+        return doubt(self.manifest, plan.entry, plan.gpu) if plan else None
+
+    def _note_down(self, report: AccuracyReport) -> None:
+        """Write into the manifest that the plan passed here, if it does not say so yet."""
+        plan = self._choice.plan
+        if plan is None or self._doubt() is None:
+            return
+        try:
+            self.manifest = note_down(self.path, plan.entry, plan.gpu, report)
+        except BundleError as error:  # it passed all the same
+            warnings.warn(f"passed, but not noted down: {error}", PlanWarning, stacklevel=3)
+
+    def _infer(
+        self,
+        images: NDArray[Any],
+        padding: Padding,
+        names: tuple[str, ...],
+        device_outputs: bool,
+    ) -> dict[str, Any]:
         feed = {self.graph.input_name: images}
         if padding != Padding():
             before, after = (padding.top, padding.left), (padding.bottom, padding.right)
             feed["padding"] = np.array((0, 0, *before, 0, 0, *after), dtype=np.int64)
-        return feed
+        return self._backend.infer(feed, names, device_outputs=device_outputs)
 
 
 def load(
@@ -205,7 +285,7 @@ def load(
     Args:
         bundle: its directory.
         device: "auto" (the best that runs here), "cpu" or "cuda".
-        backend: "onnxruntime"; None chooses.
+        backend: "onnxruntime" or "tensorrt"; None chooses.
         precision: that of the graph, e.g. "fp32"; None chooses.
         threads: threads of the CPU backend; None leaves it to the backend.
         max_pixels: the most pixels (B · H · W) of one forward pass. A larger batch is run in
@@ -218,23 +298,35 @@ def load(
         InputError: an option that does not exist.
         AccuracyError: `verify` was asked for and failed.
     """
-    model = _reload(Path(bundle), LoadOptions(device, backend, precision, threads, max_pixels))
+    model = _reload(
+        Path(bundle).absolute(), LoadOptions(device, backend, precision, threads, max_pixels)
+    )
     if verify:
         report = model.verify()
         if not report:
             model.close()
             raise AccuracyError(f"{bundle}: {report}")
+    elif (unvouched := model._doubt()) is not None:
+        warnings.warn(f"{bundle}: {unvouched}", PlanWarning, stacklevel=2)
     return model
 
 
 def _reload(path: Path, options: LoadOptions) -> Model:
-    for name in ("threads", "max_pixels"):
-        value = getattr(options, name)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise InputError(f"{name}={value!r}; allowed is a whole number from 1")
+    _check_count("max_pixels", options.max_pixels)
+    if options.threads is not None:
+        _check_count("threads", options.threads)
     manifest = Manifest.read(path)
     choice = select(
-        manifest, device=options.device, backend=options.backend, precision=options.precision
+        path,
+        manifest,
+        device=options.device,
+        backend=options.backend,
+        precision=options.precision,
+        threads=options.threads,
     )
-    opened = open_backend(path, manifest, choice, threads=options.threads)
-    return Model(path, manifest, options, choice, opened)
+    return Model(path, manifest, options, choice)
+
+
+def _check_count(name: str, value: object) -> None:
+    if type(value) is not int or value < 1:
+        raise InputError(f"{name}={value!r}; allowed is a whole number from 1")

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.errors import BackendError
+from dinov2rt.runtime.errors import BackendError, InputError
+from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.optional import require
 
 Device = Literal["cpu", "cuda"]
@@ -33,6 +34,9 @@ def cannot_run(device: Device) -> str | None:
 class OnnxRuntimeBackend:
     """One session over one graph file. Sessions are safe to run from several threads."""
 
+    concurrent_calls = 1  # each uses all cores
+    reads_gpu_arrays = False
+
     def __init__(self, graph: Path, *, device: Device, threads: int | None) -> None:
         ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
         self.description = f"onnxruntime {ort.__version__}, {device}"
@@ -56,9 +60,11 @@ class OnnxRuntimeBackend:
             )
 
     def infer(
-        self, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
     ) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.infer`."""
+        if device_outputs:
+            raise InputError("onnxruntime returns numpy arrays; device outputs need a plan")
         session = self._session  # another thread may close it meanwhile
         if session is None:
             raise BackendError("the model is closed; load it again")
@@ -71,6 +77,10 @@ class OnnxRuntimeBackend:
                 f"{self.description} failed on {shapes}: {_first_line(error)}"
             ) from error
         return dict(zip(outputs, values, strict=True))
+
+    def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
+        """None: any batch that fits into memory."""
+        return None
 
     def close(self) -> None:
         """Free the session."""

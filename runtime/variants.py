@@ -1,6 +1,5 @@
 """The eight DINOv2 backbones, in one table."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +66,8 @@ def find_variant(name: str) -> Variant:
     table = {variant.name: variant for variant in _TABLE}
     if name in table:
         return table[name]
+    import difflib  # for this message alone
+
     close = difflib.get_close_matches(str(name), table, n=1, cutoff=0.0)
     raise InputError(
         f"unknown variant {name!r}; nearest is {close[0]!r}, all are: {', '.join(table)}"

@@ -86,7 +86,8 @@ def test_a_precision_by_name_is_never_replaced(pooling_bundle: Path) -> None:
     with pytest.raises(BackendError) as error:
         chosen(pooling_bundle, device="cpu", precision="fp16")
     assert str(error.value) == (
-        "nothing that was asked for runs here (onnxruntime cpu fp16: the bundle holds no fp16 graph)"
+        "nothing that was asked for runs here "
+        "(onnxruntime cpu fp16: the bundle holds no fp16 graph)"
     )
 
 
@@ -95,7 +96,7 @@ def test_auto_passes_over_a_provider_that_is_there_but_does_not_start(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What onnxruntime-gpu says where the driver or cuDNN is missing.
-    monkeypatch.setattr(selection, "cannot_run", lambda device: None)
+    monkeypatch.setattr(selection, "cannot_run", lambda _: None)
     choice = chosen(both)
     assert choice.backend.description == f"{NAME}, cpu"
     reason = (
@@ -120,17 +121,11 @@ def test_a_graph_that_does_not_load_is_one_line(pooling_bundle: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu"])
-@pytest.mark.parametrize("name", ["fp32.onnx", "fp32.onnx.data"])
-def test_an_altered_file_is_an_error_and_not_passed_over(
-    pooling_bundle: Path, device: str, name: str
-) -> None:
-    file = pooling_bundle / name
-    content = bytearray(file.read_bytes())
-    content[-1] ^= 1
-    file.write_bytes(content)
+def test_an_altered_file_is_an_error_and_not_passed_over(pooling_bundle: Path) -> None:
+    file = pooling_bundle / "fp32.onnx.data"
+    file.write_bytes(b"x" * file.stat().st_size)
     with pytest.raises(BundleError) as error:
-        chosen(pooling_bundle, device=device)
+        chosen(pooling_bundle, device="auto")
     assert str(error.value).startswith(f"{file} has SHA-256 ")
     assert str(error.value).endswith(
         "; rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 "

@@ -1,0 +1,216 @@
+"""`build`: a bundle's typed graph in, a plan in the bundle out, or nothing."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.engines import fusion, timing_cache
+from dinov2rt.engines.builder_log import make_logger
+from dinov2rt.engines.configure import configure
+from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
+from dinov2rt.engines.options import BuildOptions
+from dinov2rt.engines.plans import record_plan, write_plan
+from dinov2rt.engines.profiles import parse_profiles
+from dinov2rt.runtime.errors import BackendError, BuildError, BundleError
+from dinov2rt.runtime.manifest import GraphEntry, Manifest, PlanEntry
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.profiles import ProfileEntry, ShapeRange
+
+Progress = Callable[[str], None]
+
+_MIB = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Everything that was decided before the builder is asked for anything."""
+
+    bundle: Path
+    options: BuildOptions
+    toolkit: Toolkit
+    target: str
+    graph: GraphEntry
+    depth: int
+    profiles: Mapping[str, ShapeRange]
+    cache_file: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """A serialised plan, and what was read back about it."""
+
+    plan: Any
+    precision: Precision
+    input_name: str
+    outputs: tuple[str, ...]
+    facts: BuildFacts
+    fused_attention: int
+    seconds: float
+
+
+def build_plan(
+    bundle: Path, options: BuildOptions, progress: Progress = lambda _: None
+) -> PlanEntry:
+    """Build a plan from the bundle's graph and put it into the bundle.
+
+    It replaces the one for the same target, flavour, version and precision. It counts as unverified
+    until it was compared with the golden outputs on a GPU of its target.
+
+    Args:
+        bundle: the bundle's directory.
+        options: what to build; see there.
+        progress: told what is being done.
+
+    Raises:
+        BundleError: the bundle is unreadable or altered, or holds no graph of that precision.
+        InputError: an option that does not exist, or that the flavour lacks.
+        BackendError: the flavour cannot build here.
+        MissingDependencyError: it is not installed.
+        FusionError: attention is not one fused kernel a block in every profile.
+        BuildError: the builder failed, or a profile takes more memory than allowed.
+    """
+    manifest = Manifest.read(bundle)
+    job = _decide(bundle, manifest, options)
+    progress(f"checking the files of the {job.graph.precision} graph")
+    rebuild = manifest.rebuild_command(bundle)
+    onnx_file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in job.graph.files]
+    built = _build(job, onnx_file, progress)
+    _check_memory(job, built.facts)
+    progress("writing the plan")
+    entry = _write(job, built)
+    record_plan(bundle, entry)
+    return entry
+
+
+def _decide(bundle: Path, manifest: Manifest, options: BuildOptions) -> _Job:
+    profiles = parse_profiles(
+        options.profiles, max_batch=options.max_batch, max_size=options.max_size
+    )
+    toolkit = find_toolkit(options.flavour)
+    toolkit.refuse(options)
+    target = toolkit.resolve_target(options.target)
+    cache_file = None
+    if toolkit.has_timing_cache:
+        cache_file = options.timing_cache or timing_cache.default_file(bundle, toolkit, target)
+    return _Job(
+        bundle=bundle,
+        options=options,
+        toolkit=toolkit,
+        target=target,
+        graph=_find_graph(bundle, manifest, options.precision),
+        depth=manifest.variant.depth,
+        profiles=profiles,
+        cache_file=cache_file,
+    )
+
+
+def _find_graph(bundle: Path, manifest: Manifest, precision: Precision) -> GraphEntry:
+    for graph in manifest.graphs:
+        if graph.precision is precision:
+            return graph
+    there = ", ".join(graph.precision for graph in manifest.graphs)
+    raise BundleError(
+        f"{bundle} holds no {precision} graph, only {there}; {manifest.rebuild_command(bundle)}"
+    )
+
+
+def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
+    """Parse, build, and look at what came out of both."""
+    trt, started = job.toolkit.trt, time.perf_counter()
+    log = make_logger(trt)
+    progress(f"parsing {onnx_file.name}")
+    builder = _new_builder(job.toolkit, log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)  # holds the weights: must live until the plan is built
+    if not parser.parse_from_file(str(onnx_file)):
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise BuildError(f"{job.toolkit.name} cannot parse {onnx_file}: {_one_line(reasons)}")
+    blocks = fusion.read_network(trt, network)
+    precision = fusion.check_network(blocks, job.depth, job.graph.precision)
+    config = configure(job.toolkit, builder, network.get_input(0).name, job.options, job.profiles)
+    if job.cache_file is not None:
+        timing_cache.attach(config, job.cache_file)
+    progress(f"building {len(job.profiles)} profiles for {job.target} with {job.toolkit.name}")
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise _failure(job, log.errors)
+    seconds = time.perf_counter() - started
+    _keep_times(job, config, progress)
+    facts = job.toolkit.read_back(plan, log, len(job.profiles))
+    return _Built(
+        plan=plan,
+        precision=precision,
+        input_name=network.get_input(0).name,
+        outputs=tuple(network.get_output(index).name for index in range(network.num_outputs)),
+        facts=facts,
+        fused_attention=fusion.check_kernels(
+            facts.layers, list(job.profiles), job.depth, precision
+        ),
+        seconds=seconds,
+    )
+
+
+def _new_builder(toolkit: Toolkit, log: Any) -> Any:
+    try:
+        return toolkit.trt.Builder(log)
+    except TypeError as error:  # what the bindings make of a library that does not start
+        reasons = _one_line("; ".join(log.errors)) or str(error)
+        raise BackendError(f"{toolkit.name} does not start here: {reasons}") from error
+
+
+def _failure(job: _Job, errors: list[str]) -> BuildError:
+    if any(fusion.NO_KERNEL in error for error in errors):
+        return fusion.no_kernel(job.depth)
+    reasons = _one_line("; ".join(errors[-2:])) or "it gave no reason"
+    return BuildError(f"{job.toolkit.name} cannot build the plan: {reasons}")
+
+
+def _keep_times(job: _Job, config: Any, progress: Progress) -> None:
+    if job.cache_file is None:
+        return
+    try:
+        timing_cache.save(config, job.cache_file)
+    except OSError as error:  # the plan is good without; the next build only takes longer
+        progress(f"{job.cache_file} cannot be written ({error.strerror}); times are not kept")
+
+
+def _check_memory(job: _Job, facts: BuildFacts) -> None:
+    """Hold every profile to the limit: not every builder does, though all are told."""
+    limit = job.options.memory_limit_mib
+    for name, scratch_bytes in zip(job.profiles, facts.scratch_bytes, strict=True):
+        if limit is not None and scratch_bytes > limit * _MIB:
+            raise BuildError(
+                f"profile {name} takes {scratch_bytes / _MIB:.0f} MiB of scratch memory, allowed "
+                f"are {limit}; lower --max-batch or --max-size, or raise the limit"
+            )
+
+
+def _write(job: _Job, built: _Built) -> PlanEntry:
+    toolkit, facts = job.toolkit, built.facts
+    name = f"{job.target}-{toolkit.flavour}-{toolkit.version}-{built.precision}.plan"
+    return PlanEntry(
+        file=write_plan(job.bundle, name, built.plan),
+        flavour=toolkit.flavour,
+        version=toolkit.version,
+        target=job.target,
+        precision=built.precision,
+        input_name=built.input_name,
+        outputs=built.outputs,
+        profiles=tuple(
+            ProfileEntry(name, shapes, scratch_bytes)
+            for (name, shapes), scratch_bytes in zip(
+                job.profiles.items(), facts.scratch_bytes, strict=True
+            )
+        ),
+        fused_attention=built.fused_attention,
+        weight_bytes=facts.weight_bytes,
+        build_seconds=round(built.seconds, 1),
+        graph_sha256=job.graph.files[0].sha256,
+        options=job.options.recorded(),
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,72 @@
+"""What `build` can be told."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import PATCH_SIZE
+
+
+class HardwareCompatibility(StrEnum):
+    """Which GPUs besides the one it was built on may run a plan."""
+
+    AMPERE_PLUS = "ampere-plus"
+    """Any GPU from Ampere on; costs speed, see docs/adr/0006."""
+    SAME_COMPUTE_CAPABILITY = "same-compute-capability"
+    """Any GPU of the same compute capability."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildOptions:
+    """How to build a plan. What a flavour lacks is refused, not ignored.
+
+    `target` is a compute capability ("sm80"), "current" (that of this machine's GPU) or "open" (any
+    that the flavour's plans may run on). `profiles` names presets or ranges, see `parse_profiles`;
+    the presets end at `max_batch` images and `max_size` pixels a side. `memory_limit_mib` is the
+    most scratch memory that any profile may take. `timing_cache` is a file to use in place of the
+    default one, see `timing_cache.default_file`.
+
+    Raises:
+        InputError: a number out of its range.
+    """
+
+    target: str = "sm80"
+    flavour: str = "auto"
+    precision: Precision = Precision.FP16
+    profiles: str = "224,518,wide"
+    max_batch: int = 32
+    max_size: int = 1036
+    memory_limit_mib: int | None = None
+    timing_cache: Path | None = None
+    optimization_level: int | None = None
+    version_compatible: bool = False
+    strip_weights: bool = False
+    weight_streaming: bool = False
+    hardware_compatible: HardwareCompatibility | None = None
+
+    def __post_init__(self) -> None:
+        _check_least("max batch", self.max_batch, 1)
+        _check_least("max size", self.max_size, PATCH_SIZE)
+        if self.memory_limit_mib is not None:
+            _check_least("memory limit in MiB", self.memory_limit_mib, 1)
+        if self.optimization_level not in (None, 0, 1, 2, 3, 4, 5):
+            raise InputError(
+                f"optimization level {self.optimization_level} does not exist; allowed are 0 "
+                "(shortest build) to 5 (longest search), TensorRT's own default is 3"
+            )
+
+    def recorded(self) -> dict[str, str]:
+        """Those that change the plan and are not at their defaults, for the manifest."""
+        flags = ("version_compatible", "strip_weights", "weight_streaming")
+        values = {name: "true" for name in flags if getattr(self, name)}
+        for name in ("optimization_level", "hardware_compatible", "memory_limit_mib"):
+            if (value := getattr(self, name)) is not None:
+                values[name] = str(value)
+        return values
+
+
+def _check_least(what: str, value: int, least: int) -> None:
+    if value < least:
+        raise InputError(f"{what} {value} is too small; it must be at least {least}")

@@ -1,0 +1,50 @@
+"""Plans on disk: into the bundle whole or not at all, then into its manifest."""
+
+import contextlib
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.runtime.errors import BuildError
+from dinov2rt.runtime.manifest import FileEntry, Manifest, PlanEntry
+
+FOLDER = "plans"
+
+
+def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
+    """Write the bytes of `plan` to `BUNDLE/plans/NAME`, replacing what is there.
+
+    Raises:
+        BuildError: they cannot be written.
+    """
+    path = f"{FOLDER}/{name}"
+    file = bundle / path
+    partial = file.with_name(f"{name}.{os.getpid()}.partial")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with partial.open("wb") as stream:
+            stream.write(plan)
+        partial.replace(file)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise BuildError(
+            f"{file} cannot be written ({error.strerror}); "
+            "check the space and the permissions there"
+        ) from error
+    return FileEntry.of(bundle, path)
+
+
+def record_plan(bundle: Path, entry: PlanEntry) -> None:
+    """Put `entry` into the manifest, in place of one for the same machine, version and precision.
+
+    The manifest is read anew: another build may have ended since this one began.
+    """
+    manifest = Manifest.read(bundle)
+    kept = tuple(plan for plan in manifest.plans if _identity(plan) != _identity(entry))
+    dataclasses.replace(manifest, plans=(*kept, entry)).write(bundle)
+
+
+def _identity(plan: PlanEntry) -> tuple[str, ...]:
+    return plan.target, plan.flavour, plan.version, plan.precision

@@ -1,0 +1,46 @@
+"""Images that lie on the GPU, checked; nothing here touches their elements."""
+
+from typing import Any
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize, Padding, Snap
+from dinov2rt.runtime.inputs import ImageGroup, InputFormat
+
+_DTYPES = {InputFormat.PIXELS: "uint8", InputFormat.IMAGES: "float32"}
+_SHAPES = {InputFormat.PIXELS: "[B, H, W, 3]", InputFormat.IMAGES: "[B, 3, H, W]"}
+
+
+def device_group(images: Any, input_format: InputFormat, snap: Snap, max_pixels: int) -> ImageGroup:
+    """Check a batch of images, or a single one, of any library; see `inputs.group_images`.
+
+    They go to the graph as they are, so that only what the graph does itself can be asked of
+    `snap`: "crop" and "error", and the others where they change nothing.
+
+    Raises:
+        InputError: anything else.
+    """
+    batch = images[None] if len(images.shape) == 3 else images
+    size = _size(batch, input_format)
+    target = size.snapped(snap)
+    if snap not in (Snap.CROP, Snap.ERROR) and target != size:
+        raise InputError(
+            f'snap="{snap}" is done on the host, and images of {size} lie on the GPU; '
+            f'give them sides of {target} there, or use snap="crop"'
+        )
+    if target.pixels > max_pixels:
+        raise InputError(
+            f"image of {size} has {target.pixels} pixels, more than max_pixels={max_pixels}; "
+            "make it smaller, or load the model with a larger max_pixels (memory grows with it)"
+        )
+    return ImageGroup(batch, Padding(), target.grid, tuple(range(len(batch))))
+
+
+def _size(batch: Any, input_format: InputFormat) -> ImageSize:
+    shape, dtype = tuple(batch.shape), str(batch.dtype).removeprefix("torch.")
+    allowed = f"{_DTYPES[input_format]} {_SHAPES[input_format]} on the GPU"
+    channel, rows, cols = (3, 1, 2) if input_format is InputFormat.PIXELS else (1, 2, 3)
+    if dtype != _DTYPES[input_format]:
+        raise InputError(f"got dtype {dtype}, allowed is {allowed}")
+    if len(shape) != 4 or shape[channel] != 3 or not shape[0]:
+        raise InputError(f"got shape {list(shape)}, allowed is {allowed}")
+    return ImageSize(shape[rows], shape[cols])

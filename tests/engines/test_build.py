@@ -1,0 +1,179 @@
+"""Real builds for the A100, on a machine that has none."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.options import BuildOptions
+from dinov2rt.runtime.errors import BuildError, BundleError, FusionError, InputError
+from dinov2rt.runtime.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import find_variant, variants
+
+pytestmark = pytest.mark.usefixtures("trt")
+
+RTX = BuildOptions(flavour="tensorrt-rtx")
+SMALL = dataclasses.replace(RTX, profiles="224", max_batch=2)
+MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def plan_s_reg(bundle_s_reg: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanEntry:
+    """The plan of ViT-S with registers, all defaults."""
+    return _build_in_copy(bundle_s_reg, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def plan_s(bundle_s: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanEntry:
+    """The plan of ViT-S without registers, all defaults."""
+    return _build_in_copy(bundle_s, tmp_path_factory)
+
+
+def _build_in_copy(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> PlanEntry:
+    copy = tmp_path_factory.mktemp("plans") / bundle.name
+    copy.mkdir()
+    for file in bundle.iterdir():
+        (copy / file.name).hardlink_to(file)
+    (copy / "manifest.json").unlink()
+    Manifest.read(bundle).write(copy)
+    entry = build_plan(copy, RTX)
+    assert Manifest.read(copy).plans == (entry,)
+    entry.file.check(copy, rebuild="")
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("plan", "outputs"),
+    [
+        ("plan_s", ("cls_token", "patch_tokens")),
+        ("plan_s_reg", ("cls_token", "register_tokens", "patch_tokens")),
+    ],
+)
+def test_s_builds_for_the_a100_without_a_gpu(
+    plan: str, outputs: tuple[str, ...], trt: Any, request: pytest.FixtureRequest
+) -> None:
+    entry: PlanEntry = request.getfixturevalue(plan)
+    assert (entry.flavour, entry.version) == (Flavour.TENSORRT_RTX, trt.__version__)
+    assert (entry.target, entry.precision) == ("sm80", Precision.FP16)
+    assert (entry.input_name, entry.outputs) == ("pixels", outputs)
+    assert [profile.name for profile in entry.profiles] == ["224", "518", "wide"]
+    assert entry.fused_attention == 12
+    assert entry.verification is None
+    assert entry.file.path == f"plans/sm80-tensorrt_rtx-{trt.__version__}-fp16.plan"
+    # 22 million weights, all but a few in two bytes
+    assert 40 * MIB < entry.weight_bytes < 50 * MIB
+    assert entry.build_seconds > 0
+
+
+def test_the_plan_says_which_graph_it_came_from(plan_s_reg: PlanEntry, bundle_s_reg: Path) -> None:
+    graph = (bundle_s_reg / "fp16.onnx").read_bytes()
+    assert plan_s_reg.graph_sha256 == hashlib.sha256(graph).hexdigest()
+
+
+def test_scratch_memory_grows_linearly_with_the_number_of_tokens(plan_s_reg: PlanEntry) -> None:
+    """Scores of unfused attention would take 32 x 6 x tokens² x 2 bytes, 10 GiB at 1036 pixels."""
+    num_prefix_tokens = find_variant("dinov2_vits14_reg").num_prefix_tokens
+    per_token = []
+    for profile in plan_s_reg.profiles:
+        largest = profile.shapes.max
+        tokens = largest.batch * (largest.size.grid.num_patches + num_prefix_tokens)
+        per_token.append(profile.scratch_bytes / tokens)
+    # 261, 1374 and 5481 tokens an image
+    assert max(per_token) < 1.1 * min(per_token)
+
+
+def test_building_again_replaces_the_plan_and_says_what_was_asked_for(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    said: list[str] = []
+    first = build_plan(bundle, SMALL, said.append)
+    assert any("building 1 profiles for sm80 with tensorrt_rtx" in line for line in said)
+    options = dataclasses.replace(SMALL, weight_streaming=True, optimization_level=0)
+    second = build_plan(bundle, options)
+    assert Manifest.read(bundle).plans == (second,)
+    assert first.file.path == second.file.path
+    assert second.options == {"weight_streaming": "true", "optimization_level": "0"}
+
+
+def test_float32_attention_fails_the_fusion_proof_and_leaves_the_bundle_as_it_was(
+    edited: Callable[..., Path], float_attention: Callable[..., Any]
+) -> None:
+    bundle = edited(float_attention(*range(12)))
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(FusionError, match=r"12 blocks \(blocks\.0, .*\) multiply in fp16, fp32"):
+        build_plan(bundle, SMALL)
+    assert (bundle / "manifest.json").read_bytes() == before
+    assert not (bundle / "plans").exists()
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "message"),
+    [
+        (2, "no fused kernel for the attention of a block among 12 blocks"),
+        # With a static shape the builder takes attention apart and says nothing: its list tells.
+        (1, r"profile 224 has not exactly one fused attention kernel in 12 blocks \(blocks\.0,"),
+    ],
+)
+def test_a_graph_for_which_the_builder_has_no_fused_kernel_fails(
+    max_batch: int, message: str, bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    """float32 throughout: honest about its type, but without a dedicated attention kernel."""
+    bundle = copy_of(bundle_s_reg)
+    options = dataclasses.replace(SMALL, max_batch=max_batch, precision=Precision.FP32)
+    with pytest.raises(FusionError, match=message):
+        build_plan(bundle, options)
+    assert not (bundle / "plans").exists()
+
+
+def test_a_profile_over_the_memory_limit_is_refused_with_both_figures(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    with pytest.raises(BuildError, match=r"profile 224 takes .* MiB .*, allowed are 1; lower"):
+        build_plan(bundle, dataclasses.replace(SMALL, memory_limit_mib=1))
+    assert not (bundle / "plans").exists()
+
+
+def test_altered_weights_are_refused_before_they_are_parsed(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    with (bundle / "fp16.onnx.data").open("r+b") as stream:
+        stream.write(b"\xff" * 16)
+    with pytest.raises(
+        BundleError, match=r"fp16\.onnx\.data has SHA-256 .* rebuild with: dinov2rt"
+    ):
+        build_plan(bundle, SMALL)
+
+
+def test_a_bundle_without_the_graph_says_what_it_has(bundle_s_reg: Path) -> None:
+    with pytest.raises(BundleError, match="holds no bf16 graph, only fp32, fp16; rebuild with"):
+        build_plan(bundle_s_reg, dataclasses.replace(SMALL, precision=Precision.BF16))
+
+
+def test_what_cannot_be_built_is_refused_before_anything_is_read(bundle_s_reg: Path) -> None:
+    for options in (
+        dataclasses.replace(SMALL, target="sm90"),
+        dataclasses.replace(SMALL, version_compatible=True),
+    ):
+        said: list[str] = []
+        with pytest.raises(InputError):
+            build_plan(bundle_s_reg, options, said.append)
+        assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [variant.name for variant in variants()])
+def test_every_variant_builds(name: str, tmp_path: Path) -> None:
+    from dinov2rt.export.bundle import ExportOptions, export_bundle
+
+    variant = find_variant(name)
+    export_bundle(variant, "synthetic:0", tmp_path / name, ExportOptions())
+    entry = build_plan(tmp_path / name, RTX)
+    assert entry.fused_attention == variant.depth

@@ -1,0 +1,35 @@
+from typing import Any
+
+import pytest
+
+from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
+from dinov2rt.runtime.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_batch": 0}, "max batch 0 is too small; it must be at least 1"),
+        ({"max_size": 13}, "max size 13 is too small; it must be at least 14"),
+        ({"memory_limit_mib": 0}, "memory limit in MiB 0 is too small"),
+        ({"optimization_level": 6}, "optimization level 6 does not exist; allowed are 0"),
+        ({"optimization_level": -1}, "optimization level -1 does not exist"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        BuildOptions(**options)
+
+
+def test_the_manifest_records_what_differs_from_the_defaults() -> None:
+    assert BuildOptions().recorded() == {}
+    options = BuildOptions(
+        strip_weights=True,
+        optimization_level=0,
+        hardware_compatible=HardwareCompatibility.AMPERE_PLUS,
+    )
+    assert options.recorded() == {
+        "strip_weights": "true",
+        "optimization_level": "0",
+        "hardware_compatible": "ampere-plus",
+    }

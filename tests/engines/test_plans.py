@@ -1,0 +1,52 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dinov2rt.engines.plans import record_plan, write_plan
+from dinov2rt.runtime.errors import BuildError
+from dinov2rt.runtime.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.profiles import ProfileEntry, ShapeRange
+
+
+def _entry(bundle: Path, content: bytes) -> PlanEntry:
+    return PlanEntry(
+        file=write_plan(bundle, "sm80.plan", content),
+        flavour=Flavour.TENSORRT_RTX,
+        version="1.7.1.116",
+        target="sm80",
+        precision=Precision.FP16,
+        input_name="pixels",
+        outputs=("cls_token", "patch_tokens"),
+        profiles=(ProfileEntry("224", ShapeRange.pinned(224, 8), 1024),),
+        fused_attention=12,
+        weight_bytes=1,
+        build_seconds=9.5,
+        graph_sha256="0" * 64,
+        options={"weight_streaming": "true"},
+    )
+
+
+def test_a_plan_replaces_the_one_of_the_same_kind_and_stands_beside_others(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    first = _entry(bundle, b"first")
+    other = dataclasses.replace(first, target="sm86")
+    for entry in (first, other):
+        record_plan(bundle, entry)
+    assert Manifest.read(bundle).plans == (first, other)
+    second = _entry(bundle, b"second")
+    record_plan(bundle, second)
+    assert Manifest.read(bundle).plans == (other, second)
+    assert second.file.check(bundle, rebuild="").read_bytes() == b"second"
+    assert [file.name for file in (bundle / "plans").iterdir()] == ["sm80.plan"]
+
+
+def test_a_plan_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "plans").write_text("in the way")
+    with pytest.raises(BuildError, match=r"sm80\.plan cannot be written .* check the space"):
+        write_plan(tmp_path, "sm80.plan", b"plan")
+    assert [file.name for file in tmp_path.iterdir()] == ["plans"]
