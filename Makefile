@@ -2,6 +2,7 @@
 VARIANT ?= dinov2_vits14_reg
 WEIGHTS ?= official
 OUT     ?= artifacts/$(VARIANT)
+TARGET  ?= sm80
 PYTHON  ?= python3
 
 VENV := .venv
@@ -23,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[ort,export,image,parquet]' --group dev
+		--editable '.[ort,export,image,parquet,tensorrt-rtx]' --group dev
 	touch $@
 
 demo: setup ## The whole path on this machine: export, verify, run a photo, draw it; no network needed
@@ -32,11 +33,18 @@ demo: setup ## The whole path on this machine: export, verify, run a photo, draw
 export: setup ## Bundle of VARIANT from WEIGHTS (official, a file, a folder, synthetic:SEED) into OUT
 	$(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
 
+engines: setup ## TensorRT plan for TARGET into the bundle in OUT, exported first where there is none
+	test -f $(OUT)/manifest.json || $(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
+	$(RUN) build $(OUT) --target $(TARGET)
+
 verify: setup ## Compare the bundle in OUT with its golden outputs
 	$(RUN) verify $(OUT)
 
 test: setup ## Every test that this machine can run in minutes
 	$(BIN)/python -m pytest
+
+test-gpu: setup ## The tests that need an NVIDIA GPU; fails if none can run
+	$(BIN)/python -m pytest tests/gpu -m gpu
 
 test-slow: setup ## The tests that take minutes or gigabytes: B, L and g
 	$(BIN)/python -m pytest -m slow

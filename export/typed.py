@@ -51,12 +51,11 @@ def module_of(node: ir.Node) -> str:
 
 def autocast(node: ir.Node) -> bool:
     """The official regime, except that the bias of a residual branch is added in float32."""
-    module, kind = module_of(node), node.op_type
+    leaf, kind = module_of(node).rpartition(".")[2], node.op_type
     if kind in ("Attention", "Conv", "Gelu", "Sigmoid"):
         return True
     if kind == "MatMul":
-        return module != "position"
-    leaf = module.rpartition(".")[2]
+        return leaf in ("qkv", "proj", "up", "down")
     return (kind == "Add" and leaf in ("qkv", "up")) or (kind == "Mul" and leaf.isdigit())
 
 

@@ -205,15 +205,17 @@ class Manifest:
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back: the export that made them."""
         command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]
-        for graph in self.graphs[:1]:  # the others differ in precision alone
-            command += _export_options(graph)
+        command += _export_options(self.graphs) if self.graphs else []
         return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
 
 
-def _export_options(graph: GraphEntry) -> list[str]:
-    options = ["--input", "normalized"] if graph.input_name == "images" else []
-    if graph.layers:
-        options += ["--layers", ",".join(map(str, graph.layers))]
+def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
+    first = graphs[0]  # the others differ in precision alone
+    options = ["--precisions", ",".join(graph.precision for graph in graphs)]
+    if first.input_name == "images":
+        options += ["--input", "normalized"]
+    if first.layers:
+        options += ["--layers", ",".join(map(str, first.layers))]
     return options
 
 

@@ -10,7 +10,7 @@ features.patch_tokens             # [B, h, w, D]
 
 from dinov2rt._version import __version__
 from dinov2rt.runtime.accuracy import AccuracyReport
-from dinov2rt.runtime.errors import Dinov2rtError
+from dinov2rt.runtime.errors import Dinov2rtError, PlanWarning
 from dinov2rt.runtime.features import Features, LayerFeatures
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model, load
@@ -22,6 +22,7 @@ __all__ = [
     "Features",
     "LayerFeatures",
     "Model",
+    "PlanWarning",
     "Variant",
     "__version__",
     "load",

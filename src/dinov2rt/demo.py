@@ -3,6 +3,7 @@
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.options import BuildOptions
 from dinov2rt.export.bundle import ExportOptions, export_bundle
 from dinov2rt.export.golden import PHOTOS
+from dinov2rt.runtime.cuda import find_gpu
+from dinov2rt.runtime.errors import BackendError, MissingDependencyError, PlanWarning
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.pca import draw_pca, patch_pca
@@ -20,19 +25,22 @@ from dinov2rt.runtime.variants import PATCH_SIZE, find_variant
 _VARIANT = "dinov2_vits14_reg"
 _WEIGHTS = "synthetic:0"
 _PHOTO = PHOTOS / "astronaut.jpg"
+_TARGET = "sm80"
 _TIMED_CALLS = 20
+_MIB = 2**20
 
 Row = tuple[str, str]
 
 
 def main(out: Path = Path("artifacts/demo")) -> int:
-    """Export, load, verify, run, time and draw; 0 when the accuracy check passed."""
+    """Export, build, load, verify, run, time and draw; 0 when the accuracy check passed."""
     rows: list[Row] = []
     bundle, picture = out / _VARIANT, out / "astronaut-pca.png"
     with _step(rows, "export", f"{_VARIANT} from {_WEIGHTS} into {bundle}"):
         export_bundle(
             find_variant(_VARIANT), _WEIGHTS, bundle, ExportOptions(), force=True, progress=_say
         )
+    _build(rows, bundle)
     with _step(rows, "load", f"torch-free runtime on {bundle}"):
         model = load(bundle)
     with model:
@@ -45,6 +53,40 @@ def main(out: Path = Path("artifacts/demo")) -> int:
     rows.append(("picture", str(picture)))
     _print_table(rows)
     return 0 if report else 1
+
+
+def _build(rows: list[Row], bundle: Path) -> None:
+    """An A100 plan, which needs no GPU to be built, and what can be said of it here."""
+    try:
+        with _step(rows, "build", f"FP16 TensorRT plan for {_TARGET}, no GPU needed"):
+            plan = build_plan(bundle, BuildOptions(target=_TARGET, flavour="tensorrt-rtx"), _say)
+    except (BackendError, MissingDependencyError) as error:
+        rows.append(("plan", f"not built: {error}"))
+        return
+    profiles = ", ".join(
+        f"{entry.name} {entry.shapes} with {entry.scratch_bytes / _MIB:.0f} MiB of scratch"
+        for entry in plan.profiles
+    )
+    rows += [
+        ("plan", f"{plan.file.size_bytes / _MIB:.0f} MiB, {plan.flavour} {plan.version}"),
+        ("profiles", profiles),
+        ("attention", f"{plan.fused_attention} blocks, one fused kernel each, in every profile"),
+        ("", _standing(bundle)),
+    ]
+
+
+def _standing(bundle: Path) -> str:
+    """Whether the plan was compared with eager: only a GPU of its target can do that."""
+    try:
+        gpu = find_gpu()
+    except (BackendError, MissingDependencyError):
+        gpu = None
+    if gpu is None or gpu.target != _TARGET:
+        return f"unverified: no {_TARGET} GPU here"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PlanWarning)  # that it is unverified is what we are at
+        with load(bundle, backend="tensorrt") as model:
+            return str(model.verify())
 
 
 def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:

@@ -29,7 +29,7 @@ OUTPUTS = ("cls_token", "patch_tokens")
 def bundle_normalized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of `bundle_s_reg` with normalised input and the layers 2 and 11."""
     bundle = tmp_path_factory.mktemp("bundles") / "normalized"
-    options = ExportOptions(InputFormat.IMAGES, layers=(2, 11))
+    options = ExportOptions(InputFormat.IMAGES, layers=(2, 11), precisions=(Precision.FP32,))
     export_bundle(find_variant("dinov2_vits14_reg"), "synthetic:0", bundle, options)
     return bundle
 

@@ -349,10 +349,10 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path, entry: FileEntry) -> Non
     ],
 )
 def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> None:
-    manifest = replace(MANIFEST, graphs=(graph, graph))
+    manifest = replace(MANIFEST, graphs=(graph, replace(graph, precision=Precision.FP16)))
     assert manifest.rebuild_command(Path("out")) == (
-        f"rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 {options}"
-        "--out out --force"
+        "rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 "
+        f"--precisions fp32,fp16 {options}--out out --force"
     )
 
 
