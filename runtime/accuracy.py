@@ -22,11 +22,12 @@ class Limits:
 
 
 # fp32: the official model against itself, with other kernels or thread counts, is at about 1e-6.
-# fp16, bf16: 1.25 times the error of the official regime, autocast, as measured in docs/adr/0005.
+# fp16, bf16: 1.25 times the error of autocast, the official regime, on the variant where that is
+# largest and still means something; figures for every variant in docs/adr/0005.
 LIMITS = {
     Precision.FP32: Limits(cosine_min=0.999999, relative_l2=1e-5),
-    Precision.FP16: Limits(cosine_min=0.99999, relative_l2=1.75e-3),
-    Precision.BF16: Limits(cosine_min=0.9996, relative_l2=1.25e-2),
+    Precision.FP16: Limits(cosine_min=0.9999, relative_l2=6e-3),
+    Precision.BF16: Limits(cosine_min=0.995, relative_l2=4e-2),
 }
 
 

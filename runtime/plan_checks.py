@@ -67,8 +67,6 @@ def mismatches(plan: PlanEntry, machine: Machine, rebuild: str) -> Iterator[Mism
     if not _takes_target(plan, machine.gpu.target):
         here = f"{machine.gpu.target} ({machine.gpu.name})"
         yield Mismatch("compute capability", plan.target, here, rebuild)
-    if plan.options.get("strip_weights"):
-        yield Mismatch("weights", "stripped", "none to refit it with", rebuild)
     if machine.gpu.cuda < machine.needed_cuda:
         needed, here = (".".join(map(str, v)) for v in (machine.needed_cuda, machine.gpu.cuda))
         remedy = "update the driver; a rebuilt plan would need the same"

@@ -112,7 +112,7 @@ def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
     """Check and load a plan; where nothing was asked for by name, with a graph behind it."""
     rebuild = rebuild_command(request.bundle, entry)
     graph = graph_of(request.manifest, entry, rebuild)
-    plan = open_plan(request.bundle, entry)
+    plan = open_plan(request.bundle, entry, graph)
     if request.device != "auto" or request.backend is not None:
         return Choice(graph, plan, (), plan)
     behind = replace(request, backend="onnxruntime")

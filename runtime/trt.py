@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from dinov2rt.runtime.cuda import call
@@ -10,7 +11,7 @@ from dinov2rt.runtime.device_arrays import is_on_gpu
 from dinov2rt.runtime.errors import BackendError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.manifest import PlanEntry
+from dinov2rt.runtime.manifest import GraphEntry, PlanEntry
 from dinov2rt.runtime.plan_checks import Machine, check_runs, rebuild_command
 from dinov2rt.runtime.profile_choice import PlanInputError, choose_profile, largest_batch
 from dinov2rt.runtime.profiles import BatchShape
@@ -79,8 +80,10 @@ class TensorRTBackend:
             self.close()
 
 
-def open_plan(bundle: Path, entry: PlanEntry) -> TensorRTBackend:
+def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBackend:
     """Check the plan against this machine and against the manifest, then deserialise it.
+
+    A plan without weights gets them from `graph`, the one that it was built from.
 
     Raises:
         BackendError: it cannot run here; the message names what differs and what rebuilds it.
@@ -104,10 +107,20 @@ def open_plan(bundle: Path, entry: PlanEntry) -> TensorRTBackend:
             f"{entry.file.path} does not load with {entry.flavour} {entry.version} "
             f"({reason or log.last}); {rebuild}"
         )
+    if "strip_weights" in entry.options:
+        file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
+        _refit(trt, engine, file, log)
     if "weight_streaming" in entry.options:  # settled before the first context, or never
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     contexts = contexts_of(trt, engine, entry.flavour)
     return TensorRTBackend(LoadedPlan(entry, machine.gpu, trt, engine, contexts, log))
+
+
+def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:
+    refitter = trt.Refitter(engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+        raise BackendError(f"the plan does not take the weights of {graph} ({log.last})")
 
 
 def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:

@@ -359,4 +359,4 @@ def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> 
 def test_rebuild_command_can_be_pasted_into_a_shell() -> None:
     manifest = replace(MANIFEST, weights=replace(MANIFEST.weights, source="my weights.pth"))
     command = manifest.rebuild_command(Path("my bundle"))
-    assert "--weights 'my weights.pth' --out 'my bundle' --force" in command
+    assert "--weights 'my weights.pth' --precisions fp32 --out 'my bundle' --force" in command

@@ -109,6 +109,8 @@ USED: dict[str, tuple[str, ...]] = {
     "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
     "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
     "EngineValidity": ("INVALID",),
+    "Refitter": ("refit_cuda_engine",),
+    "OnnxParserRefitter": ("refit_from_file",),
 }
 
 

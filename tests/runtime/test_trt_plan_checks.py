@@ -120,11 +120,6 @@ def test_an_open_plan_leaves_the_gpu_to_tensorrt() -> None:
     check_runs(replace(PLAN, target="open"), machine, REBUILD)
 
 
-def test_a_plan_without_its_weights_is_refused() -> None:
-    says = refusal(replace(PLAN, options={"strip_weights": "true"}), HERE)
-    assert says.startswith("plans/a.plan: its weights is stripped")
-
-
 def test_a_bundle_path_with_a_space_is_quoted_in_the_command() -> None:
     command = rebuild_command(Path("my bundle"), PLAN, "sm90")
     assert command == "rebuild with: dinov2rt build 'my bundle' --target sm90"
