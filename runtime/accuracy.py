@@ -22,7 +22,7 @@ class Limits:
 
 
 # fp32: the official model against itself, with other kernels or thread counts, is at about 1e-6.
-# fp16, bf16: 1.25 times the error of autocast, the official regime, on the variant where that is
+# fp16, bf16: about 1.25 times the error of autocast, the official regime, on the variant where that is
 # largest and still means something; figures for every variant in docs/adr/0005.
 LIMITS = {
     Precision.FP32: Limits(cosine_min=0.999999, relative_l2=1e-5),
