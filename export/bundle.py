@@ -18,11 +18,12 @@ from dinov2rt.export.folding import fold, fold_attention_scale
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.limits import autocast_limits
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
-from dinov2rt.runtime.accuracy import Golden
+from dinov2rt.runtime.accuracy import FLOAT32_LIMITS, Golden, Limits
 from dinov2rt.runtime.errors import ExportError, InputError
 from dinov2rt.runtime.features import output_names
 from dinov2rt.runtime.inputs import InputFormat
@@ -65,6 +66,15 @@ class ExportOptions:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the eager model says, how large its activations grow, and how far off is too far."""
+
+    golden: FileEntry
+    ranges: Ranges
+    limits: dict[Precision, Limits]
+
+
 def export_bundle(
     variant: Variant,
     weights: str,
@@ -94,18 +104,18 @@ def export_bundle(
     loaded = load_weights(weights, variant)
     with _built_beside(out) as partial:
         progress("computing golden outputs with the eager model")
-        golden, ranges = _write_golden(partial, loaded, variant, options)
+        reference = _write_golden(partial, loaded, variant, options)
         if Precision.FP16 in options.precisions:
-            name, largest = worst(ranges)
+            name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
         progress("tracing the graph")
-        graphs = _write_graphs(partial, loaded, variant, options, ranges)
+        graphs = _write_graphs(partial, loaded, variant, options, reference)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             variant=variant,
             weights=loaded.entry,
             graphs=graphs,
-            golden=golden,
+            golden=reference.golden,
             tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
         )
         manifest.write(partial)
@@ -114,17 +124,22 @@ def export_bundle(
 
 def _write_golden(
     bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
-) -> tuple[FileEntry, Ranges]:
-    """Store what the eager model says, and return how large its activations grow meanwhile."""
+) -> _Reference:
+    """Store what the eager model says, and measure what is asked of the graphs."""
     model = load_eager(variant, weights.state_dict)
     with record_ranges(model) as ranges:
         cases = golden_cases(model, options.input_format, options.layers)
     Golden(cases).write(bundle / "golden.npz")
-    return FileEntry.of(bundle, "golden.npz"), ranges
+    limits: dict[Precision, Limits] = {
+        precision: autocast_limits(model, cases, options.layers, precision)
+        for precision in options.precisions
+        if precision is not Precision.FP32
+    }
+    return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits)
 
 
 def _write_graphs(
-    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions, ranges: Ranges
+    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions, reference: _Reference
 ) -> tuple[GraphEntry, ...]:
     """All graphs from one trace, whose weights they share in memory until one changes them."""
     traced = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
@@ -137,7 +152,8 @@ def _write_graphs(
             outputs=output_names(variant, options.layers),
             layers=options.layers,
             files=_save(_finish(traced.clone(), variant, precision, options), bundle, precision),
-            ranges=ranges if precision is Precision.FP16 else {},
+            ranges=reference.ranges if precision is Precision.FP16 else {},
+            limits=reference.limits.get(precision, FLOAT32_LIMITS),
         )
         for precision in options.precisions
     )

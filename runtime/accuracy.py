@@ -21,14 +21,8 @@ class Limits:
     relative_l2: float
 
 
-# fp32: the official model against itself, with other kernels or thread counts, is at about 1e-6.
-# fp16, bf16: about 1.25 times the error of autocast, the official regime, on the variant where that is
-# largest and still means something; figures for every variant in docs/adr/0005.
-LIMITS = {
-    Precision.FP32: Limits(cosine_min=0.999999, relative_l2=1e-5),
-    Precision.FP16: Limits(cosine_min=0.9999, relative_l2=6e-3),
-    Precision.BF16: Limits(cosine_min=0.995, relative_l2=4e-2),
-}
+FLOAT32_LIMITS = Limits(cosine_min=0.999999, relative_l2=1e-5)
+"""The official model against itself, with other kernels or thread counts, is at about 1e-6."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +36,14 @@ class GoldenCase:
     name: str
     images: NDArray[Any]
     outputs: Mapping[str, FloatArray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = (
+            self.images.shape[1:3] if self.images.dtype == np.uint8 else self.images.shape[2:4]
+        )
+        return int(height), int(width)
 
     def reference(self, name: str) -> FloatArray:
         """The eager model's output `name`.

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from dinov2rt.runtime.accuracy import FLOAT32_LIMITS, Limits
 from dinov2rt.runtime.errors import BundleError
 from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.profiles import ProfileEntry
@@ -95,6 +96,7 @@ class GraphEntry:
     `layers` are the indices of intermediate blocks whose tokens it returns as well. `ranges`, of
     an fp16 graph, holds the largest |activation| of the eager model by tensor, e.g.
     `blocks.3.down`, over the photographs of the golden outputs; float16 ends at 65504.
+    `limits` is the least agreement with the eager model that passes.
     """
 
     precision: Precision
@@ -104,6 +106,7 @@ class GraphEntry:
     layers: tuple[int, ...]
     files: tuple[FileEntry, ...]
     ranges: dict[str, float] = field(default_factory=dict)
+    limits: Limits = FLOAT32_LIMITS
 
     def __post_init__(self) -> None:
         if self.input_name not in ("pixels", "images"):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dinov2rt.runtime.accuracy import LIMITS, AccuracyReport, GoldenCase, compare
+from dinov2rt.runtime.accuracy import AccuracyReport, GoldenCase, compare
 from dinov2rt.runtime.backend import Backend
 from dinov2rt.runtime.cuda import Gpu
 from dinov2rt.runtime.errors import PlanWarning
@@ -22,7 +22,7 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
     Raises:
         BundleError: a case is not of this graph's export.
     """
-    limits = LIMITS[graph.precision]
+    limits = graph.limits
     compared = []
     for case in cases:
         try:

@@ -8,13 +8,18 @@ features.cls_token                # [B, D]
 features.patch_tokens             # [B, h, w, D]
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dinov2rt._version import __version__
-from dinov2rt.runtime.accuracy import AccuracyReport
-from dinov2rt.runtime.errors import Dinov2rtError, PlanWarning
-from dinov2rt.runtime.features import Features, LayerFeatures
-from dinov2rt.runtime.images import load_image
-from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.variants import Variant, variants
+
+if TYPE_CHECKING:
+    from dinov2rt.runtime.accuracy import AccuracyReport
+    from dinov2rt.runtime.errors import Dinov2rtError, PlanWarning
+    from dinov2rt.runtime.features import Features, LayerFeatures
+    from dinov2rt.runtime.images import load_image
+    from dinov2rt.runtime.model import Model, load
+    from dinov2rt.runtime.variants import Variant, variants
 
 __all__ = [
     "AccuracyReport",
@@ -29,3 +34,27 @@ __all__ = [
     "load_image",
     "variants",
 ]
+
+_MODULES = {
+    "AccuracyReport": "accuracy",
+    "Dinov2rtError": "errors",
+    "Features": "features",
+    "LayerFeatures": "features",
+    "Model": "model",
+    "PlanWarning": "errors",
+    "Variant": "variants",
+    "load": "model",
+    "load_image": "images",
+    "variants": "variants",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # A public name is imported when it is first used: numpy alone takes a tenth of a second.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dinov2rt.runtime.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

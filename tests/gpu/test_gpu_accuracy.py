@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.accuracy import LIMITS, compare
+from dinov2rt.runtime.accuracy import Limits, compare
 from dinov2rt.runtime.cuda import Gpu
 from dinov2rt.runtime.errors import PlanWarning
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.profile_choice import PlanInputError
 
 pytestmark = pytest.mark.gpu
@@ -24,10 +23,14 @@ Noise = Callable[[int, int, int], NDArray[np.uint8]]
 MAX_BATCH = 4
 
 
+# Noise is no photograph: more than 1.25 times autocast on these, far less than a wrong kernel.
+NOISE_LIMITS = Limits(cosine_min=0.999, relative_l2=6e-3)
+
+
 def assert_agree(got: Features, want: Features) -> None:
     assert got.outputs.keys() == want.outputs.keys()
     for name, value in got.outputs.items():
-        result = compare("noise", name, value, want.outputs[name], LIMITS[Precision.FP16])
+        result = compare("noise", name, value, want.outputs[name], NOISE_LIMITS)
         assert result.passed, result
 
 
