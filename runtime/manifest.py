@@ -214,7 +214,7 @@ class Manifest:
 
 def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
     first = graphs[0]  # the others differ in precision alone
-    options = ["--precisions", ",".join(graph.precision for graph in graphs)]
+    options = ["--precision", ",".join(graph.precision for graph in graphs)]
     if first.input_name == "images":
         options += ["--input", "normalized"]
     if first.layers:

@@ -131,7 +131,7 @@ def assert_one_line(result: Result, *fragments: str) -> None:
         (["export", "dinov2_vits15"], "nearest is 'dinov2_vits14'"),
         (["export", "dinov2_vits14", "--input", "x"], "choose from 'pixels', 'normalized'"),
         (["export", "dinov2_vits14", "--layers", "-1,5"], "'-1,5'; allowed for dinov2_vits14"),
-        (["export", "dinov2_vits14", "--precisions", "fp8"], "unknown precision 'fp8'"),
+        (["export", "dinov2_vits14", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["export", "dinov2_vits14", "--weights", "gone.pth", "--out", "x"], "'gone.pth' cannot"),
         (["doctor", "nowhere"], "nowhere is not a bundle"),
     ],
@@ -255,7 +255,7 @@ def test_export_makes_a_bundle_and_verifies_it(call: Call, toy: str, tmp_path: P
         "--layers",
         "last2",
         "--json",
-        "--precisions",
+        "--precision",
         "fp32,fp16,bf16",
     )
     assert (result.status, result.err) == (0, "")

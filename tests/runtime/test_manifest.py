@@ -352,11 +352,11 @@ def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> 
     manifest = replace(MANIFEST, graphs=(graph, replace(graph, precision=Precision.FP16)))
     assert manifest.rebuild_command(Path("out")) == (
         "rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 "
-        f"--precisions fp32,fp16 {options}--out out --force"
+        f"--precision fp32,fp16 {options}--out out --force"
     )
 
 
 def test_rebuild_command_can_be_pasted_into_a_shell() -> None:
     manifest = replace(MANIFEST, weights=replace(MANIFEST.weights, source="my weights.pth"))
     command = manifest.rebuild_command(Path("my bundle"))
-    assert "--weights 'my weights.pth' --precisions fp32 --out 'my bundle' --force" in command
+    assert "--weights 'my weights.pth' --precision fp32 --out 'my bundle' --force" in command

@@ -128,7 +128,7 @@ def test_an_altered_file_is_an_error_and_not_passed_over(pooling_bundle: Path) -
         chosen(pooling_bundle, device="auto")
     assert str(error.value).startswith(f"{file} has SHA-256 ")
     assert str(error.value).endswith(
-        "; rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 --precisions fp32 "
+        "; rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 --precision fp32 "
         f"--out {pooling_bundle} --force"
     )
 

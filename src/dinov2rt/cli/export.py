@@ -43,7 +43,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "(last4)",
     )
     parser.add_argument(
-        "--precisions",
+        "--precision",
         default="fp32,fp16",
         metavar="P,...",
         help="a graph for each of fp32, fp16 and bf16 (default: fp32,fp16)",
@@ -54,7 +54,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> Outcome:
     variant = find_variant(arguments.variant)
     layers = parse_layers(arguments.layers, variant) if arguments.layers is not None else ()
-    precisions = tuple(map(Precision.parse, arguments.precisions.split(",")))
+    precisions = tuple(map(Precision.parse, arguments.precision.split(",")))
     out = arguments.out or Path("artifacts", variant.name)
     require_export_room("exporting a bundle")
     manifest = _export(variant, out, layers, precisions, arguments)
