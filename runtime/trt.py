@@ -118,8 +118,8 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
 
 def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:
     refitter = trt.Refitter(engine, log)
-    parser = trt.OnnxParserRefitter(refitter, log)
-    if not (parser.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+    from_graph = trt.OnnxParserRefitter(refitter, log)
+    if not (from_graph.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
         raise BackendError(f"the plan does not take the weights of {graph} ({log.last})")
 
 

@@ -110,7 +110,7 @@ def assert_one_line(result: Result, *fragments: str) -> None:
     ("argv", "fragment"),
     [
         ([], "required: VERB"),
-        (["exprot"], "invalid choice: 'exprot' (choose from 'export', 'verify'"),
+        (["exprot"], "invalid choice: 'exprot' (choose from 'export', 'build', 'verify'"),
         (["verify"], "required: BUNDLE; see: dinov2rt verify --help"),
         (["verify", "nowhere"], "nowhere is not a bundle"),
         (["verify", "with a space/b"], "--out"),
@@ -205,6 +205,8 @@ def test_ctrl_c_is_one_line_and_status_130(bundle_s_reg: Path, tmp_path: Path) -
         [sys.executable, "-m", "dinov2rt", *map(str, arguments), "--batch", "1"],
         stdout=subprocess.PIPE,
         stderr=stderr,
+        # A job in the background ignores SIGINT, and what it starts inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(stderr)
     said = b""
