@@ -18,12 +18,12 @@ from dinov2rt.export.folding import fold, fold_attention_scale
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
-from dinov2rt.export.limits import autocast_limits
+from dinov2rt.export.limits import limits_of
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
-from dinov2rt.runtime.accuracy import FLOAT32_LIMITS, Golden, Limits
+from dinov2rt.runtime.accuracy import Golden, Limits
 from dinov2rt.runtime.errors import ExportError, InputError
 from dinov2rt.runtime.features import output_names
 from dinov2rt.runtime.inputs import InputFormat
@@ -108,6 +108,8 @@ def export_bundle(
         if Precision.FP16 in options.precisions:
             name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
+        for precision, limits in reference.limits.items():
+            progress(f"limit for {precision} with these weights: {limits.relative_l2:.2g}")
         progress("tracing the graph")
         graphs = _write_graphs(partial, loaded, variant, options, reference)
         manifest = Manifest(
@@ -130,10 +132,9 @@ def _write_golden(
     with record_ranges(model) as ranges:
         cases = golden_cases(model, options.input_format, options.layers)
     Golden(cases).write(bundle / "golden.npz")
-    limits: dict[Precision, Limits] = {
-        precision: autocast_limits(model, cases, options.layers, precision)
+    limits = {
+        precision: limits_of(model, cases, options.layers, precision)
         for precision in options.precisions
-        if precision is not Precision.FP32
     }
     return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits)
 
@@ -153,7 +154,7 @@ def _write_graphs(
             layers=options.layers,
             files=_save(_finish(traced.clone(), variant, precision, options), bundle, precision),
             ranges=reference.ranges if precision is Precision.FP16 else {},
-            limits=reference.limits.get(precision, FLOAT32_LIMITS),
+            limits=reference.limits[precision],
         )
         for precision in options.precisions
     )
