@@ -107,8 +107,8 @@ class AccuracyReport:
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
             f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
-            f"(limit {self.limits.relative_l2:g}), smallest cosine {worst.cosine_min:.7f} "
-            f"(limit {self.limits.cosine_min}), {worst.nan_count} NaN"
+            f"(limit {self.limits.relative_l2:.3g}), smallest cosine {worst.cosine_min:.7f} "
+            f"(limit {self.limits.cosine_min:.7g}), {worst.nan_count} NaN"
         )
 
 

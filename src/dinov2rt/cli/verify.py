@@ -124,7 +124,7 @@ def _table(report: AccuracyReport) -> str:
             output.case,
             output.output,
             f"{output.cosine_min:.8f}",
-            f"{limits.cosine_min}",
+            f"{limits.cosine_min:.7g}",
             f"{output.relative_l2:.2e}",
             f"{limits.relative_l2:.1e}",
             f"{output.max_abs_error:.2e}",
