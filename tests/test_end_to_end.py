@@ -130,10 +130,9 @@ def test_larger_bundles_give_the_official_features(
     with dinov2rt.load(larger_bundle) as model:
         files = golden_files(model.variant.name)
         assert files
-        limit = model.graph.limits.relative_l2
         # Synthetic ViT-g doubles an error every few blocks: the official code does not agree with
-        # itself to 1e-5 there, and export measures what float32 leaves open.
-        assert limit == LIMIT or "vitg" in model.variant.name
+        # itself to 1e-5 there, and export measures what float32 leaves open. See docs/adr/0007.
+        limit = model.graph.limits.relative_l2 if "vitg" in model.variant.name else LIMIT
         for file in files:
             assert_official(model, file, limit)
             if "layer_patch_tokens" in np.load(file):

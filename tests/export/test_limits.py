@@ -71,4 +71,4 @@ def test_weights_that_carry_errors_on_get_what_float32_leaves_open(
             value *= 6
     wild = load_eager(variant, state)
     limits = float32_limits(wild, [case(wild, 98, InputFormat.PIXELS)], (1,))
-    assert limits.relative_l2 > 2e-5
+    assert limits.relative_l2 > 1.5e-5
