@@ -65,7 +65,7 @@ class Overhead:
                 f"model(...)   {self.model_p50_ms:9.2f} ms",
                 f"overhead     {self.overhead_percent:+9.2f} %",
                 f"import dinov2rt {self.import_p50_ms:6.0f} ms (least {self.import_min_ms:.0f}), "
-                f"of which numpy {self.import_numpy_p50_ms:.0f} "
+                f"numpy alone {self.import_numpy_p50_ms:.0f} "
                 f"(least {self.import_numpy_min_ms:.0f})",
             )
         )
