@@ -1,21 +1,22 @@
-"""Many image files through a model, a window of them at a time, so that memory stays bounded."""
+"""Many images through a model, a window of them at a time, so that memory stays bounded."""
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from operator import itemgetter
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.runtime.chunks import Chunk, Failure, batched
+from dinov2rt.runtime.decoding import DecodedImage, Decoders, Decoding, decode_chunks
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.feature_files import ImageFeatures
 from dinov2rt.runtime.features import Features, output_names
 from dinov2rt.runtime.geometry import ImageSize, Snap
-from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.inputs import InputFormat, group_images
 from dinov2rt.runtime.model import Model
 
@@ -23,14 +24,12 @@ WINDOW_BATCHES = 4
 """Images are grouped by size within a window of this many batches; one more window is decoded
 ahead while the model computes."""
 
-Failed = Callable[[Path, InputError], None]
-
-_T = TypeVar("_T")
+Outcome = ImageFeatures | Failure
 
 
 @dataclass(frozen=True, slots=True)
 class ExtractOptions:
-    """How image files become batches.
+    """How images become batches.
 
     `batch` is the most images of one forward pass. `patch_tokens` keeps each image's patch tokens
     in its row; without them a row is a few kilobytes.
@@ -48,42 +47,45 @@ class ExtractOptions:
         if self.batch < 1:
             raise InputError(f"batch={self.batch}; allowed is a whole number from 1")
 
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Image:
-    path: Path
-    pixels: NDArray[np.uint8]
-
-    @property
-    def size(self) -> ImageSize:
-        return ImageSize(*self.pixels.shape[:2])
+    def decoding(self, max_pixels: int) -> Decoding:
+        """What of it is done before the model."""
+        return Decoding(self.preprocess, self.snap, max_pixels)
 
 
 def extract(
-    model: Model, files: Sequence[Path], options: ExtractOptions, *, failed: Failed
-) -> Generator[ImageFeatures, None, None]:
-    """The features of each image of `files`, in their order, as they are computed.
+    model: Model, chunks: Iterable[Chunk], options: ExtractOptions, decoders: Decoders
+) -> Generator[tuple[Chunk, Outcome], None, None]:
+    """The features of each image of `chunks`, in their order, as they are computed.
 
-    Files are decoded in threads, ahead of the model but never more than a window. At most two
-    windows of images, each image of at most the model's `max_pixels`, are in memory at a time.
+    Batches depend on the images of a chunk and their order alone, never on timing or on other
+    chunks, so that a chunk gives the same rows wherever and whenever it is computed. At most three
+    windows of images are in memory at a time, or what keeps the decoders at work.
 
     Args:
         model: what computes them; only the final tokens are asked of it.
-        files: image files.
-        options: how they become batches.
-        failed: told of each image that cannot be used, which is then left out.
+        chunks: what to compute; read ahead while the model works.
+        options: how images become batches.
+        decoders: where they are decoded.
+
+    Yields:
+        A chunk, and the features of one of its images, or why that image cannot be used.
 
     Raises:
         BackendError: the model cannot compute a batch.
-        MissingDependencyError: Pillow is not installed.
+        Dinov2rtError: a decoder died.
     """
-    window = WINDOW_BATCHES * options.batch
-
-    def load(file: Path) -> _Image:
-        return _load(file, options, model.options.max_pixels)
-
-    for images in _chunks(_decoded(files, load, window, failed), window):
-        yield from _rows(model, images, options, failed)
+    window_images = WINDOW_BATCHES * options.batch
+    decoding = options.decoding(model.options.max_pixels)
+    images = decode_chunks(chunks, decoding, decoders, ahead=window_images)
+    # One copy feeds the model, a few batches ahead of the other, which waits for the results.
+    fed, awaited = itertools.tee(_windows(images, options.batch))
+    batches = (batch for window in fed for batch in window.batches)
+    computed = _computed(model, batches, options)
+    for window in awaited:
+        placed = dict(window.failures)
+        for batch in window.batches:
+            placed.update(zip(batch.positions, next(computed), strict=True))
+        yield from ((window.chunk, placed[position]) for position in sorted(placed))
 
 
 def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
@@ -97,103 +99,95 @@ def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
     return seen
 
 
-def _load(file: Path, options: ExtractOptions, max_pixels: int) -> _Image:
-    image = _Image(file, load_image(file, options.preprocess))
-    try:
-        seen = image.size.snapped(options.snap)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
-    if seen.pixels > max_pixels:
-        raise InputError(
-            f"{file}: image of {image.size} has {seen.pixels} pixels, more than "
-            f'max_pixels={max_pixels}; scale it, e.g. with preprocess "short-side:518", or raise '
-            "max_pixels (memory grows with it)"
-        )
-    return image
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Images of one shape, and where they stand in their window."""
+
+    positions: list[int]
+    images: list[DecodedImage]
 
 
-def _decoded(
-    files: Sequence[Path], load: Callable[[Path], _Image], ahead: int, failed: Failed
-) -> Iterator[_Image]:
-    waiting = iter(files)
-    pending: deque[tuple[Path, Future[_Image]]] = deque()
-    pool = ThreadPoolExecutor()
-    try:
-        while True:
-            missing = itertools.islice(waiting, ahead - len(pending))
-            pending.extend((file, pool.submit(load, file)) for file in missing)
-            if not pending:
-                return
-            file, future = pending.popleft()
-            try:
-                image = future.result()
-            except InputError as error:
-                failed(file, error)
-            else:
-                yield image
-    finally:
-        pool.shutdown(cancel_futures=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Window:
+    chunk: Chunk
+    batches: list[_Batch]
+    failures: dict[int, Outcome]
 
 
-def _rows(
-    model: Model, images: list[_Image], options: ExtractOptions, failed: Failed
-) -> Iterator[ImageFeatures]:
-    """One window: computed in batches of one size each, given in the order of the files."""
-    computed: dict[int, ImageFeatures | None] = {}
-    given = 0
-    for positions in _batches(images, options):
-        batch = [images[position] for position in positions]
-        computed.update(zip(positions, _computed(model, batch, options, failed), strict=True))
-        while given in computed:
-            row = computed.pop(given)
-            if row is not None:
-                yield row
-            given += 1
+def _windows(
+    images: Iterator[tuple[Chunk, DecodedImage | Failure]], batch: int
+) -> Iterator[_Window]:
+    """Never across two chunks: a chunk's batches must not depend on what else is computed."""
+    for chunk, group in itertools.groupby(images, key=itemgetter(0)):
+        for window in batched((image for _, image in group), WINDOW_BATCHES * batch):
+            failures = {at: it for at, it in enumerate(window) if isinstance(it, Failure)}
+            yield _Window(chunk, _batches(window, batch), dict(failures))
+
+
+def _batches(window: list[DecodedImage | Failure], size: int) -> list[_Batch]:
+    """The images of `window` in batches of one shape each, the earliest batch first."""
+    alike: dict[tuple[int, ...], list[tuple[int, DecodedImage]]] = {}
+    for position, image in enumerate(window):
+        if isinstance(image, DecodedImage):
+            alike.setdefault(image.pixels.shape, []).append((position, image))
+    batches = [
+        _Batch([position for position, _ in part], [image for _, image in part])
+        for same in alike.values()
+        for part in batched(same, size)
+    ]
+    return sorted(batches, key=lambda batch: batch.positions)
 
 
 def _computed(
-    model: Model, batch: list[_Image], options: ExtractOptions, failed: Failed
-) -> list[ImageFeatures | None]:
-    """A row for each image; None for all where the model does not take their size."""
-    pixels, outputs = [image.pixels for image in batch], output_names(model.variant)
-    try:
-        features = model(pixels, outputs=outputs, snap=options.snap)
-    except InputError as error:  # outside of what a plan was built for, say
-        for image in batch:
-            failed(image.path, InputError(f"{image.path}: {error}"))
-        return [None] * len(batch)
-    return [_row(*pair, options) for pair in zip(batch, features, strict=True)]
+    model: Model, batches: Iterator[_Batch], options: ExtractOptions
+) -> Iterator[list[Outcome]]:
+    """The outcomes of each batch; one that the model refuses does not end the others."""
+    waiting: deque[_Batch] = deque()
+    outputs = output_names(model.variant)
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for batch in tuple(waiting):  # those on their way when the model refused one
+            yield _stacked(batch)
+        for batch in batches:
+            waiting.append(batch)
+            yield _stacked(batch)
+
+    while True:
+        try:
+            for features in model.map(pixels(), outputs=outputs, snap=options.snap):
+                assert isinstance(features, Features)  # noqa: S101  # what an array gives
+                yield _rows(waiting.popleft(), features, options)
+            return
+        except InputError as error:  # outside of what a plan was built for, say
+            yield [_refused(image, error) for image in waiting.popleft().images]
 
 
-def _batches(images: list[_Image], options: ExtractOptions) -> list[list[int]]:
-    """Positions of images that the model sees in one size, the earliest batch first."""
-
-    def seen(position: int) -> ImageSize:
-        return images[position].size.snapped(options.snap)
-
-    by_size = itertools.groupby(sorted(range(len(images)), key=seen), key=seen)
-    return sorted(batch for _, alike in by_size for batch in _chunks(alike, options.batch))
+def _stacked(batch: _Batch) -> NDArray[np.uint8]:
+    return np.stack([image.pixels for image in batch.images])
 
 
-def _row(image: _Image, features: Features, options: ExtractOptions) -> ImageFeatures:
-    patches = features.patch_tokens[0].reshape(features.grid.num_patches, -1)
-    return ImageFeatures(
-        path=str(image.path),
-        size=image.size,
-        grid=features.grid,
-        cls_token=_float32(features.cls_token[0]),
-        register_tokens=_float32(features.register_tokens[0]),
-        patch_mean=_float32(patches.mean(axis=0, dtype=np.float64)),
-        patch_tokens=_float32(patches) if options.patch_tokens else None,
-    )
+def _refused(image: DecodedImage, error: InputError) -> Failure:
+    return Failure(image.key, f"{image.key}: {error}")
+
+
+def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Outcome]:
+    count, patches = len(features), features.grid.num_patches
+    patch_tokens = features.patch_tokens.reshape(count, patches, -1)
+    patch_mean = patch_tokens.mean(axis=1, dtype=np.float64)
+    return [
+        ImageFeatures(
+            key=image.key,
+            size=image.size,
+            grid=features.grid,
+            cls_token=_float32(features.cls_token[index]),
+            register_tokens=_float32(features.register_tokens[index]),
+            patch_mean=_float32(patch_mean[index]),
+            patch_tokens=_float32(patch_tokens[index]) if options.patch_tokens else None,
+        )
+        for index, image in enumerate(batch.images)
+    ]
 
 
 def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
     """A copy, so that a kept row does not keep its whole batch."""
     return array.astype(np.float32)
-
-
-def _chunks(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    iterator = iter(items)
-    while chunk := list(itertools.islice(iterator, size)):
-        yield chunk

@@ -1,8 +1,7 @@
-"""Features of many images in one file: NumPy's .npz or Apache Parquet."""
+"""Features of an image, and of many in one .npz file."""
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -20,26 +19,27 @@ from dinov2rt.runtime.optional import require
 
 Float32Array = NDArray[np.float32]
 
-_ROW_GROUP_BYTES = 64 << 20
-
 
 class FeatureFormat(StrEnum):
-    """The file formats, called by their suffixes."""
+    """Where features go, called by its suffix."""
 
     NPZ = ".npz"
+    """One file, for what fits into memory; see `write_npz`."""
     PARQUET = ".parquet"
+    """A folder of Parquet files, for any number of images; see `FeatureDataset`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFeatures:
     """What one image gave; all arrays float32.
 
-    `size` is that of the image given to the model, before it was snapped to `grid`.
+    `key` is the image's path, or that of its shard with "#" and its name or row in it. `size` is
+    that of the image given to the model, before it was snapped to `grid`.
     Shapes: `cls_token` [D], `register_tokens` [R, D] (R is 0 for variants without registers),
     `patch_mean` [D], `patch_tokens` [P, D] row-major over the grid, or None to leave them out.
     """
 
-    path: str
+    key: str
     size: ImageSize
     grid: Grid
     cls_token: Float32Array
@@ -48,37 +48,35 @@ class ImageFeatures:
     patch_tokens: Float32Array | None = None
 
 
-def feature_format(file: Path) -> FeatureFormat:
-    """The format that `write_features` would give `file`: ask before a long computation.
+def feature_format(path: Path) -> FeatureFormat:
+    """The format that `path` asks for, once it can be written: ask before a long computation.
 
     Raises:
-        InputError: an unknown suffix, no folder to write in, or a folder of that name.
+        InputError: an unknown suffix, no folder to write in, or a name that is taken by a folder
+            (.npz) or a file (.parquet).
         MissingDependencyError: Parquet without pyarrow.
     """
     suffixes = [str(member) for member in FeatureFormat]
-    if file.suffix not in suffixes:
-        raise InputError(f"{file} has the suffix {file.suffix!r}; allowed: {', '.join(suffixes)}")
-    if not file.parent.is_dir():
-        raise InputError(f"{file.parent} is not a folder to write {file.name} in; create it first")
-    if file.is_dir():
-        raise InputError(f"{file} is a folder; give the name of a file")
-    chosen = FeatureFormat(file.suffix)
+    if path.suffix not in suffixes:
+        raise InputError(f"{path} has the suffix {path.suffix!r}; allowed: {', '.join(suffixes)}")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent} is not a folder to write {path.name} in; create it first")
+    chosen = FeatureFormat(path.suffix)
+    if chosen is FeatureFormat.NPZ and path.is_dir():
+        raise InputError(f"{path} is a folder; give the name of a file")
     if chosen is FeatureFormat.PARQUET:
-        _pyarrow()
+        require("pyarrow", extra="parquet", purpose="writing Parquet")
+        if path.exists() and not path.is_dir():
+            raise InputError(f"{path} is a file, not a folder of parts; give another name")
     return chosen
 
 
-def write_features(file: Path, rows: Iterable[ImageFeatures], metadata: dict[str, str]) -> int:
+def write_npz(file: Path, rows: Iterable[ImageFeatures], metadata: dict[str, str]) -> int:
     """Write `rows` to `file` as they come, and return how many there were.
 
-    The suffix chooses the format:
-
-    - .npz: `path` [N], `image_size` [N, 2], `grid` [N, 2], `cls_token` [N, D],
-      `register_tokens` [N, R, D], `patch_mean` [N, D], `patch_tokens` [sum of P, D] of which
-      image i has those from `patch_offsets[i]` to `patch_offsets[i + 1]`, and `metadata`, JSON.
-    - .parquet: a row an image, with `path`, `height`, `width`, `grid_rows`, `grid_cols`,
-      `cls_token`, `register_tokens` (flattened), `patch_mean` and `patch_tokens` (flattened);
-      metadata in the schema's, each key prefixed by "dinov2rt.".
+    The arrays are `path` [N], `image_size` [N, 2], `grid` [N, 2], `cls_token` [N, D],
+    `register_tokens` [N, R, D], `patch_mean` [N, D], `patch_tokens` [sum of P, D] of which
+    image i has those from `patch_offsets[i]` to `patch_offsets[i + 1]`, and `metadata`, JSON.
 
     `register_tokens` is left out where R is 0, and `patch_tokens` where there are none. A path
     that is not Unicode is written with backslash escapes. Patch tokens are never held in memory
@@ -88,10 +86,9 @@ def write_features(file: Path, rows: Iterable[ImageFeatures], metadata: dict[str
         InputError: as `feature_format`; no rows; or rows that are not of one model.
         Dinov2rtError: the file cannot be written.
     """
-    write = {FeatureFormat.NPZ: _write_npz, FeatureFormat.PARQUET: _write_parquet}
-    chosen = feature_format(file)
+    feature_format(file)
     with replacing(file) as partial:
-        return write[chosen](partial, _alike(rows), metadata)
+        return _write_npz(partial, _alike(rows), metadata)
 
 
 @contextlib.contextmanager
@@ -106,13 +103,23 @@ def replacing(file: Path) -> Iterator[Path]:
         yield partial
         partial.replace(file)
     except OSError as error:
-        raise Dinov2rtError(
-            f"{file} cannot be written ({error.strerror or error}); free the disk or choose "
-            "another place"
-        ) from error
+        raise refused(file, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def refused(path: Path, error: OSError) -> Dinov2rtError:
+    """What to raise when the system does not let `path` be written."""
+    return Dinov2rtError(
+        f"{path} cannot be written ({error.strerror or error}); free the disk or choose "
+        "another place"
+    )
+
+
+def as_unicode(key: str) -> str:
+    """`key` without the lone surrogates that stand for undecodable bytes of a file name."""
+    return key.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _alike(rows: Iterable[ImageFeatures]) -> Iterator[ImageFeatures]:
@@ -122,7 +129,7 @@ def _alike(rows: Iterable[ImageFeatures]) -> Iterator[ImageFeatures]:
         first = first or row
         if _layout(row) != _layout(first):
             raise InputError(
-                f"{row.path} has {_layout(row)}, but {first.path} has {_layout(first)}; "
+                f"{row.key} has {_layout(row)}, but {first.key} has {_layout(first)}; "
                 "write the features of one model to one file"
             )
         yield row
@@ -134,11 +141,6 @@ def _layout(row: ImageFeatures) -> str:
     patches = "no" if row.patch_tokens is None else "with"
     registers, width = len(row.register_tokens), row.cls_token.shape[-1]
     return f"{registers} registers, width {width}, {patches} patch tokens"
-
-
-def _unicode(path: str) -> str:
-    """`path` without the lone surrogates that stand for undecodable bytes of a file name."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _write_npz(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, str]) -> int:
@@ -161,7 +163,7 @@ def _write_npz(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, st
 
 def _npz_arrays(rows: list[ImageFeatures]) -> dict[str, NDArray[Any]]:
     arrays = {
-        "path": np.array([_unicode(row.path) for row in rows]),
+        "path": np.array([as_unicode(row.key) for row in rows]),
         "image_size": np.array([(row.size.height, row.size.width) for row in rows], np.int64),
         "grid": np.array([(row.grid.rows, row.grid.cols) for row in rows], np.int64),
         "cls_token": np.stack([row.cls_token for row in rows], dtype=np.float32),
@@ -172,62 +174,3 @@ def _npz_arrays(rows: list[ImageFeatures]) -> dict[str, NDArray[Any]]:
             [row.register_tokens for row in rows], dtype=np.float32
         )
     return arrays
-
-
-def _write_parquet(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, str]) -> int:
-    parquet = require("pyarrow.parquet", extra="parquet", purpose="writing Parquet")
-    first = next(rows)
-    schema = _parquet_schema(first, metadata)
-    written = 0
-    # Features hardly ever repeat: a dictionary would only be built to be thrown away.
-    with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
-        for group in _row_groups(itertools.chain([first], rows)):
-            writer.write_batch(_record_batch(group, schema))
-            written += len(group)
-    return written
-
-
-def _row_groups(rows: Iterator[ImageFeatures]) -> Iterator[list[ImageFeatures]]:
-    group, size_bytes = [], 0
-    for row in rows:
-        group.append(row)
-        size_bytes += row.cls_token.nbytes + row.patch_mean.nbytes + row.register_tokens.nbytes
-        size_bytes += 0 if row.patch_tokens is None else row.patch_tokens.nbytes
-        if size_bytes >= _ROW_GROUP_BYTES:
-            yield group
-            group, size_bytes = [], 0
-    if group:
-        yield group
-
-
-def _parquet_schema(row: ImageFeatures, metadata: dict[str, str]) -> Any:
-    pa = _pyarrow()
-    token = pa.list_(pa.float32(), row.cls_token.shape[-1])
-    fields = {"path": pa.string()}
-    fields |= dict.fromkeys(("height", "width", "grid_rows", "grid_cols"), pa.int32())
-    fields["cls_token"] = token
-    if row.register_tokens.size:
-        fields["register_tokens"] = pa.list_(pa.float32(), row.register_tokens.size)
-    fields["patch_mean"] = token
-    if row.patch_tokens is not None:
-        fields["patch_tokens"] = pa.list_(pa.float32())
-    return pa.schema(fields).with_metadata(
-        {f"dinov2rt.{key}": value for key, value in metadata.items()}
-    )
-
-
-def _record_batch(rows: list[ImageFeatures], schema: Any) -> Any:
-    columns = {
-        "path": [_unicode(row.path) for row in rows],
-        "height": [row.size.height for row in rows],
-        "width": [row.size.width for row in rows],
-        "grid_rows": [row.grid.rows for row in rows],
-        "grid_cols": [row.grid.cols for row in rows],
-    }
-    for name in schema.names[len(columns) :]:
-        columns[name] = [np.ravel(getattr(row, name)) for row in rows]
-    return _pyarrow().record_batch(columns, schema=schema)
-
-
-def _pyarrow() -> Any:
-    return require("pyarrow", extra="parquet", purpose="writing Parquet")

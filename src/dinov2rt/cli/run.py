@@ -1,44 +1,51 @@
-"""`dinov2rt run`: images in, a file of features or a picture of them out."""
+"""`dinov2rt run`: images in, features or a picture of them out."""
 
-import contextlib
-import dataclasses
-import itertools
 import os
-import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dinov2rt._version import __version__
 from dinov2rt.cli.bundles import add_bundle, add_load_options, load_model
-from dinov2rt.cli.output import Counter, complain
+from dinov2rt.cli.run_job import PICTURE_IMAGES, Job, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.runtime.chunks import Chunk
+from dinov2rt.runtime.collection import DEFAULT_CHUNK_IMAGES, find_chunks
+from dinov2rt.runtime.decoding import decoder_pool
+from dinov2rt.runtime.doctor import usable_cores
 from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.extract import ExtractOptions, extract, seen_by_model
-from dinov2rt.runtime.feature_files import ImageFeatures, feature_format, write_features
+from dinov2rt.runtime.extract import ExtractOptions
+from dinov2rt.runtime.feature_files import FeatureFormat, feature_format
+from dinov2rt.runtime.feature_reader import ERRORS_FOLDER
+from dinov2rt.runtime.feature_table import FeatureType
 from dinov2rt.runtime.geometry import Snap
-from dinov2rt.runtime.images import Preprocess, find_images, load_image
-from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
-from dinov2rt.runtime.pca import draw_pca, patch_pca
+from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
+from dinov2rt.runtime.process import MEANINGLESS, feature_metadata, is_synthetic
 
-_MEANINGLESS = "the weights are synthetic: these features mean nothing, they only exercise the path"
-_PICTURE_IMAGES = 64
+_FEW_IMAGES = 16
+"""Decoded by this process itself: starting others would take longer."""
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
     add_bundle(parser)
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="image files and folders of them")
     parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="features: FILE.npz or FILE.parquet"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="image files, folders, patterns, and shards (.tar, .parquet)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT",
+        help="features: OUT.npz, a file, or OUT.parquet, a folder of parts that can be resumed",
     )
     parser.add_argument(
         "--pca",
         type=Path,
         metavar="FILE",
         help=f"picture of the patch tokens' principal components, FILE.png; of the first "
-        f"{_PICTURE_IMAGES} images",
+        f"{PICTURE_IMAGES} images",
     )
     parser.add_argument(
         "--patch-tokens", action="store_true", help="write every patch token, not only their mean"
@@ -58,21 +65,27 @@ def _add_arguments(parser: ArgumentParser) -> None:
         default=DEFAULT_MAX_PIXELS,
         help=f"the most that one image may have (default: {DEFAULT_MAX_PIXELS})",
     )
+    _add_collection_arguments(parser)
     add_load_options(parser)
 
 
-@dataclass(slots=True)
-class _Job:
-    """One run: what was asked for, and what came of it."""
-
-    arguments: Namespace
-    model: Model
-    options: ExtractOptions
-    files: list[Path]
-    drawn: list[ImageFeatures] = field(default_factory=list)
-    failures: list[dict[str, str]] = field(default_factory=list)
-    written: int = 0
-    seconds: float = 0.0
+def _add_collection_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("large collections")
+    group.add_argument(
+        "--decoders",
+        type=int,
+        metavar="N",
+        help="processes that decode images; 0: none but this one (default: the usable cores)",
+    )
+    group.add_argument("--dtype", help="of features in OUT.parquet: float32 (default) or float16")
+    group.add_argument("--image-column", default="image", help="of Parquet shards (default: image)")
+    group.add_argument(
+        "--part-images",
+        type=int,
+        default=DEFAULT_CHUNK_IMAGES,
+        metavar="N",
+        help=f"images in a part of OUT.parquet (default: {DEFAULT_CHUNK_IMAGES})",
+    )
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -80,15 +93,18 @@ def _run(arguments: Namespace) -> Outcome:
         preprocess=Preprocess.parse(arguments.preprocess),
         snap=Snap.parse(arguments.snap),
         batch=arguments.batch,
-        patch_tokens=arguments.patch_tokens or arguments.pca is not None,
+        patch_tokens=arguments.patch_tokens,
     )
     _check_destinations(arguments)
-    files = find_images(arguments.paths)
-    with load_model(arguments, max_pixels=arguments.max_pixels) as model:
-        job = _Job(arguments, model, options, files)
-        _extract(job)
-        if job.drawn:
-            _draw(job)
+    chunks = find_chunks(
+        arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
+    )
+    with (
+        decoder_pool(_decoder_count(arguments, chunks)) as decoders,
+        load_model(arguments, max_pixels=arguments.max_pixels) as model,
+    ):
+        job = Job(arguments, model, options, chunks, decoders)
+        run_job(job)
         return _outcome(job)
 
 
@@ -100,119 +116,75 @@ def _check_destinations(arguments: Namespace) -> None:
     if arguments.patch_tokens and out is None:
         raise InputError("--patch-tokens says what --out holds; give --out FILE as well")
     if out is not None:
-        feature_format(out)
+        _check_dtype(arguments.dtype, feature_format(out))
     if pca is not None and pca.suffix != ".png":
         raise InputError(f"{pca} has the suffix {pca.suffix!r}; allowed for --pca: .png")
     for file in filter(None, (out, pca)):
-        if file.is_dir() or not os.access(file.parent, os.W_OK):
+        place = file if file == out and file.is_dir() else file.parent
+        if (file == pca and file.is_dir()) or not os.access(place, os.W_OK):
             raise InputError(f"{file} cannot be written; choose a place that exists and is yours")
 
 
-def _extract(job: _Job) -> None:
-    started = time.perf_counter()
-    with Counter(len(job.files)) as counter:
-
-        def failed(path: Path, error: InputError) -> None:
-            counter.complain(str(error))
-            counter.step()
-            job.failures.append({"path": str(path), "error": str(error)})
-
-        extracted = extract(job.model, job.files, job.options, failed=failed)
-        with contextlib.closing(extracted):  # its threads end here, whatever happens to the rows
-            job.written = _write(job, _put_aside(job, _counted(extracted, counter)))
-    job.seconds = time.perf_counter() - started
+def _check_dtype(dtype: str | None, out_format: FeatureFormat) -> None:
+    if dtype is None:
+        return
+    if out_format is FeatureFormat.NPZ:
+        raise InputError("--dtype is for .parquet; .npz holds float32, leave it out")
+    FeatureType.parse(dtype)
 
 
-def _counted(rows: Iterator[ImageFeatures], counter: Counter) -> Iterator[ImageFeatures]:
-    for row in rows:
-        counter.step()
-        yield row
+def _decoder_count(arguments: Namespace, chunks: list[Chunk]) -> int:
+    if arguments.decoders is not None:
+        return int(arguments.decoders)
+    return usable_cores() if sum(map(len, chunks)) > _FEW_IMAGES else 0
 
 
-def _put_aside(job: _Job, rows: Iterator[ImageFeatures]) -> Iterator[ImageFeatures]:
-    """`rows` as they are to be written; the first ones are kept for the picture."""
-    for row in rows:
-        if job.arguments.pca is not None and len(job.drawn) < _PICTURE_IMAGES:
-            job.drawn.append(row)
-        yield row if job.arguments.patch_tokens else dataclasses.replace(row, patch_tokens=None)
-
-
-def _write(job: _Job, rows: Iterator[ImageFeatures]) -> int:
-    out = job.arguments.out
-    if out is None:
-        return sum(1 for _ in itertools.islice(rows, _PICTURE_IMAGES))
-    first = next(rows, None)
-    if first is None:  # every image failed, which was said of each
-        return 0
-    return write_features(out, itertools.chain([first], rows), _metadata(job))
-
-
-def _metadata(job: _Job) -> dict[str, str]:
-    weights = job.model.manifest.weights
-    metadata = {
-        "dinov2rt_version": __version__,
-        "variant": job.model.variant.name,
-        "weights_source": weights.source,
-        "weights_sha256": weights.sha256,
-        "precision": str(job.model.graph.precision),
-        "preprocess": job.arguments.preprocess,
-        "snap": job.arguments.snap,
-    }
-    return metadata | ({"warning": _MEANINGLESS} if _is_synthetic(job.model) else {})
-
-
-def _backend(model: Model) -> str:
-    return model.describe().partition("\n")[0]
-
-
-def _is_synthetic(model: Model) -> bool:
-    return model.manifest.weights.source.startswith("synthetic:")
-
-
-def _draw(job: _Job) -> None:
-    tokens = [
-        row.patch_tokens.reshape(row.grid.rows, row.grid.cols, -1)
-        for row in job.drawn
-        if row.patch_tokens is not None
-    ]
-    images = [
-        seen_by_model(load_image(row.path, job.options.preprocess), job.options.snap)
-        for row in job.drawn
-    ]
-    draw_pca(images, patch_pca(tokens), job.arguments.pca)
-    left_out = len(job.files) - len(job.failures) - len(job.drawn)
-    if left_out > 0:
-        complain(f"{job.arguments.pca} shows the first {len(job.drawn)}, not the other {left_out}")
-
-
-def _outcome(job: _Job) -> Outcome:
+def _outcome(job: Job) -> Outcome:
     document: dict[str, Any] = {
         "bundle": job.arguments.bundle,
-        "out": job.arguments.out if job.written else None,
+        "out": job.arguments.out if _is_written(job) else None,
         "pca": job.arguments.pca if job.drawn else None,
-        "images": job.written,
+        "images": job.images,
+        "failed": job.failed,
         "failures": job.failures,
+        "errors": _errors(job),
         "seconds": job.seconds,
-        "images_per_s": job.written / job.seconds,
-        "backend": _backend(job.model),
-        "synthetic_weights": _is_synthetic(job.model),
-        "metadata": _metadata(job),
+        "images_per_s": job.computed / job.seconds,
+        "backend": _backend(job),
+        "synthetic_weights": is_synthetic(job.model),
+        "metadata": feature_metadata(job.model, job.options),
     }
-    return Outcome(document, _text(job), status_of(not job.failures))
+    return Outcome(document, _text(job), status_of(not job.failed))
 
 
-def _text(job: _Job) -> str:
-    lines = [_backend(job.model)]
-    if job.written and job.arguments.out is not None:
-        lines.append(f"{job.arguments.out}: features of {_images(job.written)}")
+def _text(job: Job) -> str:
+    lines = [_backend(job)]
+    if _is_written(job):
+        lines.append(f"{job.arguments.out}: features of {_images(job.images)}")
     if job.drawn:
-        lines.append(f"{job.arguments.pca}: picture of {_images(len(job.drawn))}")
-    lines.append(f"{job.written / job.seconds:.1f} images/s over {job.seconds:.1f} s")
-    if job.failures:
-        lines.append(f"{len(job.failures)} of {_images(len(job.files))} failed")
-    if _is_synthetic(job.model):
-        lines.append(f"note: {_MEANINGLESS}")
+        lines.append(f"{job.arguments.pca}: picture of {_images(job.drawn)}")
+    lines.append(f"{job.computed / job.seconds:.1f} images/s over {job.seconds:.1f} s")
+    if job.failed:
+        place = f"; see {_errors(job)}" if _errors(job) else ""
+        lines.append(f"{job.failed} of {_images(job.total)} failed{place}")
+    if is_synthetic(job.model):
+        lines.append(f"note: {MEANINGLESS}")
     return "\n".join(lines)
+
+
+def _is_written(job: Job) -> bool:
+    """A dataset is there even where it has nothing but failures."""
+    return job.out_format is FeatureFormat.PARQUET or bool(job.out_format and job.images)
+
+
+def _errors(job: Job) -> Path | None:
+    """Where the failures are written down, if there are any."""
+    is_table = job.failed and job.out_format is FeatureFormat.PARQUET
+    return job.arguments.out / ERRORS_FOLDER if is_table else None
+
+
+def _backend(job: Job) -> str:
+    return job.model.describe().partition("\n")[0]
 
 
 def _images(count: int) -> str:
