@@ -11,7 +11,7 @@ RUN  := $(BIN)/dinov2rt
 
 .DEFAULT_GOAL := help
 # Folders of these names exist, so make must be told that they are not what the targets build.
-.PHONY: help setup demo export engines verify benchmarks test test-slow test-gpu check format clean
+.PHONY: help setup demo export engines verify bench report benchmarks test test-slow test-gpu check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[ort,export,image,parquet,tensorrt-rtx]' --group dev
+		--editable '.[ort,export,image,parquet,bench,peers,tensorrt-rtx]' --group dev
 	touch $@
 
 demo: setup ## The whole path on this machine: export, verify, run a photo, draw it; no network needed
@@ -39,6 +39,14 @@ engines: setup ## TensorRT plan for TARGET into the bundle in OUT, exported firs
 
 verify: setup ## Compare the bundle in OUT with its golden outputs
 	$(RUN) verify $(OUT)
+
+bench: setup ## Latency beside all peers, of the bundle in OUT, exported first where there is none
+	test -f $(OUT)/manifest.json || $(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
+	$(RUN) bench $(OUT) --out artifacts/bench/$(VARIANT).json
+	$(RUN) report artifacts/bench/$(VARIANT).json
+
+report: setup ## Pages of the committed results, and the README's table from them
+	$(RUN) report
 
 test: setup ## Every test that this machine can run in minutes
 	$(BIN)/python -m pytest

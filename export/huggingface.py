@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,22 @@ def to_official_names(state: StateDict) -> StateDict:
     for fused, parts in _FUSED.items():
         _fuse(renamed, fused, parts)
     return renamed
+
+
+def from_official_names(state: StateDict, names: Iterable[str]) -> StateDict:
+    """The inverse of `to_official_names`: an official `state` under `names`, all or some of theirs.
+
+    Raises:
+        KeyError: a name that no tensor of `state` goes by.
+    """
+    parts = dict(state)
+    for fused, pieces in _FUSED.items():
+        for name in [name for name in state if fused in name]:
+            rows = state[name].chunk(len(pieces))
+            parts |= {
+                name.replace(fused, piece): row for piece, row in zip(pieces, rows, strict=True)
+            }
+    return {name: parts[_rename(name)] for name in names}
 
 
 def _rename(name: str) -> str:

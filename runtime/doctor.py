@@ -144,10 +144,13 @@ def _key_and_value(line: str) -> tuple[str, str]:
 
 def _cpu() -> Cpu:
     model, instruction_sets = parse_cpuinfo(_text_of(_CPUINFO))
-    return Cpu(model or platform.processor() or platform.machine(), instruction_sets, _cores())
+    return Cpu(
+        model or platform.processor() or platform.machine(), instruction_sets, usable_cores()
+    )
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -116,7 +116,7 @@ def assert_one_line(result: Result, *fragments: str) -> None:
         (["verify", "with a space/b"], "--out"),
         (["verify", "nowhere", "--threads", "two"], "invalid int value: 'two'"),
         (["verify", "nowhere", "--size", "28x28"], "add --eager"),
-        (["verify", "nowhere", "--eager", "--size", "28"], "sizes '28'; allowed are HEIGHTxWIDTH"),
+        (["verify", "nowhere", "--eager", "--size", "x"], "sizes 'x'; allowed are SIDE or"),
         (["info", "nowhere"], "nowhere is not a bundle"),
         (["info", "--check"], "dinov2rt info BUNDLE"),
         (["run", "nowhere", "a.png"], "nothing to write; give --out"),
@@ -134,6 +134,8 @@ def assert_one_line(result: Result, *fragments: str) -> None:
         (["export", "dinov2_vits14", "--precision", "fp8"], "unknown precision 'fp8'"),
         (["export", "dinov2_vits14", "--weights", "gone.pth", "--out", "x"], "'gone.pth' cannot"),
         (["doctor", "nowhere"], "nowhere is not a bundle"),
+        (["report", "gone.json"], "gone.json cannot be read"),
+        (["report"], "README.md cannot be read"),
     ],
 )
 def test_bad_usage_and_bad_input_are_one_line_and_status_2(
@@ -350,13 +352,13 @@ def test_verify_eager_refuses_other_weights(call: Call, bundle_s_reg: Path) -> N
     assert_one_line(result, "synthetic:1 has SHA-256", Manifest.read(bundle_s_reg).weights.sha256)
 
 
-def test_sizes_are_height_by_width() -> None:
-    assert parse_sizes("224x224, 231x345") == [ImageSize(224, 224), ImageSize(231, 345)]
+def test_sizes_are_squares_or_height_by_width() -> None:
+    assert parse_sizes("224, 231x345") == [ImageSize(224, 224), ImageSize(231, 345)]
 
 
-@pytest.mark.parametrize("text", ["", "224", "224x", "13x224", "224x224,", "2.5x14"])
+@pytest.mark.parametrize("text", ["", "224x", "13", "13x224", "224x224,", "2.5x14"])
 def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(InputError, match="allowed are HEIGHTxWIDTH from 14x14"):
+    with pytest.raises(InputError, match="allowed are SIDE or HEIGHTxWIDTH from 14 on"):
         parse_sizes(text)
 
 
@@ -399,8 +401,9 @@ def test_run_does_the_rest_when_an_image_fails(
     (failure,) = document["failures"]
     assert failure["path"] == str(torn)
     assert (document["images"], document["synthetic_weights"]) == (2, True)
+    assert (document["failed"], document["errors"]) == (1, str(out / "_errors"))
     table = pyarrow.parquet.read_table(out)
-    assert [Path(path).name for path in table["path"].to_pylist()] == ["a.png", "b.png"]
+    assert [Path(key).name for key in table["key"].to_pylist()] == ["a.png", "b.png"]
     assert b"dinov2rt.weights_sha256" in table.schema.metadata
     assert "patch_tokens" not in table.column_names
 
@@ -429,7 +432,7 @@ def test_run_draws_a_picture_besides_features(
 def test_a_picture_shows_the_first_images_and_says_so(
     call: Call, bundle_s_reg: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dinov2rt.cli.run._PICTURE_IMAGES", 1)
+    monkeypatch.setattr("dinov2rt.cli.run_job.PICTURE_IMAGES", 1)
     pca = photos / "picture.png"
     result = call("run", bundle_s_reg, photos, "--pca", pca, "--json")
     assert result.status == 0

@@ -11,17 +11,19 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from dinov2rt._version import __version__
+from dinov2rt.cli.bench import BENCH
 from dinov2rt.cli.build import BUILD
 from dinov2rt.cli.doctor import DOCTOR
 from dinov2rt.cli.export import EXPORT
 from dinov2rt.cli.info import INFO
 from dinov2rt.cli.output import complain, to_json, write_result
+from dinov2rt.cli.report import REPORT
 from dinov2rt.cli.run import RUN
 from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
 from dinov2rt.runtime.errors import Dinov2rtError, InputError
 
-VERBS: tuple[Verb, ...] = (EXPORT, BUILD, VERIFY, RUN, INFO, DOCTOR)
+VERBS: tuple[Verb, ...] = (EXPORT, BUILD, VERIFY, RUN, BENCH, REPORT, INFO, DOCTOR)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

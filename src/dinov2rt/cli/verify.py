@@ -66,16 +66,16 @@ def _run(arguments: Namespace) -> Outcome:
 
 
 def parse_sizes(text: str) -> list[ImageSize]:
-    """Sizes from "224x224,231x345", height first.
+    """Sizes from "224,231x345": squares, or height first.
 
     Raises:
         InputError: anything else, or a size below one patch.
     """
-    matches = [re.fullmatch(r"(\d{1,5})x(\d{1,5})", size.strip()) for size in text.split(",")]
-    sizes = [ImageSize(int(match[1]), int(match[2])) for match in matches if match]
+    matches = [re.fullmatch(r"(\d{1,5})(x(\d{1,5}))?", size.strip()) for size in text.split(",")]
+    sizes = [ImageSize(int(match[1]), int(match[3] or match[1])) for match in matches if match]
     if len(sizes) < len(matches) or any(min(size.height, size.width) < 14 for size in sizes):
         raise InputError(
-            f"sizes {text!r}; allowed are HEIGHTxWIDTH from 14x14, separated by commas, "
+            f"sizes {text!r}; allowed are SIDE or HEIGHTxWIDTH from 14 on, separated by commas, "
             f"such as {_DEFAULT_SIZES}"
         )
     return sizes

@@ -1,0 +1,88 @@
+"""The work in one call of a backbone, and the least time that a machine's measured rates allow."""
+
+from dinov2rt.benchmarks.results import Floor, Roof
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, Variant
+
+_CHANNELS = 3
+_BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
+_OUTPUT_BYTES = 4
+
+
+def flops(variant: Variant, batch: int, size: ImageSize) -> int:
+    """Floating-point operations of `batch` images, 2 for each multiply-add of a matrix product.
+
+    With P patches, N = 1 + R + P tokens, width D and hidden width H, an image takes
+
+        patch embedding   2 · P · (3 · 14²) · D
+        each block        2 · N · D · 3D          query, key and value
+                        + 2 · 2 · N² · D          query times key, weights times value
+                        + 2 · N · D · D           projection
+                        + 2 · 2 · N · D · H       MLP, or 3 · 2 · N · D · H for SwiGLU
+
+    Norms, softmax, activations and the resampling of the position table are left out: below one
+    percent, and no matrix products.
+    """
+    patches, dim = size.grid.num_patches, variant.embed_dim
+    tokens = variant.num_prefix_tokens + patches
+    embedding = 2 * patches * _CHANNELS * PATCH_SIZE**2 * dim
+    attention = 2 * tokens * dim * 4 * dim + 4 * tokens**2 * dim
+    feed_forward = 2 * _ffn_products(variant) * tokens * dim * variant.hidden_dim
+    return batch * (embedding + variant.depth * (attention + feed_forward))
+
+
+def min_bytes(variant: Variant, batch: int, size: ImageSize, precision: Precision) -> int:
+    """Bytes that cross the memory bus at least, if everything else stays in a cache.
+
+    Weights once, in `precision`; images as uint8, which is their smallest form; all tokens after
+    the final norm once, in float32.
+    """
+    tokens = variant.num_prefix_tokens + size.grid.num_patches
+    images = batch * size.pixels * _CHANNELS
+    outputs = batch * tokens * variant.embed_dim * _OUTPUT_BYTES
+    return num_weights(variant) * _BYTES[precision] + images + outputs
+
+
+def num_weights(variant: Variant) -> int:
+    """Numbers in the weights that a forward pass reads: all but the mask token."""
+    dim, hidden = variant.embed_dim, variant.hidden_dim
+    embedding = (_CHANNELS * PATCH_SIZE**2 + 1) * dim
+    prefix_and_positions = (variant.num_prefix_tokens + 1 + NATIVE_GRID**2) * dim
+    gates = _ffn_products(variant) - 1  # layers that widen; one narrows again
+    feed_forward = gates * (dim + 1) * hidden + (hidden + 1) * dim
+    attention = (dim + 1) * 4 * dim
+    norms_and_scales = 6 * dim
+    block = attention + feed_forward + norms_and_scales
+    return embedding + prefix_and_positions + variant.depth * block + 2 * dim
+
+
+def floor(
+    variant: Variant,
+    batch: int,
+    size: ImageSize,
+    precision: Precision,
+    roof: Roof,
+    p50_ms: float,
+) -> Floor:
+    """The least time of a call that takes `p50_ms`; see `Floor`.
+
+    Raises:
+        InputError: the roof was not measured in `precision`.
+    """
+    if precision not in roof.matrix_gflops:
+        measured = ", ".join(roof.matrix_gflops)
+        raise InputError(f"the matrix rate was not measured in {precision}, only in {measured}")
+    gflop = flops(variant, batch, size) / 1e9
+    gbyte = min_bytes(variant, batch, size, precision) / 1e9
+    times_ms = {
+        "compute": 1e3 * gflop / roof.matrix_gflops[precision],
+        "bandwidth": 1e3 * gbyte / roof.copy_gb_per_s,
+    }
+    bound = max(times_ms, key=times_ms.__getitem__)
+    return Floor(gflop, gbyte, times_ms[bound], bound, times_ms[bound] / p50_ms)
+
+
+def _ffn_products(variant: Variant) -> int:
+    return 3 if variant.ffn == "swiglu" else 2

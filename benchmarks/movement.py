@@ -1,0 +1,87 @@
+"""How far a latency moved between two runs, and how far it moves without a cause."""
+
+import math
+from dataclasses import dataclass
+
+from dinov2rt.benchmarks.results import BenchmarkRun, LatencyReport, Row
+from dinov2rt.benchmarks.statistics import Interval
+
+_LEAST_NOISE = 1.03
+"""A factor that is never beyond noise: clocks and memory layout alone move a run that far."""
+
+_NOISE_WITHOUT_PEERS = 1.10
+"""What is assumed where no peer ran unchanged in both runs, so that the noise is not known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """The new median latency over the old one.
+
+    The interval of `ratio` leaves out 1 exactly where the intervals of the two medians do not
+    overlap. `normalised` is the ratio of latency times matrix rate, which a machine at another
+    clock leaves alone; None where a run has no rate for the precision.
+    """
+
+    ratio: Interval
+    normalised: float | None
+
+    @property
+    def factor(self) -> float:
+        """How far it moved, from 1 on: the lesser of both measures, 1 where they disagree."""
+        raw = math.log(self.ratio.median)
+        scaled = raw if self.normalised is None else math.log(self.normalised)
+        return math.exp(min(abs(raw), abs(scaled))) if raw * scaled > 0 else 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """By what factor latencies move between two runs without a cause, and how that is known."""
+
+    factor: float
+    source: str
+
+
+def movement(old: BenchmarkRun, new: BenchmarkRun, before: Row, after: Row) -> Movement | None:
+    """How the latency of a candidate at a cell moved; None unless it was timed in both runs."""
+    if before.latency is None or after.latency is None:
+        return None
+    ratio = _ratio(before.latency, after.latency)
+    precision = old.facts(before).precision
+    old_rate = old.roof.matrix_gflops.get(precision)
+    new_rate = new.roof.matrix_gflops.get(precision)
+    if old_rate is None or new_rate is None:
+        return Movement(ratio, None)
+    return Movement(ratio, ratio.median * new_rate / old_rate)
+
+
+def _ratio(before: LatencyReport, after: LatencyReport) -> Interval:
+    return Interval(
+        after.p50_ms / before.p50_ms,
+        _quotient(after.p50_low_ms, before.p50_high_ms),
+        _quotient(after.p50_high_ms, before.p50_low_ms),
+    )
+
+
+def _quotient(numerator: float | None, denominator: float | None) -> float | None:
+    return None if numerator is None or denominator is None else numerator / denominator
+
+
+def measure_noise(old: BenchmarkRun, new: BenchmarkRun) -> Noise:
+    """The farthest that any peer of unchanged version moved, and at least 3 %."""
+    new_rows = {(row.cell, row.candidate): row for row in new.rows}
+    factors = [
+        moved.factor
+        for before in old.rows
+        if (after := new_rows.get((before.cell, before.candidate)))
+        and _is_unchanged_peer(old, new, before)
+        and (moved := movement(old, new, before, after))
+    ]
+    if not factors:
+        return Noise(_NOISE_WITHOUT_PEERS, "assumed, as no peer ran unchanged in both")
+    source = f"of {len(factors)} rows of unchanged peers, the farthest moved {max(factors):.3f}×"
+    return Noise(max(_LEAST_NOISE, *factors), source)
+
+
+def _is_unchanged_peer(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> bool:
+    before, after = old.facts(row), new.facts(row)
+    return before.is_peer and (before.version, before.precision) == (after.version, after.precision)

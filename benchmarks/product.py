@@ -1,0 +1,43 @@
+"""dinov2rt itself, through its public API."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt._version import __version__
+from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.runtime.features import Features, output_names
+from dinov2rt.runtime.model import load
+from dinov2rt.runtime.precision import Precision
+
+
+class ProductRunner:
+    """A loaded bundle. It takes uint8 pixels, so that normalising them is on its clock."""
+
+    def __init__(self, task: Task, *, backend: str, precision: Precision) -> None:
+        self._model = load(
+            task.bundle,
+            device=task.device,
+            backend=backend,
+            precision=precision,
+            threads=task.threads,
+        )
+        self._names = output_names(task.manifest.variant)
+        self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels as they are."""
+        return pixels
+
+    def run(self, prepared: NDArray[np.uint8]) -> Features:
+        """All tokens after the final norm, in host memory."""
+        return self._model(prepared, outputs=self._names)
+
+    def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
+        """By name, float32."""
+        return {name: np.asarray(result.outputs[name], np.float32) for name in self._names}
+
+    def close(self) -> None:
+        """Free the backend."""
+        self._model.close()

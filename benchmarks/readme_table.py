@@ -1,0 +1,122 @@
+"""The README's table of latencies, written from the committed runs between two comments."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from dinov2rt.benchmarks.formats import (
+    error,
+    median_text,
+    precision_name,
+    ratio_text,
+    shape,
+    significant,
+)
+from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.benchmarks.summary import Duel, duels
+from dinov2rt.benchmarks.tables import Table
+from dinov2rt.runtime.errors import InputError
+
+BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
+NO_RESULTS = (
+    "No results are committed yet: `dinov2rt bench` measures, `dinov2rt report` fills this in."
+)
+
+_HEADER = (
+    "variant",
+    "images",
+    "precision",
+    "dinov2rt ms (95 %)",
+    "images/s",
+    "fastest peer",
+    "its ms (95 %)",
+    "dinov2rt ÷ peer (95 %)",
+    "relative L2",
+)
+
+
+def write(readme: Path, results: Path) -> None:
+    """Write the table of all runs below the folder `results` into `readme`.
+
+    Raises:
+        InputError: `readme` cannot be read or written or lacks the two comments, or a result
+            cannot be read.
+    """
+    text = _updated(readme, results)
+    try:
+        readme.write_text(text, encoding="utf-8")
+    except OSError as error_:
+        raise InputError(f"{readme} cannot be written ({error_.strerror})") from error_
+
+
+def is_stale(readme: Path, results: Path) -> bool:
+    """Whether `write` would change `readme`.
+
+    Raises:
+        InputError: as `write`.
+    """
+    return _updated(readme, results) != _read(readme)
+
+
+def result_files(results: Path) -> tuple[Path, ...]:
+    """The runs below the folder `results`, one folder a machine, in the order of their names."""
+    return tuple(sorted(results.glob("*/*.json")))
+
+
+def _updated(readme: Path, results: Path) -> str:
+    text = _read(readme)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(
+            f"{readme} must hold {BEGIN} and {END} once each and in this order; "
+            "put them where the table belongs"
+        )
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    runs = [BenchmarkRun.read(file) for file in result_files(results)]
+    blocks = [block for run in runs for block in _blocks(run)] or [NO_RESULTS]
+    return "\n\n".join((f"{head}{BEGIN}", *blocks, f"{END}{tail}"))
+
+
+def _read(readme: Path) -> str:
+    try:
+        return readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error_:
+        raise InputError(f"{readme} cannot be read ({error_}); run this beside it") from error_
+
+
+def _blocks(run: BenchmarkRun) -> Iterable[str]:
+    machine = run.environment
+    yield (
+        f"**{machine.machine}**: {machine.gpu or machine.cpu}, {run.settings.threads} threads, "
+        f"device {run.settings.device}, {run.created[:10]}, dinov2rt {run.version}, "
+        f"weights {', '.join(dict.fromkeys(bundle.weights_source for bundle in run.bundles))}"
+    )
+    for warning in machine.warnings:
+        yield f"Warning: {warning}"
+    rows = tuple(_row(duel) for duel in _latency_duels(run))
+    yield (
+        str(Table("", _HEADER, rows, labels=3)) if rows else "No latency beside a peer's was taken."
+    )
+
+
+def _latency_duels(run: BenchmarkRun) -> list[Duel]:
+    """Those of the smallest batch; the others are in the run's own report."""
+    found = duels(run)
+    smallest = min((duel.cell.batch for duel in found), default=1)
+    return [duel for duel in found if duel.cell.batch == smallest]
+
+
+def _row(duel: Duel) -> tuple[str, ...]:
+    own, peer, accuracy = duel.own.latency, duel.peer.latency, duel.own.accuracy
+    if own is None or peer is None:
+        raise AssertionError("a duel has two times")
+    return (
+        duel.cell.variant,
+        shape(duel.cell),
+        precision_name(duel.precision),
+        median_text(own),
+        significant(own.images_per_s),
+        duel.peer.candidate,
+        median_text(peer),
+        ratio_text(duel.ratio),
+        error(accuracy.relative_l2) if accuracy else "",
+    )

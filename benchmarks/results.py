@@ -1,0 +1,262 @@
+"""What a benchmark run says, as one JSON document: `BenchmarkRun` and its parts.
+
+Times are in ms, sizes in MiB; what does not apply is None. msgspec reads and writes the document
+and checks it against these types.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One point of the grid: `batch` images of `height` × `width` pixels through `variant`."""
+
+    variant: str
+    batch: int
+    height: int
+    width: int
+
+    @property
+    def size(self) -> ImageSize:
+        """Height and width."""
+        return ImageSize(self.height, self.width)
+
+    def __str__(self) -> str:
+        return f"{self.variant} {self.batch}x{self.height}x{self.width}"
+
+
+@dataclass(frozen=True, slots=True)
+class LatencyReport:
+    """How long one call takes, from images in host memory to outputs in host memory.
+
+    `p50_low_ms` and `p50_high_ms` bound the median at 95 % by order statistics of `turns_ms`, the
+    medians of the single turns: turn i of every candidate of a cell ran side by side, so that the
+    ratio of two of them holds on a machine whose speed changes. A percentile or bound that the
+    samples cannot tell is None. The three phases are there on a GPU alone.
+    """
+
+    p50_ms: float
+    p90_ms: float | None
+    p99_ms: float | None
+    min_ms: float
+    p50_low_ms: float | None
+    p50_high_ms: float | None
+    samples: int
+    images_per_s: float
+    turns_ms: tuple[float, ...]
+    host_to_device_ms: float | None = None
+    compute_ms: float | None = None
+    device_to_host_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """The very outputs of the candidate at the cell, against eager float32 on the same images.
+
+    `cosine_min` and `relative_l2` are the worst of all outputs, as in `runtime.accuracy`;
+    `cls_cosine_min` is the smallest cosine of a CLS token, `patch_cosine_p1` the first percentile
+    over patch tokens. `limits` says in words what had to hold. What is not finite is None in the
+    document.
+    """
+
+    passed: bool
+    limits: str
+    cosine_min: float | None
+    relative_l2: float | None
+    cls_cosine_min: float | None
+    patch_cosine_p1: float | None
+    nan_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """The least time that the machine's measured rates allow for the cell.
+
+    `gflop` over the matrix rate, or `gbyte` over the copy bandwidth, whichever is longer and named
+    by `bound` ("compute" or "bandwidth"); `fraction` is `floor_ms` over the median latency.
+    """
+
+    gflop: float
+    gbyte: float
+    floor_ms: float
+    bound: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One candidate at one cell.
+
+    `latency` and `floor` are None where the accuracy failed or the candidate could not run;
+    `failure` then says why.
+    """
+
+    cell: Cell
+    candidate: str
+    accuracy: Accuracy | None = None
+    latency: LatencyReport | None = None
+    floor: Floor | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFacts:
+    """What a candidate is, for one variant, measured in the process that holds it alone.
+
+    `import_ms` is what its libraries take in a fresh process, `load_ms` from there to a model that
+    can be called; `first_call_ms` is the first call at the first cell, None if none succeeded;
+    `peak_rss_mib` covers the whole run.
+    """
+
+    variant: str
+    candidate: str
+    title: str
+    version: str
+    precision: str
+    is_peer: bool
+    import_ms: float
+    load_ms: float
+    first_call_ms: float | None
+    peak_rss_mib: float
+    peak_device_mib: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A candidate that was asked for and is not in the run, and why."""
+
+    variant: str
+    candidate: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What the machine can do at most, measured in the run.
+
+    `matrix_gflops` is the rate of a large product, by precision, `matrix_library` the library that
+    reached it; `copy_gb_per_s` counts bytes read plus bytes written.
+    """
+
+    matrix_gflops: dict[str, float]
+    matrix_library: dict[str, str]
+    copy_gb_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The machine and its software. `warnings` are lines for the reader, e.g. a busy machine.
+
+    `machine` is a short name fit for a folder. `settings` of CPU and GPU that could be read
+    (clocks, power limit, throttling, driver, governor) stand in `details`, by name.
+    """
+
+    machine: str
+    cpu: str
+    gpu: str | None
+    cores: int
+    memory_gib: float
+    affinity: tuple[int, ...]
+    python: str
+    system: str
+    libraries: dict[str, str]
+    details: dict[str, str]
+    load_average: float
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How it was measured; two runs compare only where these are equal."""
+
+    threads: int
+    device: str
+    images: str
+    seconds_per_candidate: float
+    min_turns: int
+
+
+@dataclass(frozen=True, slots=True)
+class BundleFacts:
+    """Which weights the run is about."""
+
+    variant: str
+    weights_source: str
+    weights_sha256: str
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRun:
+    """One run of `dinov2rt bench`, written once, read by `report` and `--against`."""
+
+    schema: int
+    created: str
+    command: str
+    version: str
+    settings: Settings
+    environment: Environment
+    roof: Roof
+    bundles: tuple[BundleFacts, ...]
+    candidates: tuple[CandidateFacts, ...]
+    missing: tuple[Missing, ...]
+    rows: tuple[Row, ...]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read a run.
+
+        Raises:
+            InputError: it cannot be read, or is of another form.
+        """
+        try:
+            run = msgspec.json.decode(file.read_bytes(), type=cls)
+        except OSError as error:
+            raise InputError(f"{file} cannot be read ({error.strerror})") from error
+        except msgspec.MsgspecError as error:
+            raise InputError(f"{file} is no result of `dinov2rt bench` ({error})") from error
+        if run.schema != SCHEMA_VERSION:
+            raise InputError(
+                f"{file} has schema {run.schema}, this version reads {SCHEMA_VERSION}; "
+                "measure again"
+            )
+        return run
+
+    def facts(self, row: Row) -> CandidateFacts:
+        """What the candidate of `row` is.
+
+        Raises:
+            InputError: the run does not say.
+        """
+        for facts in self.candidates:
+            if (facts.variant, facts.candidate) == (row.cell.variant, row.candidate):
+                return facts
+        raise InputError(
+            f"the run has a row of {row.candidate} at {row.cell} and does not say what "
+            f"{row.candidate} is; measure again"
+        )
+
+    def to_json(self) -> str:
+        """The document, indented."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
+
+    def write(self, file: Path) -> None:
+        """Write the document.
+
+        Raises:
+            InputError: it cannot be written there.
+        """
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(self.to_json() + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written ({error.strerror})") from error

@@ -1,0 +1,206 @@
+"""The tables of a report, the same in Markdown and in HTML."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dinov2rt.benchmarks.formats import (
+    NOTHING,
+    cosine,
+    error,
+    median_text,
+    mib,
+    one_line,
+    percent,
+    precision_name,
+    ratio_text,
+    significant,
+)
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
+from dinov2rt.benchmarks.summary import fastest, ratio_to_fastest_peer, rows_at
+
+_LATENCY_HEADER = (
+    "candidate",
+    "precision",
+    "median ms (95 %)",
+    "p90 ms",
+    "p99 ms",
+    "images/s",
+    "time ÷ fastest peer (95 %)",
+    "of the limit",
+    "bound by",
+    "relative L2",
+    "smallest cosine",
+)
+_COLD_HEADER = (
+    "candidate",
+    "version",
+    "precision",
+    "import ms",
+    "load ms",
+    "first call ms",
+    "peak memory MiB",
+    "peak GPU memory MiB",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in rows. The first `labels` columns are words, the others figures.
+
+    `own` are the indices of the rows of dinov2rt's own candidates.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int = 1
+    own: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Markdown that is aligned for reading as it stands."""
+        lines = [
+            [one_line(text).replace("|", "\\|") for text in line]
+            for line in (self.header, *self.rows)
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = [
+            "-" * width if index < self.labels else "-" * (width - 1) + ":"
+            for index, width in enumerate(widths)
+        ]
+        return "\n".join(self._line(line, widths) for line in (lines[0], rule, *lines[1:]))
+
+    def _line(self, line: Sequence[str], widths: Sequence[int]) -> str:
+        texts = [
+            text.ljust(width) if index < self.labels else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return f"| {' | '.join(texts)} |"
+
+
+def latency_table(run: BenchmarkRun, cell: Cell) -> Table:
+    """All candidates at one cell, the fastest first, and those without a time last."""
+    rows = rows_at(run, cell)
+    return Table(
+        title=str(cell),
+        header=_LATENCY_HEADER,
+        rows=tuple(_latency_row(run, row) for row in rows),
+        labels=2,
+        own=frozenset(i for i, row in enumerate(rows) if not run.facts(row).is_peer),
+        notes=tuple(f"{row.candidate}: {row.failure}" for row in rows if row.failure),
+    )
+
+
+def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
+    return (
+        row.candidate,
+        precision_name(run.facts(row).precision),
+        *_time_columns(run, row),
+        percent(row.floor.fraction) if row.floor else NOTHING,
+        row.floor.bound if row.floor else NOTHING,
+        error(row.accuracy.relative_l2) if row.accuracy else NOTHING,
+        cosine(row.accuracy.cosine_min) if row.accuracy else NOTHING,
+    )
+
+
+def _time_columns(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
+    latency = row.latency
+    if latency is None:
+        why = "failed accuracy" if row.accuracy and not row.accuracy.passed else "did not run"
+        return (why, *[NOTHING] * 4)
+    return (
+        median_text(latency),
+        significant(latency.p90_ms),
+        significant(latency.p99_ms),
+        significant(latency.images_per_s),
+        _ratio_column(run, row),
+    )
+
+
+def _ratio_column(run: BenchmarkRun, row: Row) -> str:
+    if row == fastest(run, row.cell, run.facts(row).precision, peer=True):
+        return "1 (fastest peer)"
+    return ratio_text(ratio_to_fastest_peer(run, row))
+
+
+def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
+    """What happens before the first result, and the memory it takes."""
+    candidates = [facts for facts in run.candidates if facts.variant == variant]
+    rows = tuple(
+        (
+            facts.candidate,
+            facts.version,
+            precision_name(facts.precision),
+            significant(facts.import_ms),
+            significant(facts.load_ms),
+            significant(facts.first_call_ms),
+            mib(facts.peak_rss_mib),
+            mib(facts.peak_device_mib),
+        )
+        for facts in candidates
+    )
+    own = frozenset(i for i, facts in enumerate(candidates) if not facts.is_peer)
+    return Table(variant, _COLD_HEADER, rows, labels=3, own=own)
+
+
+def phase_table(run: BenchmarkRun) -> Table | None:
+    """Where the time of a call on a GPU goes; None without one."""
+    rows = tuple(
+        (
+            str(row.cell),
+            row.candidate,
+            significant(row.latency.host_to_device_ms),
+            significant(row.latency.compute_ms),
+            significant(row.latency.device_to_host_ms),
+        )
+        for row in run.rows
+        if row.latency and row.latency.compute_ms is not None
+    )
+    header = ("cell", "candidate", "images to GPU ms", "compute ms", "outputs to host ms")
+    return Table("Phases of a call on the GPU", header, rows, labels=2) if rows else None
+
+
+def missing_table(run: BenchmarkRun) -> Table | None:
+    """Candidates that were asked for and are not in the run; None if there is none."""
+    rows = tuple((each.variant, each.candidate, each.reason) for each in run.missing)
+    header = ("variant", "candidate", "reason")
+    return Table("Missing candidates", header, rows, labels=3) if rows else None
+
+
+def environment_table(run: BenchmarkRun) -> Table:
+    """The machine and its software."""
+    machine = run.environment
+    facts = {
+        "machine": machine.machine,
+        "CPU": machine.cpu,
+        "GPU": machine.gpu or "none",
+        "cores": f"{machine.cores}, of which usable: {', '.join(map(str, machine.affinity))}",
+        "memory": f"{machine.memory_gib:.1f} GiB",
+        "system": machine.system,
+        "Python": machine.python,
+        "load average at the start": f"{machine.load_average:.2f}",
+        **machine.libraries,
+        **machine.details,
+    }
+    return Table("Machine and software", ("what", "value"), tuple(facts.items()), labels=2)
+
+
+def roof_table(run: BenchmarkRun) -> Table:
+    """What the machine can do at most, as measured in the run."""
+    roof = run.roof
+    rates = tuple(
+        (
+            f"matrix rate in {precision_name(precision)}, "
+            f"by {roof.matrix_library.get(precision, NOTHING)}",
+            f"{significant(rate)} GFLOP/s",
+        )
+        for precision, rate in roof.matrix_gflops.items()
+    )
+    copy = ("copy bandwidth, reading plus writing", f"{significant(roof.copy_gb_per_s)} GB/s")
+    return Table("The machine's limit", ("what", "measured"), (*rates, copy))
+
+
+def weights_table(run: BenchmarkRun) -> Table:
+    """Which weights were run."""
+    rows = tuple((each.variant, each.weights_source, each.weights_sha256) for each in run.bundles)
+    return Table("Weights", ("variant", "source", "SHA-256"), rows, labels=3)

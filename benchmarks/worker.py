@@ -1,0 +1,211 @@
+"""A candidate in a process of its own, where nothing else is loaded and all memory is its own."""
+
+import importlib
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
+from dinov2rt.runtime.errors import Dinov2rtError
+
+Outputs = Mapping[str, NDArray[np.float32]]
+
+# A call that is shorter finds caches and thread pools cold after another candidate's turn, so one
+# more goes before it, off the clock; in a longer one that does not show.
+_NEEDS_WARM_UP_S = 1.0
+
+
+class CandidateError(Dinov2rtError):
+    """A candidate that could not load or run, or whose process died."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of loading, timed in the fresh process."""
+
+    version: str
+    import_ms: float
+    load_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The outputs for the images that were shown, and how long that first call took."""
+
+    outputs: Outputs
+    first_call_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The most that the process has held, in MiB."""
+
+    peak_rss_mib: float
+    peak_device_mib: float | None
+
+
+class Worker:
+    """The parent's end. Every method waits for the process and raises what went wrong there."""
+
+    def __init__(self, candidate: Candidate, task: Task) -> None:
+        self.candidate = candidate
+        # spawn: a forked child would inherit the parent's libraries and threads
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, candidate, task), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def load(self) -> Loaded:
+        """Open the candidate."""
+        return self._ask("load")  # type: ignore[no-any-return]
+
+    def show(self, pixels: NDArray[np.uint8]) -> Shown:
+        """Take `pixels` [B, H, W, 3] as the images from now on, and call once."""
+        return self._ask("show", pixels)  # type: ignore[no-any-return]
+
+    def turn(self, seconds: float) -> list[float]:
+        """Call for `seconds`, at least once; the time of each call in ms."""
+        return self._ask("turn", seconds)  # type: ignore[no-any-return]
+
+    def memory(self) -> Memory:
+        """What the process has held so far."""
+        return self._ask("memory")  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()  # which it takes as the end
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            problem, answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise CandidateError(f"{self.candidate.name}: {self._death()}") from None
+        if problem is not None:
+            raise CandidateError(f"{self.candidate.name}: {problem}")
+        return answer
+
+    def _death(self) -> str:
+        self._process.join(timeout=10)
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return "its process was killed, as happens where memory runs out"
+        return f"its process ended with status {code}"
+
+
+class _Session:
+    """The child's end: the methods of `Worker`, done."""
+
+    def __init__(self, candidate: Candidate, task: Task) -> None:
+        self._candidate = candidate
+        self._task = task
+        self._runner: Runner | None = None
+        self._prepared: Any = None
+        self._call_s = 0.0
+
+    def load(self) -> Loaded:
+        import_ms, _ = _timed(self._import_libraries)
+        load_ms, runner = _timed(lambda: self._candidate.open(self._task))
+        self._runner = runner
+        return Loaded(runner.version, import_ms, load_ms)
+
+    def show(self, pixels: NDArray[np.uint8]) -> Shown:
+        self._prepared = self._loaded.prepare(pixels)
+        first_ms, result = _timed(self._call)
+        self._call_s = first_ms / 1e3
+        # Copied, because a runner may give views of memory that its next call reuses.
+        outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
+        return Shown(outputs, first_ms)
+
+    def turn(self, seconds: float) -> list[float]:
+        if self._call_s < _NEEDS_WARM_UP_S:
+            self._call()
+        samples_ms: list[float] = []
+        ends = time.perf_counter() + seconds
+        while not samples_ms or time.perf_counter() < ends:
+            samples_ms.append(_timed(self._call)[0])
+        self._call_s = min(samples_ms) / 1e3
+        return samples_ms
+
+    def memory(self) -> Memory:
+        return Memory(_peak_rss_mib(), getattr(self._runner, "peak_device_mib", None))
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def _call(self) -> Any:
+        return self._loaded.run(self._prepared)
+
+    @property
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise CandidateError("it was not loaded")
+        return self._runner
+
+    def _import_libraries(self) -> None:
+        for name in self._candidate.libraries:
+            importlib.import_module(name)
+
+
+def _peak_rss_mib() -> float:
+    """The kernel's high-water mark; `ru_maxrss` would begin with that of the parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**10
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    result = call()
+    return 1e3 * (time.perf_counter() - started), result
+
+
+def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
+    session = _Session(candidate, task)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            session.close()
+            return
+        try:
+            answer: tuple[str | None, Any] = (None, getattr(session, method)(*arguments))
+        except Exception as error:  # whatever a library raises is this candidate's failure
+            traceback.print_exc()
+            answer = (_one_line(error), None)
+        connection.send(answer)
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

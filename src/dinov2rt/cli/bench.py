@@ -1,0 +1,145 @@
+"""`dinov2rt bench`: how fast, how accurate, and what else could run the same model here."""
+
+import shlex
+import sys
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dinov2rt.cli.bundles import require_export_room
+from dinov2rt.cli.output import progress
+from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.cli.verify import parse_sizes
+from dinov2rt.runtime.cuda import find_gpu
+from dinov2rt.runtime.doctor import usable_cores
+from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.runtime.optional import require
+from dinov2rt.runtime.selection import DEVICES
+
+if TYPE_CHECKING:
+    from dinov2rt.benchmarks.measure import Request
+    from dinov2rt.benchmarks.results import BenchmarkRun
+
+_PEERS = "eager,compile,transformers,openvino,onnxruntime"
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="what to measure")
+    parser.add_argument(
+        "--batch", default="1,8", metavar="N,...", help="images a call (default: 1,8)"
+    )
+    parser.add_argument(
+        "--size", default="224", metavar="S,...", help="sides, N or HxW (default: 224)"
+    )
+    parser.add_argument(
+        "--peers", default=_PEERS, metavar="P,...", help=f"or none (default: {_PEERS})"
+    )
+    parser.add_argument("--backend", help="measure this backend alone, not each that runs here")
+    parser.add_argument("--precision", help="measure this precision alone, not each in the bundle")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda (default: auto)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all)")
+    parser.add_argument(
+        "--seconds", type=float, default=5.0, help="for each candidate and shape (default: 5)"
+    )
+    parser.add_argument("--turns", default="6", help="of each candidate, at least (default: 6)")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result")
+    parser.add_argument(
+        "--against", type=Path, metavar="OLD.json", help="compare with an earlier result"
+    )
+
+
+def _run(arguments: Namespace) -> Outcome:
+    require_export_room("bench")
+    for package in ("msgspec", "psutil", "PIL"):
+        require(package, extra="bench", purpose="bench")
+    from dinov2rt.benchmarks.bench import bench
+    from dinov2rt.benchmarks.results import BenchmarkRun
+
+    earlier = None if arguments.against is None else BenchmarkRun.read(arguments.against)
+    request = _request(arguments)
+    command = shlex.join(["dinov2rt", *sys.argv[1:]])
+    run = bench(arguments.bundles, request, command=command, say=progress)
+    if arguments.out is not None:
+        run.write(arguments.out)
+    return _outcome(run, earlier)
+
+
+def _request(arguments: Namespace) -> "Request":
+    from dinov2rt.benchmarks.candidates import find, own, peers
+    from dinov2rt.benchmarks.measure import Request
+
+    device = _device(arguments.device)
+    if arguments.seconds <= 0:
+        raise InputError(f"--seconds {arguments.seconds}; allowed are seconds above 0")
+    (reference,) = find(["eager"])
+    names = [] if arguments.peers == "none" else arguments.peers.split(",")
+    return Request(
+        own=own(arguments.backend, arguments.precision),
+        peers=peers(names, device),
+        reference=reference,
+        batches=parse_counts("batch", arguments.batch),
+        sizes=tuple(parse_sizes(arguments.size)),
+        device=device,
+        threads=_threads(arguments.threads),
+        seconds=arguments.seconds,
+        min_turns=parse_counts("turns", arguments.turns)[0],
+    )
+
+
+def parse_counts(option: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 on, from "1,8,32".
+
+    Raises:
+        InputError: anything else.
+    """
+    counts = tuple(int(count) for count in text.split(",") if count.isascii() and count.isdigit())
+    if len(counts) < len(text.split(",")) or min(counts) < 1:
+        raise InputError(f"--{option} {text!r}; allowed are whole numbers from 1, as in 1,8,32")
+    return counts
+
+
+def _device(name: str) -> str:
+    if name not in DEVICES:
+        raise InputError(f"--device {name!r}; allowed are {', '.join(DEVICES)}")
+    if name != "auto":
+        return name
+    try:
+        find_gpu()
+    except (BackendError, MissingDependencyError):
+        return "cpu"
+    return "cuda"
+
+
+def _threads(asked: int | None) -> int:
+    if asked is None:
+        return usable_cores()
+    if asked < 1:
+        raise InputError(f"--threads {asked}; allowed is a whole number from 1")
+    return asked
+
+
+def _outcome(run: "BenchmarkRun", earlier: "BenchmarkRun | None") -> Outcome:
+    from dinov2rt.benchmarks.comparison import compare
+
+    document: dict[str, Any] = {"run": run}
+    lines = [_text(run)]
+    passed: object = all(row.failure is None for row in run.rows if not run.facts(row).is_peer)
+    if earlier is not None:
+        comparison = compare(earlier, run)
+        document["comparison"] = comparison
+        lines.append(str(comparison))
+        passed = passed and bool(comparison)
+    return Outcome(document, "\n\n".join(lines), status_of(passed))
+
+
+def _text(run: "BenchmarkRun") -> str:
+    from dinov2rt.benchmarks.summary import cells, sentences
+    from dinov2rt.benchmarks.tables import latency_table, missing_table
+
+    tables = [latency_table(run, cell) for cell in cells(run)] + [missing_table(run)]
+    blocks = [f"{table.title}\n\n{table}" for table in tables if table is not None]
+    warnings = [f"warning: {warning}" for warning in run.environment.warnings]
+    return "\n\n".join([*warnings, *blocks, *sentences(run)])
+
+
+BENCH = Verb("bench", "measure latency, throughput and accuracy beside peers", _add_arguments, _run)

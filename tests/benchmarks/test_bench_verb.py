@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinov2rt.benchmarks.photo_batch import photo_batch
+from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.cli import main
+from dinov2rt.cli.bench import parse_counts
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+
+
+@pytest.fixture(scope="module")
+def result(bundle_s_reg: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One real run, short: dinov2rt beside eager, and a GPU's peer that cannot be had."""
+    file = tmp_path_factory.mktemp("bench") / "deep" / "run.json"
+    argv = ["bench", str(bundle_s_reg), "--peers", "eager", "--size", "28,28x42", "--batch", "1,2"]
+    argv += ["--device", "cpu", "--seconds", "0.1", "--threads", "1", "--out", str(file)]
+    assert main(argv) == 0
+    return file
+
+
+def test_every_candidate_has_a_row_at_every_cell(result: Path) -> None:
+    run = BenchmarkRun.read(result)
+    cells = {(row.cell.batch, row.cell.height, row.cell.width) for row in run.rows}
+    assert cells == {(1, 28, 28), (2, 28, 28), (1, 28, 42), (2, 28, 42)}
+    candidates = {facts.candidate: facts for facts in run.candidates}
+    assert set(candidates) == {"eager", "dinov2rt-onnxruntime-fp32"}
+    assert len(run.rows) == 8
+    assert all(facts.load_ms > 0 and facts.peak_rss_mib > 50 for facts in run.candidates)
+    assert not candidates["dinov2rt-onnxruntime-fp32"].is_peer
+
+
+def test_every_row_has_time_accuracy_and_its_distance_from_the_limit(result: Path) -> None:
+    for row in BenchmarkRun.read(result).rows:
+        assert row.failure is None
+        assert row.accuracy is not None and row.accuracy.passed
+        assert row.latency is not None and len(row.latency.turns_ms) >= 6
+        assert row.latency.min_ms <= row.latency.p50_ms
+        assert row.floor is not None and 0 < row.floor.fraction < 2
+        if row.candidate == "eager":
+            assert row.accuracy.relative_l2 == 0  # the reference is the same model
+        else:
+            assert 0 < row.accuracy.relative_l2 < 1e-5
+
+
+def test_a_run_says_what_it_was_made_with(result: Path, bundle_s_reg: Path) -> None:
+    run = BenchmarkRun.read(result)
+    assert (run.settings.threads, run.settings.device) == (1, "cpu")
+    manifest = json.loads((bundle_s_reg / "manifest.json").read_text())
+    assert run.bundles[0].weights_sha256 == manifest["weights"]["sha256"]
+    assert run.environment.libraries["onnxruntime"]
+
+
+def test_a_run_compares_with_an_earlier_one(
+    result: Path, bundle_s_reg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(bundle_s_reg), "--peers", "none", "--size", "28", "--batch", "1"]
+    argv += ["--device", "cpu", "--seconds", "0.1", "--threads", "1", "--against", str(result)]
+    main(argv)  # whether it is slower is up to the machine
+    out = capsys.readouterr().out
+    assert "dinov2_vits14_reg 1x28x28" in out
+    assert "only in the old run" in out
+    assert main([*argv, "--threads", "2"]) == 2
+    assert "settings.threads: 1 in the old one, 2 in the new one" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--peers", "eager,tensorflow"], "unknown peer 'tensorflow'; allowed are eager, compile"),
+        (["--batch", "0"], "--batch '0'; allowed are whole numbers from 1"),
+        (["--size", "13"], "sizes '13'"),
+        (["--seconds", "0"], "--seconds 0.0"),
+        (["--turns", "x"], "--turns 'x'"),
+        (["--threads", "0"], "--threads 0"),
+        (["--device", "tpu"], "--device 'tpu'; allowed are auto, cpu, cuda"),
+        (["--backend", "tvm"], "unknown backend 'tvm'"),
+        (["--precision", "int3"], "unknown precision 'int3'"),
+        (["--against", "gone.json"], "gone.json cannot be read"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "nowhere", *argv]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_counts_are_whole_numbers_from_one() -> None:
+    assert parse_counts("batch", "1,8,32") == (1, 8, 32)
+    for text in ("", "1,", "-1", "1.5", "²"):
+        with pytest.raises(InputError, match="allowed are whole numbers"):
+            parse_counts("batch", text)
+
+
+@pytest.mark.parametrize("size", [ImageSize(224, 224), ImageSize(1036, 700)])
+def test_the_images_are_real_and_all_different(size: ImageSize) -> None:
+    pixels = photo_batch(9, size)
+    assert pixels.shape == (9, size.height, size.width, 3)
+    assert pixels.dtype == np.uint8
+    assert len({image.tobytes() for image in pixels}) == 9
+    assert all(image.std() > 5 for image in pixels)
+    np.testing.assert_array_equal(photo_batch(2, size), pixels[:2])

@@ -1,0 +1,158 @@
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.contest import Contestant, take_turns
+from dinov2rt.benchmarks.worker import CandidateError, Worker
+from dinov2rt.runtime.errors import BackendError
+from dinov2rt.runtime.precision import Precision
+
+TASK = Task(Path("nowhere"), "cpu", 1)
+PIXELS = np.arange(2 * 14 * 14 * 3, dtype=np.uint8).reshape(2, 14, 14, 3)
+
+
+class Sleeper:
+    """Sleeps, and gives the mean of the image: a candidate whose times are known."""
+
+    version = "sleeper 1"
+
+    def __init__(self, seconds: float, ways_to_fail: str) -> None:
+        self.seconds, self.ways_to_fail, self.calls = seconds, ways_to_fail, 0
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        return pixels.astype(np.float32)
+
+    def run(self, prepared: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if self.ways_to_fail == "third call" and self.calls == 3:
+            raise BackendError("no more calls\nand a second line")
+        if self.ways_to_fail == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(self.seconds)
+        return prepared.mean(axis=(1, 2))
+
+    def outputs(self, result: np.ndarray) -> dict[str, np.ndarray]:
+        return {"cls_token": result}
+
+    def close(self) -> None:
+        pass
+
+
+def open_sleeper(task: Task, *, seconds: float, ways_to_fail: str) -> Runner:
+    if ways_to_fail == "load":
+        raise BackendError("there is no such library")
+    return Sleeper(seconds, ways_to_fail)
+
+
+def can_run(task: Task) -> None:
+    return None
+
+
+def sleeper(name: str, seconds: float = 0.001, ways_to_fail: str = "") -> Worker:
+    # The child imports this module by its name.
+    candidate = Candidate(
+        name=name,
+        title=name,
+        precision=Precision.FP32,
+        is_peer=True,
+        cannot_run=can_run,
+        open=partial(open_sleeper, seconds=seconds, ways_to_fail=ways_to_fail),
+        libraries=("colorsys",),
+    )
+    return Worker(candidate, TASK)
+
+
+@pytest.fixture(autouse=True)
+def importable_by_children(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setitem(sys.modules, "test_contest", sys.modules[__name__])
+    for thing in (open_sleeper, can_run):
+        monkeypatch.setattr(thing, "__module__", "test_contest")
+    yield
+
+
+def test_a_candidate_runs_in_a_process_of_its_own() -> None:
+    with sleeper("one") as worker:
+        loaded = worker.load()
+        shown = worker.show(PIXELS)
+        memory = worker.memory()
+    assert (loaded.version, loaded.import_ms > 0, loaded.load_ms > 0) == ("sleeper 1", True, True)
+    np.testing.assert_array_equal(shown.outputs["cls_token"], PIXELS.mean(axis=(1, 2), dtype="f4"))
+    assert shown.first_call_ms >= 1
+    assert 1 < memory.peak_rss_mib < 4096
+    assert memory.peak_device_mib is None
+
+
+def test_a_turn_fills_its_time_with_calls() -> None:
+    with sleeper("one", seconds=0.01) as worker:
+        worker.load()
+        worker.show(PIXELS)
+        assert all(time_ms >= 10 for time_ms in worker.turn(0.1))
+        assert 2 <= len(worker.turn(0.1)) <= 10
+        assert len(worker.turn(0.0)) == 1
+
+
+def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
+    with sleeper("fast", 0.002) as fast, sleeper("slow", 0.02) as slow:
+        contestants = [Contestant(worker) for worker in (slow, fast)]
+        for contestant in contestants:
+            contestant.worker.load()
+            contestant.worker.show(PIXELS)
+        take_turns(contestants, seconds=0.3, min_turns=4)
+    assert len(contestants[0].turns) == len(contestants[1].turns) >= 4
+    for slow_turn, fast_turn in zip(contestants[0].turns, contestants[1].turns, strict=True):
+        assert min(slow_turn) >= 20 > np.median(fast_turn)
+    assert max(contestant.spent_s for contestant in contestants) >= 0.3
+
+
+def test_at_least_the_turns_asked_for_are_taken() -> None:
+    with sleeper("slow", 0.02) as worker:
+        worker.load()
+        worker.show(PIXELS)
+        contestant = Contestant(worker)
+        take_turns([contestant], seconds=0.001, min_turns=7)
+    assert [len(turn) for turn in contestant.turns] == [1] * 7
+
+
+def test_who_fails_is_out_and_the_others_go_on() -> None:
+    with sleeper("good") as good, sleeper("bad", ways_to_fail="third call") as bad:
+        contestants = [Contestant(worker) for worker in (good, bad)]
+        for contestant in contestants:
+            contestant.worker.load()
+            contestant.worker.show(PIXELS)
+        take_turns(contestants, seconds=0.05, min_turns=6)
+    assert contestants[0].failure is None
+    assert len(contestants[0].turns) >= 6
+    assert contestants[1].failure == "bad: no more calls"
+
+
+@pytest.mark.parametrize(
+    ("ways_to_fail", "message"),
+    [
+        ("load", "sleeper: there is no such library"),
+        ("dies", "sleeper: its process was killed, as happens where memory runs out"),
+    ],
+)
+def test_a_failure_is_one_line(ways_to_fail: str, message: str) -> None:
+    with sleeper("sleeper", ways_to_fail=ways_to_fail) as worker:
+        with pytest.raises(CandidateError) as failure:
+            worker.load()
+            worker.show(PIXELS)
+    assert str(failure.value) == message
+
+
+def test_a_process_ends_with_its_worker() -> None:
+    with sleeper("one") as worker:
+        worker.load()
+        process = worker._process
+        assert process.is_alive()
+    assert not process.is_alive()
+    assert process.exitcode == 0

@@ -1,0 +1,77 @@
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dinov2rt.benchmarks.flops import floor, flops, min_bytes, num_weights
+from dinov2rt.benchmarks.results import Roof
+from dinov2rt.export.model import load_eager
+from dinov2rt.export.state_dict import official_shapes
+from dinov2rt.export.synthetic import synthetic_state_dict
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.variants import Variant, find_variant, variants
+
+ROOF = Roof(matrix_gflops={"fp32": 100.0}, matrix_library={"fp32": "torch 2"}, copy_gb_per_s=10.0)
+
+
+def counted_by_torch(variant: Variant, batch: int, size: ImageSize) -> int:
+    model = load_eager(variant, synthetic_state_dict(variant, 0))
+    images = torch.zeros(batch, 3, size.height, size.width)
+    # the fused attention of a CPU is one that the counter does not know and counts as nothing
+    plain_attention = sdpa_kernel(SDPBackend.MATH)
+    with plain_attention, FlopCounterMode(display=False) as counter, torch.inference_mode():
+        model.forward_features(images)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("size", [ImageSize(98, 126), ImageSize(231, 56)], ids=str)
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
+def test_flops_are_those_that_torch_counts(name: str, size: ImageSize) -> None:
+    variant = find_variant(name)
+    assert flops(variant, 2, size) == counted_by_torch(variant, 2, size)
+
+
+def test_flops_of_swiglu_are_those_that_torch_counts(
+    toy_variant: Callable[[str], Variant],
+) -> None:
+    variant, size = toy_variant("dinov2_vitg14"), ImageSize(56, 70)
+    assert flops(variant, 1, size) == counted_by_torch(variant, 1, size)
+
+
+@pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
+def test_weights_are_those_of_the_checkpoint_but_for_the_mask_token(variant: Variant) -> None:
+    shapes = official_shapes(variant)
+    numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert num_weights(variant) == numbers - variant.embed_dim
+
+
+def test_bytes_grow_with_the_batch_by_images_and_tokens_alone() -> None:
+    variant, size = find_variant("dinov2_vits14_reg"), ImageSize(28, 42)
+    one, three = (min_bytes(variant, batch, size, Precision.FP32) for batch in (1, 3))
+    assert three - one == 2 * (28 * 42 * 3 + (1 + 4 + 6) * 384 * 4)
+    half = min_bytes(variant, 1, size, Precision.FP16)
+    assert one - half == 2 * num_weights(variant)
+
+
+def test_the_floor_is_the_longer_of_computing_and_copying() -> None:
+    variant, size = find_variant("dinov2_vits14"), ImageSize(224, 224)
+    found = floor(variant, 1, size, Precision.FP32, ROOF, p50_ms=200.0)
+    assert found.gflop == pytest.approx(flops(variant, 1, size) / 1e9)
+    assert found.bound == "compute"
+    assert found.floor_ms == pytest.approx(10 * found.gflop)
+    assert found.fraction == pytest.approx(found.floor_ms / 200)
+    slow_memory = dataclasses.replace(ROOF, copy_gb_per_s=0.1)
+    bound = floor(variant, 1, size, Precision.FP32, slow_memory, p50_ms=2000.0)
+    assert bound.bound == "bandwidth"
+    assert bound.floor_ms == pytest.approx(1e4 * bound.gbyte)
+
+
+def test_a_precision_without_a_measured_rate_is_refused() -> None:
+    variant = find_variant("dinov2_vits14")
+    with pytest.raises(InputError, match="rate was not measured in fp16, only in fp32"):
+        floor(variant, 1, ImageSize(224, 224), Precision.FP16, ROOF, p50_ms=1.0)

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from dinov2rt.benchmarks.readme_table import BEGIN, END, NO_RESULTS, is_stale, write
+from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.runtime.errors import InputError
+
+
+@pytest.fixture
+def readme(tmp_path: Path) -> Path:
+    file = tmp_path / "README.md"
+    file.write_text(f"# before\n\n{BEGIN}\nold\n{END}\n\nafter\n")
+    return file
+
+
+@pytest.fixture
+def results(benchmark_run: BenchmarkRun, tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    benchmark_run.write(folder / "test-machine" / "cpu.json")
+    return folder
+
+
+def test_the_table_is_written_between_the_comments(readme: Path, results: Path) -> None:
+    assert is_stale(readme, results)
+    write(readme, results)
+    text = readme.read_text()
+    assert not is_stale(readme, results)
+    assert text.startswith(f"# before\n\n{BEGIN}\n\n**test-machine**: Invented CPU")
+    assert text.endswith(f"|\n\n{END}\n\nafter\n")
+    assert "Warning: the machine was busy" in text
+    assert "old" not in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| dinov2_vit")]
+    assert [row[1].strip() for row in rows] == ["1 × 224×224", "1 × 518×518"] * 2
+    assert rows[1][5].strip() == "openvino &lt;2026>"
+    assert rows[1][7].strip().startswith("0.985 (0.98")
+
+
+def test_a_new_result_makes_it_stale(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    write(readme, results)
+    benchmark_run.write(results / "another" / "cpu.json")
+    assert is_stale(readme, results)
+
+
+def test_without_results_one_line_says_so(readme: Path, tmp_path: Path) -> None:
+    write(readme, tmp_path / "nothing")
+    assert f"{BEGIN}\n\n{NO_RESULTS}\n\n{END}" in readme.read_text()
+    assert not is_stale(readme, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("text", ["", BEGIN, END + BEGIN, BEGIN + BEGIN + END])
+def test_a_readme_without_its_comments_is_left_alone(
+    text: str, readme: Path, results: Path
+) -> None:
+    readme.write_text(text)
+    with pytest.raises(InputError, match="must hold <!-- latency: begin --> and <!-- latency: end"):
+        write(readme, results)
+    assert readme.read_text() == text
+
+
+def test_no_readme_is_one_line(tmp_path: Path, results: Path) -> None:
+    with pytest.raises(InputError, match=r"README.md cannot be read \(.*\); run this beside it$"):
+        is_stale(tmp_path / "README.md", results)
