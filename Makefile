@@ -57,11 +57,12 @@ test-gpu: setup ## The tests that need an NVIDIA GPU; fails if none can run
 test-slow: setup ## The tests that take minutes or gigabytes: B, L and g
 	$(BIN)/python -m pytest -m slow
 
-check: setup ## Formatting, lint, types, layers
+check: setup ## Formatting, lint, types, layers, pages that are out of date
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(RUN) report --check
 
 format: setup ## Rewrite the sources in the project's format
 	$(BIN)/ruff format

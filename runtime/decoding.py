@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,12 +140,12 @@ class _Content(io.BytesIO):
         return self._key
 
 
-def _readable(item: Item) -> Path:
+def _readable(item: Item) -> Path | BinaryIO:
     """What Pillow opens: a path, or an open file in its place."""
     if isinstance(item.source, Path):
         return item.source
     content = item.source if isinstance(item.source, bytes) else _read(item.source)
-    return cast(Path, _Content(item, content))
+    return _Content(item, content)
 
 
 def _read(part: FileSlice) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,8 +72,10 @@ class Preprocess:
         return image
 
 
-def load_image(path: Path | str, preprocess: Preprocess | str = "native") -> NDArray[np.uint8]:
-    """The image file `path` as uint8 [H, W, 3], RGB, C-contiguous.
+def load_image(
+    path: Path | str | BinaryIO, preprocess: Preprocess | str = "native"
+) -> NDArray[np.uint8]:
+    """The image file `path`, or an open one, as uint8 [H, W, 3], RGB, C-contiguous.
 
     The EXIF orientation is applied, which the official data loader leaves out. Everything else
     is its `convert("RGB")`: grey is repeated, alpha and a palette's transparency are dropped, and
@@ -184,7 +186,7 @@ def _pillow(module: str = "PIL.Image") -> ModuleType:
     return require(module, extra="image", purpose="reading or writing an image file")
 
 
-def _open(path: Path | str) -> "Image":
+def _open(path: Path | str | BinaryIO) -> "Image":
     pillow = _pillow()
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)

@@ -46,13 +46,13 @@ class Sleeper:
         pass
 
 
-def open_sleeper(task: Task, *, seconds: float, ways_to_fail: str) -> Runner:
+def open_sleeper(_: Task, *, seconds: float, ways_to_fail: str) -> Runner:
     if ways_to_fail == "load":
         raise BackendError("there is no such library")
     return Sleeper(seconds, ways_to_fail)
 
 
-def can_run(task: Task) -> None:
+def can_run(_: Task) -> None:
     return None
 
 
@@ -142,10 +142,12 @@ def test_who_fails_is_out_and_the_others_go_on() -> None:
     ],
 )
 def test_a_failure_is_one_line(ways_to_fail: str, message: str) -> None:
-    with sleeper("sleeper", ways_to_fail=ways_to_fail) as worker:
-        with pytest.raises(CandidateError) as failure:
-            worker.load()
-            worker.show(PIXELS)
+    with (
+        sleeper("sleeper", ways_to_fail=ways_to_fail) as worker,
+        pytest.raises(CandidateError) as failure,
+    ):
+        worker.load()
+        worker.show(PIXELS)
     assert str(failure.value) == message
 
 

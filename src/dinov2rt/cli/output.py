@@ -5,14 +5,9 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
-
-_CLEAR_LINE = "\r\x1b[K"
-_REFRESH_S = 0.1
+from typing import Any, TextIO
 
 
 def write_result(text: str) -> None:
@@ -45,49 +40,6 @@ def progress(message: str) -> None:
     """One line on standard error, if somebody is watching."""
     if sys.stderr.isatty():
         complain(message)
-
-
-class Counter:
-    """Images done, and images per second, on one line of a terminal; nothing elsewhere."""
-
-    def __init__(self, total: int) -> None:
-        self._total = total
-        self._done = 0
-        self._started = time.perf_counter()
-        self._drawn = -math.inf
-        self._is_shown = sys.stderr.isatty()
-
-    def step(self) -> None:
-        """One more is done."""
-        self._done += 1
-        now = time.perf_counter()
-        if self._is_shown and now - self._drawn >= _REFRESH_S:
-            self._drawn = now
-            rate = self._done / (now - self._started)
-            line = f"{self._done}/{self._total} images, {rate:.1f} images/s"
-            sys.stderr.write(f"{_CLEAR_LINE}{line}")
-            sys.stderr.flush()
-
-    def complain(self, message: str) -> None:
-        """One line of its own on standard error."""
-        self._clear()
-        complain(message)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._clear()
-
-    def _clear(self) -> None:
-        if self._is_shown:
-            sys.stderr.write(_CLEAR_LINE)
-            sys.stderr.flush()
 
 
 def to_json(document: Mapping[str, Any]) -> str:
