@@ -11,7 +11,7 @@ RUN  := $(BIN)/dinov2rt
 
 .DEFAULT_GOAL := help
 # Folders of these names exist, so make must be told that they are not what the targets build.
-.PHONY: help setup demo export engines verify bench report benchmarks test test-slow test-gpu check format clean
+.PHONY: help setup demo export engines verify bench bench-gpu report benchmarks test test-slow test-gpu check format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: setup ## Latency beside all peers, of the bundle in OUT, exported first w
 	test -f $(OUT)/manifest.json || $(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
 	$(RUN) bench $(OUT) --out artifacts/bench/$(VARIANT).json
 	$(RUN) report artifacts/bench/$(VARIANT).json
+
+bench-gpu: ## On a GPU machine, with the torch of its PYTHON: accuracy and latency of every variant
+	PYTHONPATH=src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m dinov2rt.benchmarks.gpu_run artifacts/gpu
 
 report: setup ## Pages of the committed results, and the README's table from them
 	$(RUN) report
