@@ -28,9 +28,16 @@ def flops(variant: Variant, batch: int, size: ImageSize) -> int:
     patches, dim = size.grid.num_patches, variant.embed_dim
     tokens = variant.num_prefix_tokens + patches
     embedding = 2 * patches * _CHANNELS * PATCH_SIZE**2 * dim
-    attention = 2 * tokens * dim * 4 * dim + 4 * tokens**2 * dim
+    projections = 2 * tokens * dim * 4 * dim
     feed_forward = 2 * _ffn_products(variant) * tokens * dim * variant.hidden_dim
-    return batch * (embedding + variant.depth * (attention + feed_forward))
+    linear = batch * (embedding + variant.depth * (projections + feed_forward))
+    return linear + quadratic_flops(variant, batch, size)
+
+
+def quadratic_flops(variant: Variant, batch: int, size: ImageSize) -> int:
+    """Those of `flops` that grow with the square of the tokens: the two products of attention."""
+    tokens = variant.num_prefix_tokens + size.grid.num_patches
+    return batch * variant.depth * 4 * tokens**2 * variant.embed_dim
 
 
 def min_bytes(variant: Variant, batch: int, size: ImageSize, precision: Precision) -> int:

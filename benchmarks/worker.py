@@ -5,10 +5,9 @@ import multiprocessing
 import signal
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.clock import peak_rss_mib, timed
 from dinov2rt.runtime.errors import Dinov2rtError
 
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -132,14 +132,14 @@ class _Session:
         self._call_s = 0.0
 
     def load(self) -> Loaded:
-        import_ms, _ = _timed(self._import_libraries)
-        load_ms, runner = _timed(lambda: self._candidate.open(self._task))
+        import_ms, _ = timed(self._import_libraries)
+        load_ms, runner = timed(lambda: self._candidate.open(self._task))
         self._runner = runner
         return Loaded(runner.version, import_ms, load_ms)
 
     def show(self, pixels: NDArray[np.uint8]) -> Shown:
         self._prepared = self._loaded.prepare(pixels)
-        first_ms, result = _timed(self._call)
+        first_ms, result = timed(self._call)
         self._call_s = first_ms / 1e3
         # Copied, because a runner may give views of memory that its next call reuses.
         outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
@@ -151,12 +151,12 @@ class _Session:
         samples_ms: list[float] = []
         ends = time.perf_counter() + seconds
         while not samples_ms or time.perf_counter() < ends:
-            samples_ms.append(_timed(self._call)[0])
+            samples_ms.append(timed(self._call)[0])
         self._call_s = min(samples_ms) / 1e3
         return samples_ms
 
     def memory(self) -> Memory:
-        return Memory(_peak_rss_mib(), getattr(self._runner, "peak_device_mib", None))
+        return Memory(peak_rss_mib(), getattr(self._runner, "peak_device_mib", None))
 
     def close(self) -> None:
         if self._runner is not None:
@@ -174,19 +174,6 @@ class _Session:
     def _import_libraries(self) -> None:
         for name in self._candidate.libraries:
             importlib.import_module(name)
-
-
-def _peak_rss_mib() -> float:
-    """The kernel's high-water mark; `ru_maxrss` would begin with that of the parent."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 2**10
-
-
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    started = time.perf_counter()
-    result = call()
-    return 1e3 * (time.perf_counter() - started), result
 
 
 def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:

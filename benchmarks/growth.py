@@ -1,0 +1,186 @@
+"""How cost grows with batch and side, and whether `model.map` keeps up with the best batch.
+
+    python -m dinov2rt.benchmarks.growth BUNDLE [--batch 1,2,4,... --size 98,224,... --images 1000]
+
+Beside each measured time stand the two terms that it should follow: the FLOPs that grow linearly
+with the tokens and those that grow with their square, both at the matrix rate that this machine
+reached in the same run. Where the last column stays level, cost grows as the arithmetic says.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.clock import peak_rss_mib, timed
+from dinov2rt.benchmarks.flops import flops, quadratic_flops
+from dinov2rt.benchmarks.photo_batch import photo_batch
+from dinov2rt.benchmarks.roof import measure_roof
+from dinov2rt.runtime.doctor import usable_cores
+from dinov2rt.runtime.errors import Dinov2rtError, InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.model import Model, load
+
+_BATCHES = "1,2,4,8,16,32,64"
+_SIDES = "98,224,350,518,700,1036"
+_LEAST_CALLS = 3
+_MAP_SIDE = 224
+_MAP_TURNS = 3
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One shape; times in ms, `fraction` is what the arithmetic needs over what was measured."""
+
+    batch: int
+    side: int
+    tokens: int
+    p50_ms: float
+    linear_ms: float
+    quadratic_ms: float
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True)
+class MapRate:
+    """`model.map` beside single calls with the same batch, in turns; images/s of the whole job.
+
+    `ratio` is the median over the turns; `growth_mib` is what the peak of memory rose by during
+    the second half of all turns.
+    """
+
+    batch: int
+    images: int
+    map_images_per_s: float
+    calls_images_per_s: float
+    ratio: float
+    growth_mib: float
+
+
+def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> list[Point]:
+    """Measure each (batch, side), the shapes in turns."""
+    rate = measure_roof("cpu", model.options.threads or usable_cores()).matrix_gflops["fp32"]
+    times: dict[tuple[int, int], list[float]] = {shape: [] for shape in shapes}
+    for batch, side in shapes:
+        model(photo_batch(batch, ImageSize(side, side)))
+    while any(not _is_enough(taken, seconds) for taken in times.values()):
+        for (batch, side), taken in times.items():
+            if not _is_enough(taken, seconds):
+                pixels = photo_batch(batch, ImageSize(side, side))
+                taken.append(timed(lambda pixels=pixels: model(pixels))[0])  # type: ignore[misc]
+    return [_point(model, *shape, statistics.median(taken), rate) for shape, taken in times.items()]
+
+
+def map_rate(model: Model, batch: int, images: int) -> MapRate:
+    """The whole job in turns: through `model.map`, and call after call."""
+    crops = photo_batch(batch, ImageSize(_MAP_SIDE, _MAP_SIDE))
+    count = -(-images // batch)
+    ways: dict[str, Callable[[], None]] = {
+        "map": lambda: _exhaust(model.map(_copies(crops, count))),
+        "calls": lambda: _exhaust(model(pixels) for pixels in _copies(crops, count)),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in ways}
+    peaks = []
+    for _ in range(_MAP_TURNS):
+        for name, way in ways.items():
+            taken[name].append(timed(way)[0] / 1e3)
+        peaks.append(peak_rss_mib())
+    done = count * batch
+    ratios = [calls / mapped for calls, mapped in zip(taken["calls"], taken["map"], strict=True)]
+    return MapRate(
+        batch=batch,
+        images=done,
+        map_images_per_s=done / statistics.median(taken["map"]),
+        calls_images_per_s=done / statistics.median(taken["calls"]),
+        ratio=statistics.median(ratios),
+        growth_mib=peaks[-1] - peaks[len(peaks) // 2],
+    )
+
+
+def _is_enough(taken: Sequence[float], seconds: float) -> bool:
+    return len(taken) >= _LEAST_CALLS and sum(taken) >= 1e3 * seconds
+
+
+def _point(model: Model, batch: int, side: int, p50_ms: float, gflops: float) -> Point:
+    size = ImageSize(side, side)
+    total_ms = flops(model.variant, batch, size) / gflops / 1e6
+    quadratic_ms = quadratic_flops(model.variant, batch, size) / gflops / 1e6
+    return Point(
+        batch=batch,
+        side=side,
+        tokens=model.variant.num_prefix_tokens + size.grid.num_patches,
+        p50_ms=p50_ms,
+        linear_ms=total_ms - quadratic_ms,
+        quadratic_ms=quadratic_ms,
+        fraction=total_ms / p50_ms,
+    )
+
+
+def _copies(crops: Pixels, count: int) -> Iterator[Pixels]:
+    """A new array each time, as a loader would hand over."""
+    return (crops.copy() for _ in range(count))
+
+
+def _exhaust(results: Iterator[object]) -> None:
+    for _ in results:
+        pass
+
+
+def _text(points: Sequence[Point], mapped: MapRate | None) -> str:
+    lines = ["batch  side  tokens  measured ms  linear ms  quadratic ms  of the matrix rate"]
+    lines += [
+        f"{point.batch:5}  {point.side:4}  {point.tokens:6}  {point.p50_ms:11.1f}  "
+        f"{point.linear_ms:9.1f}  {point.quadratic_ms:12.1f}  {point.fraction:18.0%}"
+        for point in points
+    ]
+    if mapped is not None:
+        lines.append(
+            f"map over {mapped.images} images, batch {mapped.batch}: {mapped.map_images_per_s:.1f} "
+            f"images/s, {mapped.ratio:.3f} of single calls; memory rose by {mapped.growth_mib:.1f} "
+            "MiB in the second half"
+        )
+    return "\n".join(lines)
+
+
+def _numbers(text: str) -> list[int]:
+    if not all(number.isdigit() and int(number) for number in text.split(",")):
+        raise InputError(f"{text!r}; allowed are whole numbers from 1, separated by commas")
+    return [int(number) for number in text.split(",")]
+
+
+def main() -> int:
+    """Print the measurement; the exit status is 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="growth", description="cost by batch and side")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument("--batch", default=_BATCHES, help=f"at side 224 (default: {_BATCHES})")
+    parser.add_argument("--size", default=_SIDES, help=f"at batch 1 (default: {_SIDES})")
+    parser.add_argument("--seconds", type=float, default=2.0, help="a shape (default: 2)")
+    parser.add_argument("--images", type=int, default=1000, help="for map; 0 leaves it out")
+    parser.add_argument("--map-batch", type=int, default=8, help="for map (default: 8)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    given = parser.parse_args()
+    try:
+        shapes = [(batch, _MAP_SIDE) for batch in _numbers(given.batch)]
+        shapes += [(1, side) for side in _numbers(given.size) if side != _MAP_SIDE]
+        largest = max(batch * side**2 for batch, side in shapes)
+        with load(given.bundle, device="cpu", max_pixels=largest) as model:
+            points = curve(model, shapes, given.seconds)
+            mapped = map_rate(model, given.map_batch, given.images) if given.images else None
+    except Dinov2rtError as error:
+        print(f"growth: {error}", file=sys.stderr)
+        return error.exit_status
+    document = {"points": [asdict(point) for point in points], "map": mapped and asdict(mapped)}
+    print(json.dumps(document, indent=1) if given.json else _text(points, mapped))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
