@@ -2,12 +2,18 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dinov2rt.export.bundle import ExportOptions, export_bundle
+from dinov2rt.runtime.chunks import Chunk, ImageFiles
+from dinov2rt.runtime.feature_dataset import FeatureDataset
+from dinov2rt.runtime.feature_files import ImageFeatures
+from dinov2rt.runtime.feature_table import FeatureType
+from dinov2rt.runtime.geometry import Grid, ImageSize
 from dinov2rt.runtime.variants import Variant, find_variant
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -61,3 +67,39 @@ def toy_variant() -> Callable[[str], Variant]:
         )
 
     return toy
+
+
+@pytest.fixture
+def write_features(tmp_path: Path) -> Callable[..., Path]:
+    """Writes invented features, CLS tokens [N, 384], as `dinov2rt run` writes those of images.
+
+    The mean of an image's patch tokens is the CLS token of the image at the same place from the
+    end, so that the two have different neighbours.
+    """
+
+    def write(name: str, keys: Sequence[str], cls_tokens: np.ndarray, **metadata: str) -> Path:
+        made_by = {
+            "variant": "dinov2_vits14",
+            "weights_source": "official",
+            "weights_sha256": "0" * 64,
+            "precision": "fp32",
+            "preprocess": "native",
+            "snap": "crop",
+            "dtype": "float32",
+            "patch_tokens": "no",
+            "max_pixels": "4194304",
+        } | metadata
+        dtype = FeatureType(made_by["dtype"])
+        variant = find_variant(made_by["variant"])
+        dataset = FeatureDataset(tmp_path / name, variant, dtype, False, made_by)
+        no_registers = np.zeros((0, variant.embed_dim), np.float32)
+        rows = [
+            ImageFeatures(key, ImageSize(14, 14), Grid(1, 1), cls_token, no_registers, patch_mean)
+            for key, cls_token, patch_mean in zip(keys, cls_tokens, cls_tokens[::-1], strict=True)
+        ]
+        chunk = Chunk(0, ImageFiles(tuple(keys)))
+        with dataset.resumed([chunk]):
+            dataset.stage(chunk, rows).commit()
+        return dataset.folder
+
+    return write

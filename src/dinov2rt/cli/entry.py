@@ -16,14 +16,29 @@ from dinov2rt.cli.build import BUILD
 from dinov2rt.cli.doctor import DOCTOR
 from dinov2rt.cli.export import EXPORT
 from dinov2rt.cli.info import INFO
+from dinov2rt.cli.knn import KNN
 from dinov2rt.cli.output import complain, to_json, write_result
 from dinov2rt.cli.report import REPORT
 from dinov2rt.cli.run import RUN
+from dinov2rt.cli.search import SEARCH
+from dinov2rt.cli.triton import TRITON
 from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
 from dinov2rt.runtime.errors import Dinov2rtError, InputError
 
-VERBS: tuple[Verb, ...] = (EXPORT, BUILD, VERIFY, RUN, BENCH, REPORT, INFO, DOCTOR)
+VERBS: tuple[Verb, ...] = (
+    EXPORT,
+    BUILD,
+    VERIFY,
+    RUN,
+    SEARCH,
+    KNN,
+    TRITON,
+    BENCH,
+    REPORT,
+    INFO,
+    DOCTOR,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,167 @@
+"""`dinov2rt search`: the images whose features are nearest to those of a query."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.cli.bundles import add_load_options, load_model
+from dinov2rt.cli.output import complain, progress, table
+from dinov2rt.cli.verb import Outcome, Verb
+from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.feature_index import FeatureIndex, Neighbour, index_features
+from dinov2rt.runtime.feature_query import check_same_model, query_vectors
+from dinov2rt.runtime.feature_vectors import Float32Array, Token, open_collection
+from dinov2rt.runtime.manifest import Manifest
+from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
+from dinov2rt.runtime.neighbour_picture import Tile, draw_neighbours
+
+_LOOKS_ALONE = (
+    "the weights are synthetic: near means alike in colour and texture, told no better than by the "
+    "mean colour, and says nothing of what is shown"
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Query:
+    """What is looked for. `position` is its own place in the features, if it has one."""
+
+    name: str
+    vector: Float32Array
+    position: int | None
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "queries",
+        metavar="QUERY",
+        nargs="+",
+        help="a key that is in the features, or else an image file, which needs --bundle",
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="what to search: features.parquet of `dinov2rt run`, of one model",
+    )
+    parser.add_argument("-k", type=int, default=10, help="neighbours of each query (default: 10)")
+    parser.add_argument("--token", default="cls", help="cls (default) or patch-mean")
+    parser.add_argument(
+        "--bundle", type=Path, metavar="BUNDLE", help="that made the features, for image files"
+    )
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="queries and neighbours side by side, FILE.png"
+    )
+    parser.add_argument(
+        "--image-column",
+        default="image",
+        help="of Parquet shards, for --picture (default: image)",
+    )
+    add_load_options(parser)
+
+
+def _run(arguments: Namespace) -> Outcome:
+    token = Token.parse(arguments.token)
+    _check_picture(arguments.picture)
+    collection = open_collection(arguments.features)
+    progress(f"reading {len(collection)} features")
+    index = index_features(collection, token)
+    queries = _queries(arguments, index, token, collection.metadata)
+    found = {
+        query.name: index.search(query.vector, arguments.k, without=query.position)
+        for query in queries
+    }
+    if arguments.picture is not None:
+        _draw(arguments, found)
+    document: dict[str, Any] = {
+        "features": arguments.features,
+        "images": len(index),
+        "token": str(token),
+        "picture": arguments.picture,
+        "queries": [{"query": name, "neighbours": near} for name, near in found.items()],
+        "synthetic_weights": collection.is_synthetic,
+        "metadata": collection.metadata,
+    }
+    note = f"\nnote: {_LOOKS_ALONE}" if collection.is_synthetic else ""
+    return Outcome(document, f"{_table(found)}{note}")
+
+
+def _check_picture(picture: Path | None) -> None:
+    if picture is None:
+        return
+    if picture.suffix != ".png":
+        raise InputError(f"{picture} has the suffix {picture.suffix!r}; allowed: .png")
+    if not picture.parent.is_dir():
+        raise InputError(f"{picture.parent} is not a folder to write {picture.name} in")
+
+
+def _queries(
+    arguments: Namespace, index: FeatureIndex, token: Token, metadata: Mapping[str, str]
+) -> list[_Query]:
+    """Each once, in the order given."""
+    names = list(dict.fromkeys(arguments.queries))
+    positions = {name: index.find(name) for name in names}
+    files = [name for name, position in positions.items() if position is None]
+    computed = _computed(arguments, index, files, token, metadata)
+    return [
+        _Query(name, computed[name] if position is None else index.vector(position), position)
+        for name, position in positions.items()
+    ]
+
+
+def _computed(
+    arguments: Namespace,
+    index: FeatureIndex,
+    files: list[str],
+    token: Token,
+    metadata: Mapping[str, str],
+) -> dict[str, Float32Array]:
+    """The vectors of image files."""
+    if not files:
+        return {}
+    for file in files:
+        if not Path(file).is_file():
+            raise InputError(
+                f"{file} is neither an image file nor a key of these features; their first key is "
+                f"{index.keys[0].as_py()}"
+            )
+    if arguments.bundle is None:
+        raise InputError(
+            f"{files[0]} is not in the features, so it has to be computed; "
+            "give --bundle BUNDLE, the one that made them"
+        )
+    check_same_model(Manifest.read(arguments.bundle), metadata, arguments.precision)
+    arguments.precision = metadata["precision"]
+    max_pixels = int(metadata.get("max_pixels", DEFAULT_MAX_PIXELS))
+    with load_model(arguments, max_pixels=max_pixels) as model:
+        vectors = query_vectors(model, [Path(file) for file in files], metadata, token)
+    return dict(zip(files, vectors, strict=True))
+
+
+def _draw(arguments: Namespace, found: Mapping[str, list[Neighbour]]) -> None:
+    rows = [
+        [Tile(query, "query"), *(Tile(near.key, _caption(near)) for near in neighbours)]
+        for query, neighbours in found.items()
+    ]
+    missing = draw_neighbours(rows, arguments.picture, arguments.image_column)
+    if missing:
+        complain(f"{missing} images cannot be opened any more; they are grey in the picture")
+
+
+def _caption(neighbour: Neighbour) -> str:
+    return f"{neighbour.rank}   {neighbour.score:.4f}"
+
+
+def _table(found: Mapping[str, list[Neighbour]]) -> str:
+    rows = [
+        (query, str(near.rank), f"{near.score:.4f}", near.key)
+        for query, neighbours in found.items()
+        for near in neighbours
+    ]
+    return table(("query", "rank", "cosine", "key"), rows)
+
+
+SEARCH = Verb("search", "find the images nearest to others by their features", _add_arguments, _run)
