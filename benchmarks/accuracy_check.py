@@ -46,7 +46,7 @@ def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
     ]
     return Accuracy(
         passed=all(output.passed for output in compared),
-        limits=f"relative L2 {limits.relative_l2:.3g}, cosine {limits.cosine_min:.7g}",
+        limits=str(limits),
         cosine_min=min(output.cosine_min for output in compared),
         relative_l2=max(output.relative_l2 for output in compared),
         cls_cosine_min=float(_cosines(outputs, reference, "cls_token").min()),

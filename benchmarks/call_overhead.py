@@ -83,7 +83,7 @@ def measure(bundle: Path, *, size: int, batch: int, repeats: int) -> Overhead:
             f"batch {batch}, size {size}, repeats {repeats}; "
             f"allowed are from 1, {PATCH_SIZE} and 1 on"
         )
-    with load(bundle, device="cpu", precision="fp32", max_pixels=batch * size * size) as model:
+    with load(bundle, device="cpu", backend="onnxruntime", max_pixels=batch * size * size) as model:
         images = _images(model, (batch, size, size, 3))
         session_ms, model_ms = _take_turns(
             _bare_session(model, images), lambda: model(images), repeats

@@ -24,6 +24,11 @@ from dinov2rt.runtime.selection import BACKENDS
 
 _ROOM = __name__.rpartition(".")[0]
 _TORCH = f"{_ROOM}.torch_peers"
+_LIBRARIES = {
+    "openvino": (f"{_ROOM}.quiet_openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": (),  # it is loaded with the plan, whose flavour says which
+}
 
 
 def find(names: Sequence[str]) -> tuple[Candidate, ...]:
@@ -116,7 +121,7 @@ def _product(backend: str, precision: Precision) -> Candidate:
         is_peer=False,
         cannot_run=partial(cannot_run_product, backend=backend, precision=precision),
         open=partial(_open_product, backend=backend, precision=precision),
-        libraries=(f"{_ROOM}.product", *(["onnxruntime"] * (backend == "onnxruntime"))),
+        libraries=(f"{_ROOM}.product", *_LIBRARIES[backend]),
     )
 
 

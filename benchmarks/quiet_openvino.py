@@ -1,11 +1,7 @@
 """OpenVINO, imported so that it sends no telemetry; a benchmark must not talk to the network."""
 
-import sys
+from dinov2rt.runtime.openvino import import_openvino
 
-# Without this package it uses a stub of its own; there is no setting short of a file in ~/intel.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-import openvino  # noqa: E402
-
-del sys.modules["openvino_telemetry"]
+openvino = import_openvino()
 
 __all__ = ["openvino"]

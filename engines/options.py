@@ -29,7 +29,7 @@ class BuildOptions:
     default one, see `timing_cache.default_file`.
 
     Raises:
-        InputError: a number out of its range.
+        InputError: a number out of its range, or int8.
     """
 
     target: str = "sm80"
@@ -47,6 +47,11 @@ class BuildOptions:
     hardware_compatible: HardwareCompatibility | None = None
 
     def __post_init__(self) -> None:
+        if self.precision is Precision.INT8:
+            raise InputError(
+                "int8 graphs are for ONNX Runtime's CPU provider; allowed for a plan are fp16, "
+                "bf16 and fp32"
+            )
         _check_least("max batch", self.max_batch, 1)
         _check_least("max size", self.max_size, PATCH_SIZE)
         if self.memory_limit_mib is not None:

@@ -18,6 +18,7 @@ from dinov2rt.export.folding import fold, fold_attention_scale
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.int8_search import Evidence, gather, search
 from dinov2rt.export.limits import limits_of
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
@@ -73,6 +74,7 @@ class _Reference:
     golden: FileEntry
     ranges: Ranges
     limits: dict[Precision, Limits]
+    evidence: Evidence | None
 
 
 def export_bundle(
@@ -109,9 +111,9 @@ def export_bundle(
             name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
         for precision, limits in reference.limits.items():
-            progress(f"limit for {precision} with these weights: {limits.relative_l2:.2g}")
+            progress(f"limits for {precision} with these weights: {limits}")
         progress("tracing the graph")
-        graphs = _write_graphs(partial, loaded, variant, options, reference)
+        graphs = _write_graphs(partial, loaded, variant, options, reference, progress)
         manifest = Manifest(
             schema=SCHEMA_VERSION,
             variant=variant,
@@ -136,35 +138,52 @@ def _write_golden(
         precision: limits_of(model, cases, options.layers, precision)
         for precision in options.precisions
     }
-    return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits)
+    evidence = None
+    if Precision.INT8 in options.precisions:
+        evidence = gather(model, cases, options.input_format, options.layers)
+    return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits, evidence)
 
 
 def _write_graphs(
-    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions, reference: _Reference
+    bundle: Path,
+    weights: Weights,
+    variant: Variant,
+    options: ExportOptions,
+    reference: _Reference,
+    progress: Progress,
 ) -> tuple[GraphEntry, ...]:
     """All graphs from one trace, whose weights they share in memory until one changes them."""
     traced = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
     _describe(traced, variant, weights)
-    return tuple(
-        GraphEntry(
-            precision=precision,
-            opset=OPSET,
-            input_name=options.input_format.value,
-            outputs=output_names(variant, options.layers),
-            layers=options.layers,
-            files=_save(_finish(traced.clone(), variant, precision, options), bundle, precision),
-            ranges=reference.ranges if precision is Precision.FP16 else {},
-            limits=reference.limits[precision],
+    entries = []
+    for precision in options.precisions:
+        model, quantization = _finish(traced.clone(), variant, precision, options), None
+        if precision is Precision.INT8 and reference.evidence is not None:
+            model, quantization = search(model, variant, reference.evidence, bundle, progress)
+        entries.append(
+            GraphEntry(
+                precision=precision,
+                opset=OPSET,
+                input_name=options.input_format.value,
+                outputs=output_names(variant, options.layers),
+                layers=options.layers,
+                files=_save(model, bundle, precision),
+                ranges=reference.ranges if precision is Precision.FP16 else {},
+                limits=reference.limits[precision],
+                quantization=quantization,
+            )
         )
-        for precision in options.precisions
-    )
+    return tuple(entries)
 
 
 def _finish(
     model: ir.Model, variant: Variant, precision: Precision, options: ExportOptions
 ) -> ir.Model:
-    """Fold, type, and attach the input: from a clone of the trace to what is saved."""
-    if precision is Precision.FP32:
+    """Fold, type, and attach the input: from a clone of the trace to what is saved.
+
+    For int8 it is the float32 graph, which is then quantised in the search.
+    """
+    if precision in (Precision.FP32, Precision.INT8):
         fold(model, variant)
     else:
         fold_attention_scale(model, variant)

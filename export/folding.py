@@ -16,11 +16,11 @@ def fold_layer_scale(model: ir.Model) -> None:
         gamma = scale.inputs[1]
         if gamma is None or gamma.name is None or not gamma.name.endswith(".gamma"):
             continue
-        add = _producer(added)
-        product = _producer(add.inputs[0])
-        factor = _array(gamma)
+        add = producer_of(added)
+        product = producer_of(add.inputs[0])
+        factor = array_of(gamma)
         for weight in (product.inputs[1], add.inputs[1]):
-            _set(weight, _array(weight) * factor)
+            _set(weight, array_of(weight) * factor)
         _remove(model, scale, add.outputs[0])
         del model.graph.initializers[gamma.name]
 
@@ -30,7 +30,7 @@ def fold_attention_scale(model: ir.Model, variant: Variant) -> None:
     for index in range(variant.depth):
         for kind in ("weight", "bias"):
             value = model.graph.initializers[f"blocks.{index}.qkv.{kind}"]
-            scaled = _array(value).copy()
+            scaled = array_of(value).copy()
             scaled[..., : variant.embed_dim] *= np.float32(variant.head_dim**-0.5)
             _set(value, scaled)
     for attention in _nodes(model, "Attention"):
@@ -47,14 +47,16 @@ def _nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
     return [node for node in model.graph if node.op_type == op_type]
 
 
-def _producer(value: ir.Value | None) -> ir.Node:
+def producer_of(value: ir.Value | None) -> ir.Node:
+    """The node whose output `value` is."""
     node = value.producer() if value is not None else None
     if node is None:
         raise ValueError(f"{value} is no node's output")
     return node
 
 
-def _array(value: ir.Value | None) -> np.ndarray:
+def array_of(value: ir.Value | None) -> np.ndarray:
+    """What the initializer `value` holds."""
     if value is None or value.const_value is None:
         raise ValueError(f"{value} is no initializer")
     return value.const_value.numpy()

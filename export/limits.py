@@ -11,7 +11,15 @@ import torch
 
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.accuracy import FLOAT32_LIMITS, GoldenCase, Limits, OutputAccuracy, compare
+from dinov2rt.runtime.accuracy import (
+    FLOAT32_ERROR,
+    FLOAT32_LIMITS,
+    INT8_LIMITS,
+    GoldenCase,
+    Limits,
+    OutputAccuracy,
+    compare,
+)
 from dinov2rt.runtime.normalization import normalize
 from dinov2rt.runtime.precision import Precision
 
@@ -29,7 +37,7 @@ _MOST_PIXELS = 224 * 224
 
 _NOISE_ALLOWANCE = 2.0
 
-_NO_LIMITS = Limits(cosine_min=-1.0, relative_l2=float("inf"))
+_NO_LIMITS = Limits(cosine_min=-1.0)
 
 
 def limits_of(
@@ -38,6 +46,8 @@ def limits_of(
     """The least agreement with the eager `model` that passes for a graph of `precision`."""
     if precision is Precision.FP32:
         return float32_limits(model, cases, layers)
+    if precision is Precision.INT8:
+        return INT8_LIMITS
     return autocast_limits(model, cases, layers, precision)
 
 
@@ -52,7 +62,7 @@ def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int
     worst_cosine = min(output.cosine_min for output in compared)
     return Limits(
         cosine_min=min(FLOAT32_LIMITS.cosine_min, _cosine_limit(worst_cosine)),
-        relative_l2=max(FLOAT32_LIMITS.relative_l2, _NOISE_ALLOWANCE * noise),
+        relative_l2=max(FLOAT32_ERROR, _NOISE_ALLOWANCE * noise),
     )
 
 

@@ -15,14 +15,23 @@ from dinov2rt.runtime.variants import NATIVE_GRID, Variant
 _PAD = 2  # taps reach two rows over the border; repeating the edge stands for clamping the index
 
 
+def magnitude(value: Tensor) -> Tensor:
+    """`|value|`, exactly, without the operator Abs.
+
+    Fused with what surrounds it, Abs returns negative values as they are in OpenVINO 2026.4's CPU
+    plugin, and the table is silently wrong. See docs/adr/0008.
+    """
+    return torch.maximum(value, -value)
+
+
 def cubic_kernel(distance: Tensor, a: float) -> Tensor:
     """Keys' cubic convolution kernel with parameter `a`, zero from a distance of 2 on.
 
     Source: R. Keys, 1981, with both pieces written as polynomials of `relu(2 - |x|)` and
     `relu(1 - |x|)`, so that the graph needs no Where.
     """
-    outer = functional.relu(2 - distance.abs())
-    inner = functional.relu(1 - distance.abs())
+    size = magnitude(distance)
+    outer, inner = functional.relu(2 - size), functional.relu(1 - size)
     return a * outer * outer * (1 - outer) + inner * inner * ((4 * a + 3) - 2 * inner)
 
 
@@ -41,7 +50,8 @@ class PositionTable(nn.Module):
         if not self.antialias:
             planes = functional.pad(table.permute(2, 0, 1)[None], (_PAD,) * 4, mode="replicate")
             table = planes[0].permute(1, 2, 0).contiguous()
-        self.table = nn.Parameter(table, requires_grad=False)
+        self.dim = table.shape[-1]
+        self.table = nn.Parameter(table.flatten(1), requires_grad=False)  # [taps, taps·D]
         taps = torch.arange(table.shape[0], dtype=torch.float32)
         self.taps = nn.Parameter(taps if self.antialias else taps - _PAD, requires_grad=False)
 
@@ -52,12 +62,13 @@ class PositionTable(nn.Module):
             mix_rows = self._antialiased(index_rows, rows)
             mix_cols = self._antialiased(index_cols, cols)
         else:
-            native = functional.relu(1 - (_float(rows) - 37).abs() - (_float(cols) - 37).abs())
+            off_native = magnitude(_float(rows) - 37) + magnitude(_float(cols) - 37)
+            native = functional.relu(1 - off_native)
             mix_rows = self._offset(index_rows, rows, native)
             mix_cols = self._offset(index_cols, cols, native)
-        dim = self.table.shape[-1]
-        across = mix_cols @ self.table  # [taps, cols, D]
-        return (mix_rows @ across.reshape(self.table.shape[0], cols * dim)).reshape(1, -1, dim)
+        # Both operands of one rank: OpenVINO's CPU plugin refuses others where a side is dynamic.
+        down = (mix_rows @ self.table).reshape(-1, len(self.taps), self.dim)  # [rows, taps, D]
+        return (mix_cols[None] @ down).reshape(1, -1, self.dim)  # [rows, cols, D], then flat
 
     def _offset(self, index: Tensor, side: int, native: Tensor) -> Tensor:
         # (i + 0.5) · 37 / (n + 0.1) - 0.5, scaled by 10 so that both terms are exact integers.

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from dinov2rt.runtime import openvino, ort
 from dinov2rt.runtime.optional import require
-from dinov2rt.runtime.ort import Device, cannot_run
+from dinov2rt.runtime.ort import Device
 
 _CPUINFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -29,6 +30,7 @@ _INSTRUCTION_SETS = {
 
 # Distribution names by what they are for, and the extra that brings them.
 _PACKAGES = (
+    (("openvino",), "running ONNX graphs on a CPU", "openvino"),
     (("onnxruntime", "onnxruntime-gpu"), "running ONNX graphs", "ort"),
     (("onnxruntime-gpu",), "running ONNX graphs on an NVIDIA GPU", "cuda"),
     (("tensorrt-cu13", "tensorrt-cu12", "tensorrt"), "TensorRT plans", "tensorrt"),
@@ -103,7 +105,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at this machine. Packages are looked up, not imported, except for onnxruntime."""
+    """Look at this machine. Of the packages only those that run graphs are imported."""
     gpus = _gpus()
     driver = gpus[0].driver if gpus else _first_line_of(_NVIDIA_DRIVER)
     packages = tuple(_package(*entry) for entry in _PACKAGES)
@@ -119,7 +121,8 @@ def examine() -> Diagnosis:
         packages=packages,
         onnxruntime_providers=_onnxruntime_providers(),
         runners=(
-            *(Runner(f"onnxruntime {device}", cannot_run(device)) for device in devices),
+            Runner("openvino cpu", openvino.cannot_run()),
+            *(Runner(f"onnxruntime {device}", ort.cannot_run(device)) for device in devices),
             *(
                 _plan_runner(package, driver)
                 for package in packages

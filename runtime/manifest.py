@@ -50,30 +50,44 @@ class FileEntry:
         file = root / path
         return cls(path=path, size_bytes=file.stat().st_size, sha256=sha256_of(file))
 
+    def locate(self, root: Path, *, rebuild: str) -> Path:
+        """Where the file lies, once its size was compared.
+
+        Raises:
+            BundleError: missing or of another size; the message ends in the command that rebuilds
+                it.
+        """
+        file = root / self.path
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise BundleError(self._unreadable(file, error, rebuild)) from error
+        if size != self.size_bytes:
+            raise BundleError(
+                f"{file} has {size} bytes, the manifest says {self.size_bytes}; {rebuild}"
+            )
+        return file
+
     def check(self, root: Path, *, rebuild: str) -> Path:
         """Where the file lies, once its size and hash were compared.
 
         Raises:
             BundleError: missing or altered; the message ends in the command that rebuilds it.
         """
-        file = root / self.path
+        file = self.locate(root, rebuild=rebuild)
         try:
-            size = file.stat().st_size
-            found = sha256_of(file) if size == self.size_bytes else None
+            found = sha256_of(file)
         except OSError as error:
-            raise BundleError(
-                f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"
-            ) from error
-        if found is None:
-            raise BundleError(
-                f"{file} has {size} bytes, the manifest says {self.size_bytes}; {rebuild}"
-            )
+            raise BundleError(self._unreadable(file, error, rebuild)) from error
         if found != self.sha256:
             raise BundleError(
                 f"{file} has SHA-256 {found[:16]}…, the manifest says {self.sha256[:16]}…; "
                 f"{rebuild}"
             )
         return file
+
+    def _unreadable(self, file: Path, error: OSError, rebuild: str) -> str:
+        return f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +103,20 @@ class WeightsEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class QuantizationEntry:
+    """What of an int8 graph stayed float32, and how well the graph then agreed with eager.
+
+    `float32` names the products, e.g. `blocks.3.qkv`. Measured at export on crops of photographs
+    that the choice was not made on: `cls_cosine_min` is the smallest cosine of a CLS token,
+    `token_cosine_p1` the smallest first percentile of the other tokens of a crop.
+    """
+
+    float32: tuple[str, ...]
+    cls_cosine_min: float
+    token_cosine_p1: float
+
+
+@dataclass(frozen=True, slots=True)
 class GraphEntry:
     """One ONNX graph. `files` holds the graph first, then its external data.
 
@@ -96,7 +124,8 @@ class GraphEntry:
     `layers` are the indices of intermediate blocks whose tokens it returns as well. `ranges`, of
     an fp16 graph, holds the largest |activation| of the eager model by tensor, e.g.
     `blocks.3.down`, over the photographs of the golden outputs; float16 ends at 65504.
-    `limits` is the least agreement with the eager model that passes.
+    `limits` is the least agreement with the eager model that passes, `quantization` is there for
+    int8 alone.
     """
 
     precision: Precision
@@ -107,6 +136,7 @@ class GraphEntry:
     files: tuple[FileEntry, ...]
     ranges: dict[str, float] = field(default_factory=dict)
     limits: Limits = FLOAT32_LIMITS
+    quantization: QuantizationEntry | None = None
 
     def __post_init__(self) -> None:
         if self.input_name not in ("pixels", "images"):

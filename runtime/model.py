@@ -285,7 +285,7 @@ def load(
     Args:
         bundle: its directory.
         device: "auto" (the best that runs here), "cpu" or "cuda".
-        backend: "onnxruntime" or "tensorrt"; None chooses.
+        backend: "openvino", "onnxruntime" or "tensorrt"; None chooses.
         precision: that of the graph, e.g. "fp32"; None chooses.
         threads: threads of the CPU backend; None leaves it to the backend.
         max_pixels: the most pixels (B · H · W) of one forward pass. A larger batch is run in

@@ -12,6 +12,7 @@ class Precision(StrEnum):
     FP32 = "fp32"
     FP16 = "fp16"
     BF16 = "bf16"
+    INT8 = "int8"
 
     @classmethod
     def parse(cls, name: str) -> Self:

@@ -1,21 +1,26 @@
 """Which graph of a bundle runs on what: the best that works here, and why not a better one."""
 
+import contextlib
+import platform
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
 
+from dinov2rt.runtime import openvino, ort
 from dinov2rt.runtime.backend import Backend
 from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.runtime.fallback import FallbackBackend
-from dinov2rt.runtime.manifest import GraphEntry, Manifest, PlanEntry
-from dinov2rt.runtime.ort import Device, OnnxRuntimeBackend, cannot_run
+from dinov2rt.runtime.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
+from dinov2rt.runtime.openvino import OpenVinoBackend
+from dinov2rt.runtime.ort import Device, OnnxRuntimeBackend
 from dinov2rt.runtime.plan_checks import graph_of, rebuild_command
 from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.trt import TensorRTBackend, open_plan
 
-BACKENDS = ("onnxruntime", "tensorrt")
+BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -32,13 +37,43 @@ class Choice:
     plan: TensorRTBackend | None = None
 
 
-# Best first. fp16 on a CPU is slow and there for checking only, so it is never chosen unasked.
-_PREFERENCE: tuple[tuple[Device, Precision], ...] = (
-    ("cuda", Precision.FP16),
-    ("cuda", Precision.FP32),
-    ("cpu", Precision.FP32),
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """A library that executes graphs, on a device, in a precision."""
+
+    backend: str
+    device: Device
+    precision: Precision
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.device} {self.precision}"
+
+    def cannot_run(self) -> str | None:
+        return openvino.cannot_run() if self.backend == "openvino" else ort.cannot_run(self.device)
+
+    def open(self, graph: Path, threads: int | None) -> Backend:
+        if self.backend == "openvino":
+            return OpenVinoBackend(graph, threads=threads)
+        return OnnxRuntimeBackend(graph, device=self.device, threads=threads)
+
+
+_ON_CPU = (
+    _Runner("openvino", "cpu", Precision.FP32),
+    _Runner("onnxruntime", "cpu", Precision.FP32),
 )
-_ONLY_BY_NAME: tuple[tuple[Device, Precision], ...] = (("cpu", Precision.FP16),)
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere it was not measured
+# Best first. Never chosen unasked: fp16 on a CPU, which is slow and there for checking only, and
+# int8, which trades accuracy for speed.
+_PREFERENCE = (
+    _Runner("onnxruntime", "cuda", Precision.FP16),
+    _Runner("onnxruntime", "cuda", Precision.FP32),
+    *(_ON_CPU if _IS_X86 else reversed(_ON_CPU)),
+)
+_RUNNERS = (
+    *_PREFERENCE,
+    _Runner("onnxruntime", "cpu", Precision.FP16),
+    _Runner("onnxruntime", "cpu", Precision.INT8),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +109,19 @@ def select(
     _check_name("backend", backend or BACKENDS[0], BACKENDS)
     wanted = Precision.parse(precision) if precision else None
     request = _Request(bundle, manifest, device, backend, wanted, threads)
-    return _first_that_starts(request)
+    return _first_that_starts(request, chain(_plans(request), _graphs(request)))
 
 
-def _first_that_starts(request: _Request) -> Choice:
+def _first_that_starts(request: _Request, candidates: _Candidates) -> Choice:
     passed_over: list[tuple[str, str]] = []
-    for name, open_it in chain(_plans(request), _graphs(request)):
+    for name, open_it in candidates:
         try:
             return replace(open_it(), passed_over=tuple(passed_over))
         except (BackendError, MissingDependencyError) as error:
             passed_over.append((name, str(error)))
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
+    if not passed_over:
+        reasons = f"{_asked_for(request)}: graphs run as {', '.join(map(str, _RUNNERS))}"
     raise BackendError(f"nothing that was asked for runs here ({reasons})")
 
 
@@ -100,12 +137,18 @@ def _plans(request: _Request) -> _Candidates:
 
 
 def _graphs(request: _Request) -> _Candidates:
-    if request.backend not in (None, "onnxruntime"):
-        return
-    for device, precision in _PREFERENCE + _ONLY_BY_NAME * (request.precision is not None):
-        if request.device in ("auto", device) and request.precision in (None, precision):
-            name = f"onnxruntime {device} {precision}"
-            yield name, partial(_open_graph, request, device, precision)
+    for runner in _PREFERENCE if request.precision is None else _RUNNERS:
+        if (
+            request.backend in (None, runner.backend)
+            and request.device in ("auto", runner.device)
+            and request.precision in (None, runner.precision)
+        ):
+            yield str(runner), partial(_open_graph, request, runner)
+
+
+def _asked_for(request: _Request) -> str:
+    asked = (request.backend, request.device, request.precision)
+    return " ".join(name for name in asked if name is not None)
 
 
 def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
@@ -115,30 +158,53 @@ def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
     plan = open_plan(request.bundle, entry, graph)
     if request.device != "auto" or request.backend is not None:
         return Choice(graph, plan, (), plan)
-    behind = replace(request, backend="onnxruntime")
-    whole = FallbackBackend(plan, lambda: _first_that_starts(behind).backend)
+    whole = FallbackBackend(plan, lambda: _first_that_starts(request, _graphs(request)).backend)
     return Choice(graph, whole, (), plan)
 
 
 def _no_plan(request: _Request) -> Choice:
     if request.device == "cpu":
         raise BackendError('plans run on NVIDIA GPUs alone; use device="cuda"')
+    if request.precision is Precision.INT8:
+        raise BackendError('int8 is for ONNX Runtime on the CPU; use backend="onnxruntime"')
     kind = f"{request.precision} plan" if request.precision else "plan"
     raise BackendError(
         f"the bundle holds no {kind}; make one with: dinov2rt build {request.bundle} --target sm80"
     )
 
 
-def _open_graph(request: _Request, device: Device, precision: Precision) -> Choice:
-    """Check the files of the graph against the manifest, then load it."""
+def _open_graph(request: _Request, runner: _Runner) -> Choice:
+    """Load the graph, its files compared with the manifest."""
     graphs = request.manifest.graphs
-    graph = next((graph for graph in graphs if graph.precision is precision), None)
-    reason = cannot_run(device) if graph else f"the bundle holds no {precision} graph"
+    graph = next((graph for graph in graphs if graph.precision is runner.precision), None)
+    reason = runner.cannot_run() if graph else f"the bundle holds no {runner.precision} graph"
     if graph is None or reason is not None:
         raise BackendError(reason)
+    return Choice(graph, _open_while_hashing(request, graph.files, runner), ())
+
+
+def _open_while_hashing(
+    request: _Request, files: tuple[FileEntry, ...], runner: _Runner
+) -> Backend:
+    """Hash the weights in a thread while the library loads them, since each takes as long.
+
+    The graph is checked before it is parsed. Of the weights, plain numbers, the size is, and no
+    call is served before their hash was compared.
+    """
     rebuild = request.manifest.rebuild_command(request.bundle)
-    file, *_ = [entry.check(request.bundle, rebuild=rebuild) for entry in graph.files]
-    return Choice(graph, OnnxRuntimeBackend(file, device=device, threads=request.threads), ())
+    graph, *weights = files
+    file = graph.check(request.bundle, rebuild=rebuild)
+    for entry in weights:
+        entry.locate(request.bundle, rebuild=rebuild)
+    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as undo:
+        hashing = pool.submit(lambda: [e.check(request.bundle, rebuild=rebuild) for e in weights])
+        try:
+            backend = runner.open(file, request.threads)
+            undo.callback(backend.close)
+        finally:
+            hashing.result()  # altered weights are the error, whatever the library made of them
+        undo.pop_all()
+    return backend
 
 
 def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -299,7 +299,7 @@ def test_verify_prints_a_row_for_each_output_and_a_verdict(call: Call, bundle_s_
     assert header.split()[:3] == ["case", "output", "cosine_min"]
     assert len(rows) == 4 * 3
     assert all(row.endswith("pass") for row in rows)
-    assert verdict.startswith("passed: fp32 on onnxruntime")
+    assert verdict.startswith("passed: fp32 on openvino")
 
 
 def test_verify_fails_with_status_1_when_an_output_differs(
@@ -504,6 +504,7 @@ def test_doctor_tells_what_runs_here(call: Call, bundle_s_reg: Path) -> None:
     assert result.document["can_run"] is True
     assert "dinov2_vits14_reg fp32 on" in result.document["bundle"]["runs_as"]
     text = call("doctor").out
+    assert "openvino cpu: runs" in text
     assert "onnxruntime cpu: runs" in text
     assert "cores usable" in text
 
@@ -548,13 +549,15 @@ def test_without_torch_the_extra_is_named(verb: str, bundle_s_reg: Path, tmp_pat
     assert_one_line(result, "'torch'", "pip install 'dinov2rt[export]'")
 
 
-def test_without_onnxruntime_doctor_says_that_nothing_runs(
+def test_without_a_runtime_doctor_says_that_nothing_runs(
     bundle_s_reg: Path, tmp_path: Path
 ) -> None:
-    doctor = run_without(["onnxruntime"], tmp_path, "-m", "dinov2rt", "doctor", bundle_s_reg)
+    runtimes = ["onnxruntime", "openvino"]
+    doctor = run_without(runtimes, tmp_path, "-m", "dinov2rt", "doctor", bundle_s_reg)
     assert (doctor.status, doctor.err) == (1, "")
+    assert "openvino cpu: does not run" in doctor.out
     assert "onnxruntime cpu: does not run" in doctor.out
     assert "pip install 'dinov2rt[ort]'" in doctor.out
-    verify = run_without(["onnxruntime"], tmp_path, "-m", "dinov2rt", "verify", bundle_s_reg)
+    verify = run_without(runtimes, tmp_path, "-m", "dinov2rt", "verify", bundle_s_reg)
     assert verify.status == 2
-    assert_one_line(verify, "pip install 'dinov2rt[ort]'")
+    assert_one_line(verify, "pip install 'dinov2rt[openvino]'", "pip install 'dinov2rt[ort]'")

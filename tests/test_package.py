@@ -7,7 +7,17 @@ import pytest
 
 import dinov2rt
 
-OPTIONAL = {"torch", "onnx", "onnxruntime", "PIL", "pyarrow", "scipy", "safetensors", "tensorrt"}
+OPTIONAL = {
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "PIL",
+    "pyarrow",
+    "scipy",
+    "safetensors",
+    "tensorrt",
+}
 
 
 def modules_after(statement: str) -> set[str]:

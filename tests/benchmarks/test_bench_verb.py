@@ -11,6 +11,8 @@ from dinov2rt.cli.bench import parse_counts
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.geometry import ImageSize
 
+OWN = ("dinov2rt-openvino-fp32", "dinov2rt-onnxruntime-fp32")
+
 
 @pytest.fixture(scope="module")
 def result(bundle_s_reg: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -27,10 +29,10 @@ def test_every_candidate_has_a_row_at_every_cell(result: Path) -> None:
     cells = {(row.cell.batch, row.cell.height, row.cell.width) for row in run.rows}
     assert cells == {(1, 28, 28), (2, 28, 28), (1, 28, 42), (2, 28, 42)}
     candidates = {facts.candidate: facts for facts in run.candidates}
-    assert set(candidates) == {"eager", "dinov2rt-onnxruntime-fp32"}
-    assert len(run.rows) == 8
+    assert set(candidates) == {"eager", *OWN}
+    assert len(run.rows) == 12
     assert all(facts.load_ms > 0 and facts.peak_rss_mib > 50 for facts in run.candidates)
-    assert not candidates["dinov2rt-onnxruntime-fp32"].is_peer
+    assert not any(candidates[name].is_peer for name in OWN)
 
 
 def test_every_row_has_time_accuracy_and_its_distance_from_the_limit(result: Path) -> None:

@@ -28,6 +28,8 @@ from dinov2rt.runtime.precision import Precision
 COMPILER_WARNING = "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 """Torch's own, when its compiler is first imported."""
 
+NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU and in fp32 alone"
+
 SIZES = (ImageSize(98, 126), ImageSize(126, 98), ImageSize(56, 56))
 """The first two have as many patches as each other, on different grids."""
 
@@ -72,11 +74,12 @@ def test_eager_gives_the_tokens_of_the_reference(task: Task) -> None:
         assert runner.version.startswith("torch 2")
 
 
-def test_the_product_gives_the_tokens_of_the_reference(task: Task) -> None:
-    with opened("dinov2rt-onnxruntime-fp32", task) as runner:
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_the_product_gives_the_tokens_of_the_reference(backend: str, task: Task) -> None:
+    with opened(f"dinov2rt-{backend}-fp32", task) as runner:
         assert distance(runner, task, SIZES[0], batch=2) < 1e-5
         assert runner.version.startswith("dinov2rt ")
-        assert "onnxruntime" in runner.version
+        assert f"fp32 on {backend} " in runner.version
 
 
 def test_transformers_agrees_on_the_trained_grid(task: Task) -> None:
@@ -170,6 +173,10 @@ def test_every_candidate_can_be_sent_to_a_process_of_its_own() -> None:
         ("onnxruntime", {"torch", "transformers", "openvino"}),
         ("openvino", {"torch", "transformers", "onnxruntime", "openvino_telemetry"}),
         ("dinov2rt-onnxruntime-fp32", {"torch", "transformers", "openvino"}),
+        (
+            "dinov2rt-openvino-fp32",
+            {"torch", "transformers", "onnxruntime", "openvino_telemetry"},
+        ),
     ],
 )
 def test_a_process_holds_the_library_of_its_candidate_alone(
@@ -242,6 +249,8 @@ def test_what_a_bundle_does_not_hold_is_told(bundle_s: Path) -> None:
         "the bundle holds no bf16 graph; export it with --precision bf16"
     )
     assert "OpenVINO does not run on NVIDIA GPUs" in reason("openvino", task)
+    assert reason("dinov2rt-openvino-fp32", task) == NOT_IN_OPENVINO
+    assert reason("dinov2rt-openvino-fp16", Task(bundle_s, "cpu", 1)) == NOT_IN_OPENVINO
 
 
 def test_other_weights_than_those_of_the_bundle_are_refused(
@@ -268,6 +277,6 @@ def test_precisions_say_what_a_candidate_computes_in() -> None:
     assert found["compile-max-autotune-autocast"].precision is Precision.FP16
     assert {name for name, each in found.items() if not each.is_peer} == {
         f"dinov2rt-{backend}-{precision}"
-        for backend in ("onnxruntime", "tensorrt")
+        for backend in ("openvino", "onnxruntime", "tensorrt")
         for precision in Precision
     }

@@ -184,7 +184,7 @@ def test_bfloat16_weights_are_rounded_to_nearest(traced: ir.Model) -> None:
 
 @pytest.mark.parametrize("precisions", [(), (Precision.FP16, Precision.FP16)])
 def test_precisions_are_asked_for_once(precisions: tuple[Precision, ...]) -> None:
-    with pytest.raises(InputError, match="give one or more of fp32, fp16, bf16, each once"):
+    with pytest.raises(InputError, match="give one or more of fp32, fp16, bf16, int8, each once"):
         ExportOptions(precisions=precisions)
 
 

@@ -62,6 +62,7 @@ def test_each_package_has_its_version_or_the_command_that_adds_it() -> None:
 def test_what_runs_is_told_apart_from_what_does_not() -> None:
     found = examine()
     runners = {runner.name: runner.cannot_run for runner in found.runners}
+    assert runners["openvino cpu"] is None
     assert runners["onnxruntime cpu"] is None
     has_cuda = "CUDAExecutionProvider" in found.onnxruntime_providers
     assert has_cuda or "pip install 'dinov2rt[cuda]'" in str(runners["onnxruntime cuda"])

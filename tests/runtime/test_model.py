@@ -3,6 +3,7 @@ import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -242,7 +243,7 @@ def test_a_device_that_is_not_there_is_an_error_with_its_reason(pooling_bundle: 
 def test_describe_says_what_runs_and_why_nothing_better(
     pooling: Model, pooling_bundle: Path
 ) -> None:
-    here = f"dinov2_vits14 fp32 on onnxruntime {onnxruntime.__version__}, cpu"
+    here = f"dinov2_vits14 fp32 on openvino {metadata.version('openvino')}, cpu"
     assert pooling.describe() == here  # asked for by name: there is nothing to pass over
     assert load(pooling_bundle).describe().splitlines() == [
         here,
@@ -330,7 +331,7 @@ def test_outputs_that_disagree_with_the_golden_ones(pooling_bundle: Path) -> Non
     with pytest.raises(AccuracyError) as error:
         load(pooling_bundle, verify=True)
     assert str(error.value).startswith(
-        f"{pooling_bundle}: FAILED: fp32 on onnxruntime {onnxruntime.__version__}, cpu, "
+        f"{pooling_bundle}: FAILED: fp32 on openvino {metadata.version('openvino')}, cpu, "
         "worst is cls_token at 28x42: relative L2 1.00e-04 (limit 1e-05), "
     )
 

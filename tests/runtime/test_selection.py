@@ -1,16 +1,22 @@
+import sys
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
-from dinov2rt.runtime import selection
+from dinov2rt.runtime import ort, selection
+from dinov2rt.runtime.backend import Backend
 from dinov2rt.runtime.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime.manifest import GraphEntry, Manifest
 from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.selection import Choice, select
 
 NAME = f"onnxruntime {onnxruntime.__version__}"
+OPENVINO = f"openvino {metadata.version('openvino')}, cpu"
 NO_CUDA = (
     f"{NAME} here has no CUDAExecutionProvider; "
     "pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU"
@@ -43,6 +49,19 @@ def give_graphs(bundle: Path, *graphs: GraphEntry) -> None:
     replace(Manifest.read(bundle), graphs=graphs).write(bundle)
 
 
+def watch_runners(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
+    """The backends that are opened from now on."""
+    opened: list[Backend] = []
+    really_open = selection._Runner.open
+
+    def watched(*arguments: Any) -> Backend:
+        opened.append(really_open(*arguments))
+        return opened[-1]
+
+    monkeypatch.setattr(selection._Runner, "open", watched)
+    return opened
+
+
 @pytest.fixture
 def both(pooling_bundle: Path) -> Path:
     """A bundle with a graph of either precision."""
@@ -54,11 +73,46 @@ def both(pooling_bundle: Path) -> Path:
 def test_auto_takes_what_runs_and_says_why_nothing_better(pooling_bundle: Path) -> None:
     choice = chosen(pooling_bundle)
     assert choice.graph.precision is Precision.FP32
-    assert choice.backend.description == f"{NAME}, cpu"
+    assert choice.backend.description == OPENVINO
     assert choice.passed_over == (
         ("onnxruntime cuda fp16", "the bundle holds no fp16 graph"),
         ("onnxruntime cuda fp32", NO_CUDA),
     )
+
+
+def test_without_openvino_onnxruntime_runs(
+    pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    choice = chosen(pooling_bundle, device="cpu")
+    assert choice.backend.description == f"{NAME}, cpu"
+    reason = (
+        "the OpenVINO backend needs the package 'openvino', which is not installed; "
+        "pip install 'dinov2rt[openvino]'"
+    )
+    assert choice.passed_over == (("openvino cpu fp32", reason),)
+    with pytest.raises(BackendError) as error:
+        chosen(pooling_bundle, backend="openvino")
+    assert str(error.value) == (
+        f"nothing that was asked for runs here (openvino cpu fp32: {reason})"
+    )
+
+
+def test_a_backend_by_name_is_taken(pooling_bundle: Path) -> None:
+    assert chosen(pooling_bundle, backend="openvino").backend.description == OPENVINO
+    choice = chosen(pooling_bundle, device="cpu", backend="onnxruntime")
+    assert (choice.backend.description, choice.passed_over) == (f"{NAME}, cpu", ())
+
+
+@pytest.mark.parametrize("asked", [{"device": "cuda"}, {"precision": "fp16"}])
+def test_a_combination_that_there_is_not_is_told_with_those_that_there_are(
+    pooling_bundle: Path, asked: dict[str, str]
+) -> None:
+    with pytest.raises(BackendError) as error:
+        chosen(pooling_bundle, backend="openvino", **asked)
+    message = str(error.value)
+    assert message.startswith("nothing that was asked for runs here (openvino ")
+    assert "openvino cpu fp32, onnxruntime cpu fp32" in message
 
 
 def test_fp16_is_never_run_on_a_cpu_unasked(both: Path) -> None:
@@ -96,9 +150,9 @@ def test_auto_passes_over_a_provider_that_is_there_but_does_not_start(
     both: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What onnxruntime-gpu says where the driver or cuDNN is missing.
-    monkeypatch.setattr(selection, "cannot_run", lambda _: None)
+    monkeypatch.setattr(ort, "cannot_run", lambda _: None)
     choice = chosen(both)
-    assert choice.backend.description == f"{NAME}, cpu"
+    assert choice.backend.description == OPENVINO
     reason = (
         f"{NAME}, cuda could not be started on this machine; "
         'see `dinov2rt doctor`, or use device="cpu"'
@@ -117,15 +171,22 @@ def test_a_graph_that_does_not_load_is_one_line(pooling_bundle: Path) -> None:
     give_graphs(pooling_bundle, replace(graph, files=graph.files[1:]))  # the weights alone
     with pytest.raises(BackendError) as error:
         chosen(pooling_bundle, device="cpu")
+    assert f"{OPENVINO} cannot load {pooling_bundle / 'fp32.onnx.data'}: " in str(error.value)
     assert f"{NAME}, cpu cannot load {pooling_bundle / 'fp32.onnx.data'}: " in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_an_altered_file_is_an_error_and_not_passed_over(pooling_bundle: Path) -> None:
+def test_altered_weights_are_an_error_and_not_passed_over(
+    pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = pooling_bundle / "fp32.onnx.data"
     file.write_bytes(b"x" * file.stat().st_size)
+    opened = watch_runners(monkeypatch)
     with pytest.raises(BundleError) as error:
         chosen(pooling_bundle, device="auto")
+    (backend,) = opened  # it was loaded while the weights were hashed, and closed for it
+    with pytest.raises(BackendError, match="the model is closed"):
+        backend.infer({"pixels": np.zeros((1, 14, 14, 3), np.uint8)}, ["cls_token"])
     assert str(error.value).startswith(f"{file} has SHA-256 ")
     assert str(error.value).endswith(
         "; rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 --precision fp32 "
@@ -133,11 +194,44 @@ def test_an_altered_file_is_an_error_and_not_passed_over(pooling_bundle: Path) -
     )
 
 
+def test_an_altered_graph_is_never_parsed(
+    pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = pooling_bundle / "fp32.onnx"
+    file.write_bytes(b"x" * file.stat().st_size)
+    opened = watch_runners(monkeypatch)
+    with pytest.raises(BundleError, match="has SHA-256"):
+        chosen(pooling_bundle)
+    assert opened == []
+
+
+def test_shortened_weights_are_never_loaded(
+    pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pooling_bundle / "fp32.onnx.data").write_bytes(b"x")
+    opened = watch_runners(monkeypatch)
+    with pytest.raises(BundleError, match="has 1 bytes, the manifest says 12"):
+        chosen(pooling_bundle)
+    assert opened == []
+
+
+def test_altered_weights_are_the_error_even_where_the_library_fails_as_well(
+    pooling_bundle: Path,
+) -> None:
+    manifest = Manifest.read(pooling_bundle)
+    (graph,) = manifest.graphs
+    data = graph.files[1]
+    altered = replace(data, sha256="0" * 64)
+    give_graphs(pooling_bundle, replace(graph, files=(data, altered)))  # weights as the graph
+    with pytest.raises(BundleError, match="has SHA-256"):
+        chosen(pooling_bundle)
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
         ({"device": "tpu"}, 'unknown device \'tpu\'; allowed are "auto", "cpu", "cuda"'),
-        ({"backend": "x"}, "unknown backend 'x'; allowed are \"onnxruntime\""),
+        ({"backend": "x"}, "unknown backend 'x'; allowed are \"openvino\""),
         ({"precision": "int4"}, 'unknown precision \'int4\'; allowed are "fp32", "fp16"'),
     ],
 )

@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from dinov2rt.runtime.errors import BackendError, InputError
@@ -59,7 +59,7 @@ def change_plan(bundle: Path, **changes: object) -> PlanEntry:
 def test_auto_passes_over_a_plan_without_a_gpu_and_says_so(planned: Path) -> None:
     with load(planned) as model:
         first, *others = model.describe().splitlines()
-    assert first == f"dinov2_vits14 fp32 on onnxruntime {onnxruntime.__version__}, cpu"
+    assert first == f"dinov2_vits14 fp32 on openvino {metadata.version('openvino')}, cpu"
     assert re.fullmatch(f"passed over tensorrt_rtx cuda fp32: {NO_GPU}", others[0])
 
 

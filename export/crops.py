@@ -1,0 +1,36 @@
+"""Crops of the photographs that ship with the project: as many as are wanted, always the same."""
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from dinov2rt.export.golden import PHOTOS
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.images import find_images, load_image
+
+
+def photo_crops(seeds: range, size: ImageSize) -> NDArray[np.uint8]:
+    """A crop for each seed, uint8 [B, H, W, 3]; photographs too small for `size` are enlarged.
+
+    The seed decides on the place and on mirroring, and the photographs take turns.
+    """
+    photos = [load_image(path) for path in find_images([PHOTOS])]
+    return np.stack([_crop(photos[seed % len(photos)], size, seed) for seed in seeds])
+
+
+def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.uint8]:
+    image = _at_least(photo, size)
+    random = np.random.default_rng(seed)
+    top = random.integers(image.shape[0] - size.height + 1)
+    left = random.integers(image.shape[1] - size.width + 1)
+    crop = image[top : top + size.height, left : left + size.width]
+    return crop[:, ::-1] if random.integers(2) else crop
+
+
+def _at_least(photo: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
+    height, width = photo.shape[:2]
+    scale = max(size.height / height, size.width / width, 1)
+    if scale == 1:
+        return photo
+    enlarged = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
+    return np.asarray(Image.fromarray(photo).resize(enlarged, Image.Resampling.BICUBIC))

@@ -1,0 +1,160 @@
+"""OpenVINO, on the CPU."""
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.runtime.errors import BackendError, InputError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.optional import require
+
+_TELEMETRY = "openvino_telemetry"
+_PADS = ("pads_begin", "pads_end")
+_NO_PADS = np.zeros(8, np.int64)
+
+
+def import_openvino() -> ModuleType:
+    """The library, imported so that it sends no telemetry.
+
+    Raises:
+        MissingDependencyError: the package is not installed.
+    """
+    # Without this package it uses a stub of its own; the only setting is a file in ~/intel.
+    before = sys.modules.get(_TELEMETRY)
+    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+    try:
+        return require("openvino", extra="openvino", purpose="the OpenVINO backend")
+    finally:
+        del sys.modules[_TELEMETRY]
+        if before is not None:
+            sys.modules[_TELEMETRY] = before
+
+
+def cannot_run() -> str | None:
+    """Why OpenVINO cannot run here, or None where it can."""
+    try:
+        import_openvino()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+class OpenVinoBackend:
+    """One compiled model of one float32 graph file, and one request, which calls take in turn.
+
+    OpenVINO gives all of its threads to one call at a time anyway.
+    """
+
+    concurrent_calls = 1
+    reads_gpu_arrays = False
+
+    def __init__(self, graph: Path, *, threads: int | None) -> None:
+        openvino = import_openvino()
+        self.description = f"openvino {openvino.__version__.partition('-')[0]}, cpu"
+        self._tensor = openvino.Tensor
+        self._lock = threading.Lock()
+        try:
+            core = openvino.Core()
+            model = core.read_model(graph)
+            _check_operators(model)
+            self._takes_padding = _expose_padding(model)
+            self._inputs = {value.get_any_name() for value in model.inputs}
+            compiled = core.compile_model(model, "CPU", _options(threads))
+            self._request: Any = compiled.create_infer_request()
+        except Exception as error:  # its errors share no base class
+            raise BackendError(
+                f"{self.description} cannot load {graph}: {_last_line(error)}"
+            ) from error
+
+    def infer(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Backend.infer`."""
+        if device_outputs:
+            raise InputError("openvino returns numpy arrays; device outputs need a plan")
+        feed = self._feed(inputs)
+        with self._lock:
+            if self._request is None:
+                raise BackendError("the model is closed; load it again")
+            try:
+                return self._run(feed, outputs)
+            except Exception as error:  # its errors share no base class
+                shapes = ", ".join(f"{name} {list(np.shape(inputs[name]))}" for name in inputs)
+                raise BackendError(
+                    f"{self.description} failed on {shapes}: {_last_line(error)}"
+                ) from error
+
+    def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
+        """None: any batch that fits into memory."""
+        return None
+
+    def close(self) -> None:
+        """Free the compiled model, once a call that runs has ended."""
+        with self._lock:
+            self._request = None
+
+    def _feed(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        feed = dict(inputs)
+        if self._takes_padding:
+            pads = feed.pop("padding", _NO_PADS)
+            feed |= zip(_PADS, np.split(pads, 2), strict=True)
+        return feed
+
+    def _run(
+        self, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        if missing := self._inputs - feed.keys():  # it would take those of the call before
+            raise ValueError(f"inputs {sorted(missing)} are missing")
+        for name, value in feed.items():
+            # Memory is shared with the array, if only while it runs; it takes no read-only one.
+            array = np.require(value, requirements=("C", "W"))
+            self._request.set_tensor(name, self._tensor(array, shared_memory=True))
+        self._request.infer()
+        return {name: self._request.get_tensor(name).data.copy() for name in outputs}
+
+
+def _options(threads: int | None) -> dict[str, str]:
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Otherwise a CPU that has bfloat16 computes in it, which is no float32.
+        "INFERENCE_PRECISION_HINT": "f32",
+        # Every process pins its threads to the same first cores, however many processes there are.
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    return options if threads is None else options | {"INFERENCE_NUM_THREADS": str(threads)}
+
+
+def _check_operators(model: Any) -> None:
+    if any(node.get_type_name() == "Abs" for node in model.get_ops()):  # see docs/adr/0008
+        raise ValueError("it holds Abs, which OpenVINO computes wrongly; export the bundle again")
+
+
+def _expose_padding(model: Any) -> bool:
+    """Make inputs of the amounts of padding, if the graph pads; return whether it does.
+
+    Reading an ONNX graph, OpenVINO takes an input that may be left out for a constant.
+    """
+    from openvino import opset1  # import_openvino was here before
+
+    pad = next((node for node in model.get_ops() if node.get_type_name() == "Pad"), None)
+    if pad is None:
+        return False
+    parameters = [opset1.parameter([4], np.int64, name) for name in _PADS]
+    for index, (name, parameter) in enumerate(zip(_PADS, parameters, strict=True), start=1):
+        parameter.output(0).set_names({name})
+        pad.input(index).replace_source_output(parameter.output(0))
+    model.add_parameters(parameters)
+    model.validate_nodes_and_infer_types()
+    return True
+
+
+def _last_line(error: Exception) -> str:
+    """What went wrong stands behind where in OpenVINO's sources it did."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,0 +1,109 @@
+"""Int8 graphs: what is quantised, how far off that is, and what the search leaves in float32."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from dinov2rt.export.folding import fold
+from dinov2rt.export.golden import eager_case, golden_pixels
+from dinov2rt.export.int8 import product_names, quantized, to_int8
+from dinov2rt.export.int8_search import Evidence, search
+from dinov2rt.export.model import load_eager
+from dinov2rt.export.sensitivity import rank
+from dinov2rt.export.synthetic import synthetic_state_dict
+from dinov2rt.runtime.accuracy import GoldenCase
+from dinov2rt.runtime.errors import ExportError
+from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.runtime.normalization import normalize
+from dinov2rt.runtime.ort import OnnxRuntimeBackend
+from dinov2rt.runtime.variants import Variant
+
+
+@pytest.fixture(scope="module", params=["dinov2_vits14_reg", "dinov2_vitg14"])
+def variant(request: pytest.FixtureRequest, toy_variant: Callable[[str], Variant]) -> Variant:
+    return toy_variant(request.param)
+
+
+@pytest.fixture(scope="module")
+def folded(toy_trace: Callable[[str], ir.Model], variant: Variant) -> ir.Model:
+    model = toy_trace(variant.name).clone()
+    fold(model, variant)
+    return model
+
+
+@pytest.fixture(scope="module")
+def evidence(variant: Variant) -> Evidence:
+    model = load_eager(variant, synthetic_state_dict(variant, 0))
+    pixels = golden_pixels(ImageSize(98, 126), ("chelsea.jpg", "astronaut.jpg"))
+    case = eager_case(model, "98x126", pixels, InputFormat.IMAGES, ())
+    return Evidence(rank(model, torch.from_numpy(normalize(pixels))), (case,), (case,))
+
+
+def outputs(model: ir.Model, case: GoldenCase, folder: Path) -> dict[str, np.ndarray]:
+    ir.save(model, folder / "graph.onnx", external_data="graph.onnx.data")
+    backend = OnnxRuntimeBackend(folder / "graph.onnx", device="cpu", threads=1)
+    return backend.infer({"images": case.images}, list(case.outputs))
+
+
+def test_with_all_products_in_float32_it_is_exact(
+    folded: ir.Model, variant: Variant, evidence: Evidence, tmp_path: Path
+) -> None:
+    model = folded.clone()
+    to_int8(model, variant, product_names(variant))
+    case = evidence.searched_on[0]
+    for name, got in outputs(model, case, tmp_path).items():
+        want = case.reference(name)
+        assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want), name
+
+
+def test_products_are_int8_but_those_named(folded: ir.Model, variant: Variant) -> None:
+    model = folded.clone()
+    to_int8(model, variant, ["blocks.1.down"])
+    kinds = Counter(node.op_type for node in model.graph)
+    assert kinds["DynamicQuantizeMatMul"] == 4 * variant.depth - 1
+    assert (kinds["MultiHeadAttention"], kinds["Attention"]) == (variant.depth, 0)
+    names = model.graph.initializers
+    assert "blocks.1.down.weight" in names
+    assert names["blocks.0.qkv.weight_int8"].dtype == ir.DataType.INT8
+    assert "blocks.0.qkv.weight" not in names
+    assert "blocks.0.qkv.weight" in folded.graph.initializers
+
+
+def test_weights_are_within_half_a_step() -> None:
+    weight = np.random.default_rng(0).standard_normal((50, 7), dtype=np.float32)
+    weight[:, 3] = 0
+    integers, scale = quantized(weight)
+    assert integers.dtype == np.int8
+    assert np.abs(integers).max(axis=0).tolist() == [127, 127, 127, 0, 127, 127, 127]
+    assert (np.abs(integers * scale - weight) <= 0.501 * scale).all()
+
+
+def test_every_product_is_ranked_once(variant: Variant, evidence: Evidence) -> None:
+    assert sorted(evidence.ranked) == sorted(product_names(variant))
+
+
+def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
+    folded: ir.Model, variant: Variant, evidence: Evidence, tmp_path: Path
+) -> None:
+    graph, entry = search(folded, variant, evidence, tmp_path)
+    kinds = Counter(node.op_type for node in graph.graph)
+    assert kinds["DynamicQuantizeMatMul"] == 4 * variant.depth - len(entry.float32)
+    assert 0.999 <= entry.cls_cosine_min < 1
+    assert 0.995 <= entry.token_cosine_p1 < 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_int8_cannot_hold_are_refused(
+    folded: ir.Model, variant: Variant, evidence: Evidence, tmp_path: Path
+) -> None:
+    (case,) = evidence.checked_on
+    other = {name: np.flip(value, -1) for name, value in case.outputs.items()}
+    wrong = (GoldenCase(case.name, case.images, other),)
+    with pytest.raises(ExportError, match=r'int8 does not hold .* leave "int8" out'):
+        search(folded, variant, Evidence(evidence.ranked, wrong, wrong), tmp_path)
