@@ -111,9 +111,10 @@ class OpenVinoBackend:
     ) -> dict[str, NDArray[Any]]:
         if missing := self._inputs - feed.keys():  # it would take those of the call before
             raise ValueError(f"inputs {sorted(missing)} are missing")
-        for name, value in feed.items():
-            # Memory is shared with the array, if only while it runs; it takes no read-only one.
-            array = np.require(value, requirements=("C", "W"))
+        # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
+        # copies made here, have to outlive `infer`. It takes no read-only one.
+        arrays = {name: np.require(value, requirements=("C", "W")) for name, value in feed.items()}
+        for name, array in arrays.items():
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
         self._request.infer()
         return {name: self._request.get_tensor(name).data.copy() for name in outputs}

@@ -13,7 +13,6 @@ from dinov2rt.runtime.images import resize
 from dinov2rt.runtime.inputs import InputFormat, group_images
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.ort import OnnxRuntimeBackend
 
 UINT8 = "uint8 [B, H, W, 3] or [H, W, 3]"
 FLOAT = "float32 [B, 3, H, W] or [3, H, W]"
@@ -254,10 +253,11 @@ def test_a_batch_beyond_max_pixels_runs_in_several_passes(
 
     def counted(inputs: Any, *arguments: Any, **options: Any) -> Any:
         passes.append(len(inputs["pixels"]))
-        return OnnxRuntimeBackend.infer(backend, inputs, *arguments, **options)
+        return infer(inputs, *arguments, **options)
 
     with load(model.path, device="cpu", max_pixels=images_per_pass * pixels) as careful:
         backend = careful._backend
+        infer = backend.infer
         monkeypatch.setattr(backend, "infer", counted)
         assert_same(careful(batch, snap=snap), model(batch, snap=snap))
     assert sum(passes) == 5
