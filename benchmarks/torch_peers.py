@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from dinov2rt.benchmarks.candidate import Task
-from dinov2rt.export.checkpoint import load_weights
+from dinov2rt.export.eager_check import weights_of
 from dinov2rt.export.model import Dinov2, load_eager
-from dinov2rt.export.state_dict import StateDict
-from dinov2rt.runtime.errors import BackendError, WeightsError
+from dinov2rt.runtime.errors import BackendError
 from dinov2rt.runtime.features import output_names
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.normalization import normalize
@@ -106,7 +105,7 @@ def open_transformers(task: Task) -> TorchRunner:
     from dinov2rt.benchmarks.huggingface_model import huggingface_model
 
     variant = task.manifest.variant
-    model = huggingface_model(variant, bundle_weights(task.manifest)).to(_device(task))
+    model = huggingface_model(variant, weights_of(task.manifest).state_dict).to(_device(task))
 
     def forward(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images).last_hidden_state
@@ -121,23 +120,7 @@ def open_transformers(task: Task) -> TorchRunner:
 
 def load_all_tokens(manifest: Manifest) -> AllTokens:
     """The eager model with the weights of the bundle, on the CPU."""
-    return AllTokens(load_eager(manifest.variant, bundle_weights(manifest))).eval()
-
-
-def bundle_weights(manifest: Manifest) -> StateDict:
-    """The weights that the bundle was exported from, loaded again from their source.
-
-    Raises:
-        WeightsError: they cannot be had, or are others by now.
-    """
-    loaded = load_weights(manifest.weights.source, manifest.variant)
-    if loaded.entry.sha256 != manifest.weights.sha256:
-        raise WeightsError(
-            f"{loaded.entry.source} has SHA-256 {loaded.entry.sha256}, the bundle was exported "
-            f"from weights with {manifest.weights.sha256}; export it again, so that all that is "
-            "measured has the same weights"
-        )
-    return loaded.state_dict
+    return AllTokens(load_eager(manifest.variant, weights_of(manifest).state_dict)).eval()
 
 
 def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> TorchRunner:

@@ -42,14 +42,19 @@ def eager_cases(
         WeightsError: the weights cannot be had, or are not those of the bundle.
     """
     crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
-    model = load_eager(manifest.variant, _same_weights(manifest, weights).state_dict)
+    model = load_eager(manifest.variant, weights_of(manifest, weights).state_dict)
     input_format = InputFormat(graph.input_name)
     return tuple(
         eager_case(model, name, crop[None], input_format, graph.layers) for name, crop in crops
     )
 
 
-def _same_weights(manifest: Manifest, source: str | None) -> Weights:
+def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
+    """The weights that a bundle was exported from, loaded again, from `source` if they moved.
+
+    Raises:
+        WeightsError: they cannot be had, or are others by now.
+    """
     exported = manifest.weights
     loaded = load_weights(exported.source if source is None else source, manifest.variant)
     if loaded.entry.sha256 != exported.sha256:

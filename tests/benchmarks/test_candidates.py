@@ -261,7 +261,7 @@ def test_other_weights_than_those_of_the_bundle_are_refused(
     other = dataclasses.replace(manifest.weights, source="synthetic:1")
     dataclasses.replace(manifest, weights=other).write(bundle)
     (eager,) = find(["eager"])
-    with pytest.raises(WeightsError, match=r"synthetic:1 has SHA-256 .*; export it again"):
+    with pytest.raises(WeightsError, match=r"synthetic:1 has SHA-256 .* export the bundle again"):
         eager.open(Task(bundle, "cpu", threads=1))
 
 
