@@ -235,6 +235,12 @@ class Manifest:
                 "check the space and the permissions there"
             ) from error
 
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle besides the manifest."""
+        graphs = (file for graph in self.graphs for file in graph.files)
+        return (*graphs, self.golden, *(plan.file for plan in self.plans))
+
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back: the export that made them."""
         command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]

@@ -21,6 +21,7 @@ from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.geometry import ImageSize, Padding, Snap
 from dinov2rt.runtime.inputs import ImageGroup, InputFormat, group_images, scatter
 from dinov2rt.runtime.manifest import GraphEntry, Manifest
+from dinov2rt.runtime.remote_bundle import is_url, local_bundle
 from dinov2rt.runtime.selection import Choice, select
 from dinov2rt.runtime.variants import PATCH_SIZE, Variant
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
@@ -44,13 +45,15 @@ class LoadOptions:
 class Model:
     """A bundle, loaded. Made by `load`; a context manager; safe to call from several threads.
 
-    Pickling keeps the path and the options, and unpickling loads the bundle again.
+    Pickling keeps the bundle's path or URL and the options, and unpickling loads it again. `path`
+    is where it lies on this machine.
     """
 
     path: Path
     manifest: Manifest
     options: LoadOptions
     _choice: Choice = field(repr=False)
+    _location: str = field(repr=False)
 
     @property
     def variant(self) -> Variant:
@@ -191,7 +194,7 @@ class Model:
         return False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reload, (self.path, self.options)
+        return _reload, (self._location, self.options)
 
     def _output_names(self, outputs: Any) -> tuple[str, ...]:
         if outputs is None:
@@ -283,7 +286,8 @@ def load(
     """Load a bundle.
 
     Args:
-        bundle: its directory.
+        bundle: its directory, or any URL that fsspec reads, e.g. s3://models/dinov2_vits14, whose
+            files are copied to this machine once (`$DINOV2RT_CACHE`, or ~/.cache/dinov2rt).
         device: "auto" (the best that runs here), "cpu" or "cuda".
         backend: "openvino", "onnxruntime" or "tensorrt"; None chooses.
         precision: that of the graph, e.g. "fp32"; None chooses.
@@ -293,14 +297,13 @@ def load(
         verify: compare with the golden outputs before returning.
 
     Raises:
-        BundleError: no bundle there, or a missing, altered or newer file.
+        BundleError: no bundle there, it cannot be copied, or a missing, altered or newer file.
         BackendError: what was asked for by name cannot run here.
         InputError: an option that does not exist.
         AccuracyError: `verify` was asked for and failed.
     """
-    model = _reload(
-        Path(bundle).absolute(), LoadOptions(device, backend, precision, threads, max_pixels)
-    )
+    location = str(bundle) if is_url(bundle) else str(Path(bundle).absolute())
+    model = _reload(location, LoadOptions(device, backend, precision, threads, max_pixels))
     if verify:
         report = model.verify()
         if not report:
@@ -311,10 +314,11 @@ def load(
     return model
 
 
-def _reload(path: Path, options: LoadOptions) -> Model:
+def _reload(location: str, options: LoadOptions) -> Model:
     _check_count("max_pixels", options.max_pixels)
     if options.threads is not None:
         _check_count("threads", options.threads)
+    path = local_bundle(location)
     manifest = Manifest.read(path)
     choice = select(
         path,
@@ -324,7 +328,7 @@ def _reload(path: Path, options: LoadOptions) -> Model:
         precision=options.precision,
         threads=options.threads,
     )
-    return Model(path, manifest, options, choice)
+    return Model(path, manifest, options, choice, location)
 
 
 def _check_count(name: str, value: object) -> None:

@@ -14,6 +14,7 @@ from dinov2rt.runtime.cuda import find_gpu
 from dinov2rt.runtime.doctor import usable_cores
 from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.runtime.optional import require
+from dinov2rt.runtime.remote_bundle import local_bundle
 from dinov2rt.runtime.selection import DEVICES
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ _PEERS = "eager,compile,transformers,openvino,onnxruntime"
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="what to measure")
+    parser.add_argument(
+        "bundles", metavar="BUNDLE", nargs="+", type=local_bundle, help="what to measure"
+    )
     parser.add_argument(
         "--batch", default="1,8", metavar="N,...", help="images a call (default: 1,8)"
     )

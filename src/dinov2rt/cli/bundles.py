@@ -1,22 +1,31 @@
 """Arguments that several verbs share, and what they lead to."""
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
-from dinov2rt.runtime.manifest import FileEntry, Manifest
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
 from dinov2rt.runtime.optional import require
 from dinov2rt.runtime.precision import Precision
+from dinov2rt.runtime.remote_bundle import local_bundle
 from dinov2rt.runtime.selection import BACKENDS, DEVICES
 
 _BEST = "(default: the best that runs here)"
 
 
-def add_bundle(parser: ArgumentParser, *, optional: bool = False) -> None:
-    """The positional argument BUNDLE."""
-    nargs = "?" if optional else None
+def add_bundle(
+    parser: ArgumentParser,
+    *,
+    optional: bool = False,
+    located: Callable[[str], str | Path] = local_bundle,
+) -> None:
+    """The positional argument BUNDLE; `located` makes of it what the verb wants, here a folder."""
     parser.add_argument(
-        "bundle", metavar="BUNDLE", nargs=nargs, type=Path, help="directory of the bundle"
+        "bundle",
+        metavar="BUNDLE",
+        nargs="?" if optional else None,
+        type=located,
+        help="directory of the bundle, or its URL for fsspec, from which it is copied once",
     )
 
 
@@ -39,12 +48,6 @@ def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         threads=arguments.threads,
         max_pixels=max_pixels,
     )
-
-
-def bundle_files(manifest: Manifest) -> list[FileEntry]:
-    """Every file of a bundle besides the manifest."""
-    graphs = [file for graph in manifest.graphs for file in graph.files]
-    return [*graphs, manifest.golden, *(plan.file for plan in manifest.plans)]
 
 
 def require_export_room(purpose: str) -> None:

@@ -4,7 +4,7 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.cli.bundles import bundle_files, require_export_room
+from dinov2rt.cli.bundles import require_export_room
 from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.accuracy import AccuracyReport
@@ -143,7 +143,7 @@ def _outcome(
 ) -> Outcome:
     graph, weights = manifest.graphs[0], manifest.weights
     quantization = next((each.quantization for each in manifest.graphs if each.quantization), None)
-    size_bytes = sum(file.size_bytes for file in bundle_files(manifest))
+    size_bytes = sum(file.size_bytes for file in manifest.files)
     passed = all(reports)
     document = {
         "bundle": out,

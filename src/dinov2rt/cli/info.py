@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.cli.bundles import add_bundle, bundle_files
+from dinov2rt.cli.bundles import add_bundle
 from dinov2rt.cli.output import mib, table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.accuracy import Golden
@@ -86,7 +86,7 @@ def _bundle(bundle: Path, *, check: bool) -> Outcome:
     document = json.loads((bundle / MANIFEST_NAME).read_text(encoding="utf-8"))
     files = [
         {"path": entry.path, "size_bytes": entry.size_bytes, "state": state}
-        for entry in bundle_files(manifest)
+        for entry in manifest.files
         for state in [_state(bundle, entry, manifest, check=check)]
     ]
     intact = all(file["state"] in ("there", "intact") for file in files)

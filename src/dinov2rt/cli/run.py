@@ -21,13 +21,16 @@ from dinov2rt.runtime.geometry import Snap
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
 from dinov2rt.runtime.process import MEANINGLESS, feature_metadata, is_synthetic
+from dinov2rt.runtime.ray_engine import Cluster
+
+ENGINES = ("local", "ray")
 
 _FEW_IMAGES = 16
 """Decoded by this process itself: starting others would take longer."""
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    add_bundle(parser)
+    add_bundle(parser, located=str)  # where a cluster computes, its nodes copy from the URL
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -86,6 +89,15 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help=f"images in a part of OUT.parquet (default: {DEFAULT_CHUNK_IMAGES})",
     )
+    group.add_argument(
+        "--engine", default="local", help=f"{', '.join(ENGINES)} (default: local); ray is a cluster"
+    )
+    group.add_argument(
+        "--address", help="of a running Ray cluster, or auto (default: start one on this machine)"
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: 1)")
+    group.add_argument("--cores", type=int, metavar="N", help="CPU cores an actor (default: all)")
+    group.add_argument("--gpus", type=float, metavar="N", help="GPUs an actor (default: 0)")
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -96,6 +108,7 @@ def _run(arguments: Namespace) -> Outcome:
         patch_tokens=arguments.patch_tokens,
     )
     _check_destinations(arguments)
+    cluster = _cluster(arguments)
     chunks = find_chunks(
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )
@@ -103,7 +116,7 @@ def _run(arguments: Namespace) -> Outcome:
         decoder_pool(_decoder_count(arguments, chunks)) as decoders,
         load_model(arguments, max_pixels=arguments.max_pixels) as model,
     ):
-        job = Job(arguments, model, options, chunks, decoders)
+        job = Job(arguments, model, options, chunks, decoders, cluster)
         run_job(job)
         return _outcome(job)
 
@@ -131,6 +144,24 @@ def _check_dtype(dtype: str | None, out_format: FeatureFormat) -> None:
     if out_format is FeatureFormat.NPZ:
         raise InputError("--dtype is for .parquet; .npz holds float32, leave it out")
     FeatureType.parse(dtype)
+
+
+def _cluster(arguments: Namespace) -> Cluster | None:
+    """Where to compute; None is here."""
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("address", "workers", "cores", "gpus")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.engine not in ENGINES:
+        raise InputError(f"--engine {arguments.engine!r}; allowed are {', '.join(ENGINES)}")
+    if arguments.engine == "local":
+        if asked:
+            raise InputError(f"--{next(iter(asked))} is for --engine ray; add it or leave this out")
+        return None
+    if arguments.out is None or feature_format(arguments.out) is not FeatureFormat.PARQUET:
+        raise InputError("--engine ray writes a folder of parts; give --out OUT.parquet")
+    return Cluster(**({"cores": usable_cores()} | asked))
 
 
 def _decoder_count(arguments: Namespace, chunks: list[Chunk]) -> int:

@@ -16,12 +16,14 @@ from dinov2rt.runtime.chunks import Chunk, Failure
 from dinov2rt.runtime.decoding import DecodedImage, Decoders, decode
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.extract import ExtractOptions, Outcome, extract, seen_by_model
+from dinov2rt.runtime.feature_dataset import FeatureDataset
 from dinov2rt.runtime.feature_files import FeatureFormat, ImageFeatures, write_npz
 from dinov2rt.runtime.feature_table import FeatureType
 from dinov2rt.runtime.features import FloatArray
 from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.pca import draw_pca, patch_pca
 from dinov2rt.runtime.process import feature_dataset, feature_metadata, process_chunks
+from dinov2rt.runtime.ray_engine import Cluster, process_on_ray
 
 PICTURE_IMAGES = 64
 _LISTED_FAILURES = 100
@@ -31,8 +33,8 @@ _LISTED_FAILURES = 100
 class Job:
     """One run: what was asked for, and what came of it.
 
-    `images` and `failed` are what the output holds, `computed` and `failures` what this run added
-    to it; only the first failures are kept.
+    With a `cluster` the parts are computed there. `images` and `failed` are what the output holds,
+    `computed` and `failures` what this run added to it; only the first failures are kept.
     """
 
     arguments: Namespace
@@ -40,6 +42,7 @@ class Job:
     options: ExtractOptions
     chunks: list[Chunk]
     decoders: Decoders
+    cluster: Cluster | None = None
     images: int = 0
     failed: int = 0
     computed: int = 0
@@ -81,20 +84,42 @@ def _extract_parts(job: Job) -> None:
     with dataset.resumed(job.chunks) as missing:
         done = job.total - sum(map(len, missing))
         with Progress(job.total, done) as progress:
-            parts = process_chunks(
-                job.model,
-                missing,
-                job.options,
-                dataset,
-                job.decoders,
-                watch=lambda outcome: _note(job, outcome, progress),
-            )
-            with contextlib.closing(parts):
-                for _ in parts:
-                    pass
+            if missing and job.cluster is not None:
+                _extract_on_ray(job, missing, dataset, job.cluster, progress)
+            else:
+                _extract_here(job, missing, dataset, progress)
         reports = [dataset.report(chunk) for chunk in job.chunks]
     job.images = sum(report.images for report in reports)
     job.failed = sum(report.failures for report in reports)
+
+
+def _extract_here(
+    job: Job, chunks: list[Chunk], dataset: FeatureDataset, progress: Progress
+) -> None:
+    parts = process_chunks(
+        job.model,
+        chunks,
+        job.options,
+        dataset,
+        job.decoders,
+        watch=lambda outcome: _note(job, outcome, progress),
+    )
+    with contextlib.closing(parts):
+        for _ in parts:
+            pass
+
+
+def _extract_on_ray(
+    job: Job, chunks: list[Chunk], dataset: FeatureDataset, cluster: Cluster, progress: Progress
+) -> None:
+    """What failed is told by the errors table alone: only counts come back from the workers."""
+    with contextlib.closing(
+        process_on_ray(job.model, chunks, job.options, dataset, cluster)
+    ) as parts:
+        for report in parts:
+            job.computed += report.images
+            for _ in range(report.images + report.failures):
+                progress.step()
 
 
 def _extract_npz(job: Job) -> None:
