@@ -36,9 +36,8 @@ def weights_file(bundle: Path) -> str:
     return Manifest.read(bundle).graphs[0].files[0].path
 
 
-def test_a_url_gives_the_features_of_the_folder(
-    pooling_bundle: Path, store: fsspec.AbstractFileSystem, cache: Path
-) -> None:
+@pytest.mark.usefixtures("store")
+def test_a_url_gives_the_features_of_the_folder(pooling_bundle: Path, cache: Path) -> None:
     with load(URL, device="cpu") as there, load(pooling_bundle, device="cpu") as here:
         assert there.path.parent == cache
         for name, value in here(PIXELS).outputs.items():
@@ -76,21 +75,20 @@ def test_an_altered_file_is_refused_and_nothing_of_it_stays(
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize(
     "url", ["memory://models/nothing", "nosuchprotocol://models/pooling", "file:///nowhere/at/all"]
 )
-def test_what_cannot_be_read_is_one_line(url: str, cache: Path) -> None:
+def test_what_cannot_be_read_is_one_line(url: str) -> None:
     with pytest.raises(BundleError, match=f"{url} cannot be copied here") as caught:
         local_bundle(url)
     assert "check the URL" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("store", "cache")
 def test_a_pickled_model_goes_back_to_the_url(
-    store: fsspec.AbstractFileSystem,
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with load(URL, device="cpu") as model:
         pickled = pickle.dumps(model)
@@ -99,9 +97,8 @@ def test_a_pickled_model_goes_back_to_the_url(
         assert again.path.parent == tmp_path / "on another machine"
 
 
-def test_verbs_take_urls(
-    store: fsspec.AbstractFileSystem, cache: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("store", "cache")
+def test_verbs_take_urls(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", URL]) == 0
     assert main(["info", "memory://models/nothing"]) == 2
     assert "cannot be copied here" in capsys.readouterr().err
