@@ -22,7 +22,7 @@ from dinov2rt.benchmarks.clock import peak_rss_mib, timed
 from dinov2rt.benchmarks.flops import flops, quadratic_flops
 from dinov2rt.benchmarks.photo_batch import photo_batch
 from dinov2rt.benchmarks.roof import measure_roof
-from dinov2rt.runtime.doctor import usable_cores
+from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.errors import Dinov2rtError, InputError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.model import Model, load

@@ -79,7 +79,7 @@ def measure(bundle: Path, *, crops: int, size: int) -> Quality:
     pixels = photo_crops(seeds, ImageSize(size, size))
     with load(bundle, device="cpu", backend="onnxruntime", precision="fp32") as model:
         want_cls, want_patches = _tokens(model, pixels)
-    with load(bundle, device="cpu", backend="onnxruntime", precision="int8") as model:
+    with load(bundle, device="cpu", backend="openvino", precision="int8") as model:
         got_cls, got_patches = _tokens(model, pixels)
         entry, variant = model.graph.quantization, model.variant.name
     cls_cosines = _cosines(got_cls, want_cls)

@@ -6,7 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from dinov2rt.benchmarks.candidate import Task
-from dinov2rt.runtime import ort
+from dinov2rt.runtime import openvino, ort
 from dinov2rt.runtime.precision import Precision
 
 
@@ -62,16 +62,19 @@ def cannot_run_openvino(task: Task) -> str | None:
 
 def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str | None:
     """A graph or a plan of the bundle in dinov2rt."""
-    if backend == "openvino" and (task.device, precision) != ("cpu", Precision.FP32):
-        return "dinov2rt runs OpenVINO on the CPU and in fp32 alone"
-    if precision is Precision.INT8 and (backend, task.device) != ("onnxruntime", "cpu"):
-        return "int8 runs on the CPU alone, in ONNX Runtime"
+    in_openvino = (Precision.FP32, Precision.INT8)
+    if backend == "openvino" and (task.device != "cpu" or precision not in in_openvino):
+        return "dinov2rt runs OpenVINO on the CPU alone, in fp32 and int8"
+    if precision is Precision.INT8 and backend != "openvino":
+        return "int8 runs on the CPU alone, in OpenVINO"
     if backend == "tensorrt":
         return _cannot_run_plan(task, precision)
     if task.device == "cpu" and precision not in (Precision.FP32, Precision.INT8):
         return f"on a CPU the {precision} graph is for checking only; fp32 is faster there"
     if precision not in [graph.precision for graph in task.manifest.graphs]:
         return f"the bundle holds no {precision} graph; export it with --precision {precision}"
+    if precision is Precision.INT8:
+        return openvino.cannot_run_int8()
     return lacks("openvino") if backend == "openvino" else ort.cannot_run(_device(task))
 
 

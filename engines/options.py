@@ -49,8 +49,8 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if self.precision is Precision.INT8:
             raise InputError(
-                "int8 graphs are for ONNX Runtime's CPU provider; allowed for a plan are fp16, "
-                "bf16 and fp32"
+                "int8 graphs are for OpenVINO on the CPU; "
+                "allowed for a plan are fp16, bf16 and fp32"
             )
         _check_least("max batch", self.max_batch, 1)
         _check_least("max size", self.max_size, PATCH_SIZE)

@@ -35,6 +35,7 @@ from dinov2rt.runtime.manifest import (
     GraphEntry,
     Manifest,
 )
+from dinov2rt.runtime.openvino import cannot_run_int8
 from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.variants import Variant
 
@@ -99,9 +100,10 @@ def export_bundle(
     Raises:
         InputError: `out` is in use.
         WeightsError: the weights cannot be had or do not fit.
-        ExportError: the exported graph is not what it must be.
+        ExportError: the exported graph is not what it must be, or int8 cannot run here.
     """
     _check_target(out, force=force)
+    _check_int8(options)
     progress(f"loading {weights}")
     loaded = load_weights(weights, variant)
     with _built_beside(out) as partial:
@@ -124,6 +126,13 @@ def export_bundle(
         )
         manifest.write(partial)
     return manifest
+
+
+def _check_int8(options: ExportOptions) -> None:
+    """An int8 graph is measured where it is made, before minutes are spent on it."""
+    reason = cannot_run_int8() if Precision.INT8 in options.precisions else None
+    if reason is not None:
+        raise ExportError(f"int8 graphs are searched for by running them: {reason}")
 
 
 def _write_golden(
@@ -159,7 +168,7 @@ def _write_graphs(
     for precision in options.precisions:
         model, quantization = _finish(traced.clone(), variant, precision, options), None
         if precision is Precision.INT8 and reference.evidence is not None:
-            model, quantization = search(model, variant, reference.evidence, bundle, progress)
+            model, quantization = search(model, reference.evidence, bundle, progress)
         entries.append(
             GraphEntry(
                 precision=precision,

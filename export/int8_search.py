@@ -1,7 +1,7 @@
 """Which products of an int8 graph stay float32: as few as the limits allow, found by measurement.
 
 Products are ranked once (`sensitivity.py`). Then the graph itself, with the first k of that rank in
-float32, runs in ONNX Runtime on crops of photographs, until the least k is found that holds the
+float32, runs in OpenVINO on crops of photographs, until the least k is found that holds the
 limits with a margin. What was found must hold the limits on other crops as well.
 """
 
@@ -32,8 +32,7 @@ from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.inputs import InputFormat
 from dinov2rt.runtime.manifest import QuantizationEntry
 from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.ort import OnnxRuntimeBackend
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.runtime.openvino import OpenVinoBackend
 
 _MARGIN = 0.5
 """How much of the error that the limits allow the search does: other images may be worse."""
@@ -44,8 +43,7 @@ _STRICTER = Limits(
 )
 
 _RANKED_ON = (range(4), ImageSize(112, 112))
-# Small crops are the harder case: one that is flat has nothing beside it. So are batches, because
-# all images of a call share the range of their activations.
+# Small crops are the harder case: one that is flat has nothing beside it.
 _SIZES = (ImageSize(224, 224), ImageSize(98, 126))
 _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
@@ -84,7 +82,6 @@ def gather(
 
 def search(
     model: ir.Model,
-    variant: Variant,
     evidence: Evidence,
     scratch: Path,
     progress: Callable[[str], None] = lambda _: None,
@@ -93,7 +90,6 @@ def search(
 
     Args:
         model: the float32 graph; it stays as it is.
-        variant: what it is a graph of.
         evidence: see `gather`.
         scratch: a folder in which each graph that is tried is written, to be run.
         progress: told what is being done.
@@ -106,7 +102,7 @@ def search(
     def build(count: int) -> ir.Model:
         progress(f"trying int8 with {count} of {len(ranked)} products in float32")
         graph = model.clone()
-        to_int8(graph, variant, ranked[:count])
+        to_int8(graph, ranked[:count])
         return graph
 
     def holds(count: int) -> bool:
@@ -139,12 +135,12 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
 def _measure(
     model: ir.Model, cases: Sequence[GoldenCase], limits: Limits, scratch: Path
 ) -> tuple[OutputAccuracy, ...]:
-    """Run `model` in ONNX Runtime on every case."""
+    """Run `model` in OpenVINO on every case."""
     names = [str(output.name) for output in model.graph.outputs]
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         file = Path(folder, "int8.onnx")
         ir.save(model, file, external_data="int8.onnx.data")
-        backend = OnnxRuntimeBackend(file, device="cpu", threads=None)
+        backend = OpenVinoBackend(file, threads=None)
         try:
             return tuple(
                 compare(case.name, name, got, case.reference(name), limits)

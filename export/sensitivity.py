@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from dinov2rt.export.int8 import PRODUCTS, quantized
 from dinov2rt.export.model import Dinov2
 from dinov2rt.runtime.accuracy import INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1
+from dinov2rt.runtime.openvino import INT8_GROUP
 
-_STEPS = 255
+_LARGEST = 127
 
 
 @torch.inference_mode()
@@ -32,18 +33,18 @@ def rank(model: Dinov2, images: Tensor) -> tuple[str, ...]:
 
 
 def int8_product(tokens: Tensor, linear: nn.Linear) -> Tensor:
-    """What ONNX Runtime's `DynamicQuantizeMatMul` computes, image by image: [B, N, D] each.
+    """What OpenVINO computes of int8 weights: [B, N, in] to [B, N, out].
 
-    Activations have one range per image, which holds 0; weights one per output channel.
+    Activations share a scale in groups of `INT8_GROUP` channels of one token, and weights in each
+    output channel; both are symmetric.
     """
-    low = tokens.amin((1, 2), keepdim=True).clamp(max=0)
-    high = tokens.amax((1, 2), keepdim=True).clamp(min=0)
-    scale = ((high - low) / _STEPS).clamp(min=torch.finfo(tokens.dtype).tiny)
-    zero = torch.round(-low / scale)
-    steps = (torch.round(tokens / scale) + zero).clamp(0, _STEPS) - zero
+    groups = tokens.unflatten(-1, (-1, INT8_GROUP))
+    scale = groups.abs().amax(-1, keepdim=True) / _LARGEST
+    scale = scale.clamp(min=torch.finfo(tokens.dtype).tiny)
+    rounded = (torch.round(groups / scale) * scale).flatten(-2)
     integers, weight_scale = quantized(linear.weight.numpy().T)
     weight = torch.from_numpy(integers * weight_scale).T
-    return nn.functional.linear(steps * scale, weight, linear.bias)
+    return nn.functional.linear(rounded, weight, linear.bias)
 
 
 def _linears(block: nn.Module) -> list[nn.Linear]:

@@ -10,23 +10,14 @@ from importlib import metadata
 from pathlib import Path
 
 from dinov2rt.runtime import openvino, ort
+from dinov2rt.runtime.cpu import Cpu, this_cpu
 from dinov2rt.runtime.optional import require
 from dinov2rt.runtime.ort import Device
 
-_CPUINFO = Path("/proc/cpuinfo")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _NVIDIA_SMI_QUERY = "name,driver_version,memory.total,compute_cap"
 _NVIDIA_SMI_TIMEOUT_S = 20
-
-# What /proc/cpuinfo calls them; matrix products run on these, the best of them last.
-_INSTRUCTION_SETS = {
-    "avx2": "AVX2",
-    "avx512f": "AVX-512",
-    "avx_vnni": "AVX-VNNI",
-    "avx512_vnni": "AVX-512 VNNI",
-    "amx_tile": "AMX",
-}
 
 # Distribution names by what they are for, and the extra that brings them.
 _PACKAGES = (
@@ -43,15 +34,6 @@ _PACKAGES = (
     (("onnxscript",), "exporting", "export"),
     (("safetensors",), "exporting", "export"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Cpu:
-    """`cores` are those that this process may use."""
-
-    model: str
-    instruction_sets: tuple[str, ...]
-    cores: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +96,7 @@ def examine() -> Diagnosis:
         python=platform.python_version(),
         system=platform.platform(),
         numpy=metadata.version("numpy"),
-        cpu=_cpu(),
+        cpu=this_cpu(),
         memory_mib=_memory_mib(),
         nvidia_driver=driver,
         gpus=gpus,
@@ -130,33 +112,6 @@ def examine() -> Diagnosis:
             ),
         ),
     )
-
-
-def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo."""
-    first_core = dict(_key_and_value(line) for line in text.partition("\n\n")[0].splitlines())
-    flags = first_core.get("flags", "").split()
-    names = tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
-    return first_core.get("model name"), names
-
-
-def _key_and_value(line: str) -> tuple[str, str]:
-    key, _, value = line.partition(":")
-    return key.strip(), value.strip()
-
-
-def _cpu() -> Cpu:
-    model, instruction_sets = parse_cpuinfo(_text_of(_CPUINFO))
-    return Cpu(
-        model or platform.processor() or platform.machine(), instruction_sets, usable_cores()
-    )
-
-
-def usable_cores() -> int:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _memory_mib() -> int | None:

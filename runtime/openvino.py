@@ -10,9 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.runtime.cpu import is_x86, this_cpu
 from dinov2rt.runtime.errors import BackendError, InputError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.optional import require
+
+INT8_GROUP = 128
+"""Channels of a token that share a scale where an int8 graph multiplies: see docs/adr/0009."""
 
 _TELEMETRY = "openvino_telemetry"
 _PADS = ("pads_begin", "pads_end")
@@ -45,8 +49,19 @@ def cannot_run() -> str | None:
     return None
 
 
+def cannot_run_int8() -> str | None:
+    """Why OpenVINO cannot run int8 graphs here any faster than float32, or None where it can."""
+    cpu = this_cpu()
+    if is_x86() and (cpu.multiplies_bytes or not cpu.instruction_sets):  # it may not be known
+        return cannot_run()
+    return (
+        f"{cpu.model} has no VNNI, without which OpenVINO computes int8 graphs in float32, slower "
+        'than float32 ones; use precision="fp32"'
+    )
+
+
 class OpenVinoBackend:
-    """One compiled model of one float32 graph file, and one request, which calls take in turn.
+    """One compiled model of one float32 or int8 graph, and one request, which calls take in turn.
 
     OpenVINO gives all of its threads to one call at a time anyway.
     """
@@ -125,6 +140,8 @@ def _options(threads: int | None) -> dict[str, str]:
         "PERFORMANCE_HINT": "LATENCY",
         # Otherwise a CPU that has bfloat16 computes in it, which is no float32.
         "INFERENCE_PRECISION_HINT": "f32",
+        # For weights that are int8; no other product is touched.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INT8_GROUP),
         # Every process pins its threads to the same first cores, however many processes there are.
         "ENABLE_CPU_PINNING": "NO",
     }

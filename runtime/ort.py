@@ -15,9 +15,6 @@ Device = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _ERRORS_ONLY = 3
-# On x86 without VNNI, sums of uint8 × int8 products saturate in 16 bits, unless int8 weights are
-# taken as uint8 there. Elsewhere, and for graphs without int8, it changes nothing.
-_EXACT_INT8 = ("session.x64quantprecision", "1")
 
 
 def cannot_run(device: Device) -> str | None:
@@ -45,7 +42,6 @@ class OnnxRuntimeBackend:
         self.description = f"onnxruntime {ort.__version__}, {device}"
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
-        options.add_session_config_entry(*_EXACT_INT8)
         try:
             options.intra_op_num_threads = threads or 0  # 0: one a core
             # Without its own fallback, which moves a failing GPU's work to the CPU unasked.

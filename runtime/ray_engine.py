@@ -27,6 +27,8 @@ from dinov2rt.runtime.optional import require
 from dinov2rt.runtime.process import process_chunk
 
 _KNOCK_S = 10
+_BLOCKS_A_WORKER = 64
+"""What Ray hands out and retries is a block of chunks; of more than thousands it becomes slow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,8 @@ def process_on_ray(
     with _connected(ray, cluster):
         _silence(data.DataContext.get_current())
         rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
-        parts = data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        blocks = min(len(rows), _BLOCKS_A_WORKER * cluster.workers)
+        parts = data.from_items(rows, override_num_blocks=blocks).map_batches(
             _ChunkWorker,
             fn_constructor_args=(_worker_model(model, cluster), options, dataset, cluster.cores),
             batch_size=1,

@@ -1,7 +1,6 @@
 """Which graph of a bundle runs on what: the best that works here, and why not a better one."""
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from dinov2rt.runtime import openvino, ort
 from dinov2rt.runtime.backend import Backend
+from dinov2rt.runtime.cpu import is_x86
 from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.runtime.fallback import FallbackBackend
 from dinov2rt.runtime.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
@@ -49,6 +49,8 @@ class _Runner:
         return f"{self.backend} {self.device} {self.precision}"
 
     def cannot_run(self) -> str | None:
+        if self.precision is Precision.INT8:
+            return openvino.cannot_run_int8()
         return openvino.cannot_run() if self.backend == "openvino" else ort.cannot_run(self.device)
 
     def open(self, graph: Path, threads: int | None) -> Backend:
@@ -61,18 +63,17 @@ _ON_CPU = (
     _Runner("openvino", "cpu", Precision.FP32),
     _Runner("onnxruntime", "cpu", Precision.FP32),
 )
-_IS_X86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere it was not measured
 # Best first. Never chosen unasked: fp16 on a CPU, which is slow and there for checking only, and
 # int8, which trades accuracy for speed.
 _PREFERENCE = (
     _Runner("onnxruntime", "cuda", Precision.FP16),
     _Runner("onnxruntime", "cuda", Precision.FP32),
-    *(_ON_CPU if _IS_X86 else reversed(_ON_CPU)),
+    *(_ON_CPU if is_x86() else reversed(_ON_CPU)),  # elsewhere OpenVINO was not measured
 )
 _RUNNERS = (
     *_PREFERENCE,
     _Runner("onnxruntime", "cpu", Precision.FP16),
-    _Runner("onnxruntime", "cpu", Precision.INT8),
+    _Runner("openvino", "cpu", Precision.INT8),
 )
 
 
@@ -166,7 +167,7 @@ def _no_plan(request: _Request) -> Choice:
     if request.device == "cpu":
         raise BackendError('plans run on NVIDIA GPUs alone; use device="cuda"')
     if request.precision is Precision.INT8:
-        raise BackendError('int8 is for ONNX Runtime on the CPU; use backend="onnxruntime"')
+        raise BackendError('int8 is for OpenVINO on the CPU; use backend="openvino"')
     kind = f"{request.precision} plan" if request.precision else "plan"
     raise BackendError(
         f"the bundle holds no {kind}; make one with: dinov2rt build {request.bundle} --target sm80"

@@ -9,7 +9,8 @@ import pytest
 
 from dinov2rt.benchmarks.environment import describe_environment, machine_name
 from dinov2rt.benchmarks.gpu_state import gpu_state
-from dinov2rt.runtime.doctor import Cpu, Gpu, examine
+from dinov2rt.runtime.cpu import Cpu
+from dinov2rt.runtime.doctor import Gpu, examine
 
 GPU_ROW = "580.65.06, 345 MHz, 1980 MHz, 2619 MHz, 700.00 W, 31, Enabled"
 

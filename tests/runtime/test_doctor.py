@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dinov2rt.runtime.doctor import Gpu, examine, parse_cpuinfo
+from dinov2rt.runtime.cpu import Cpu, parse_cpuinfo
+from dinov2rt.runtime.doctor import Gpu, examine
 
 CPUINFO = """\
 processor\t: 0
@@ -35,6 +36,14 @@ def test_cpuinfo_gives_the_model_and_the_instruction_sets_of_the_first_core() ->
 def test_cpuinfo_of_another_kind_of_machine_names_nothing() -> None:
     assert parse_cpuinfo("processor : 0\nFeatures : fp asimd\n") == (None, ())
     assert parse_cpuinfo("") == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "fast"),
+    [(("AVX2", "AVX-512"), False), (("AVX2", "AVX-VNNI"), True), (("AVX-512 VNNI", "AMX"), True)],
+)
+def test_int8_needs_vnni_to_be_fast(instruction_sets: tuple[str, ...], fast: bool) -> None:
+    assert Cpu("any", instruction_sets, 1).multiplies_bytes is fast
 
 
 def test_the_machine_is_described_as_the_system_describes_it() -> None:

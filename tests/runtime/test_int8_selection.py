@@ -1,4 +1,4 @@
-"""Int8 runs in ONNX Runtime on the CPU, and nowhere else."""
+"""Int8 runs in OpenVINO on the CPU, and nowhere else."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from dinov2rt.runtime.precision import Precision
     ("device", "backend", "message"),
     [
         ("cuda", None, "cuda int8: graphs run as"),
-        ("auto", "openvino", "openvino auto int8: graphs run as"),
-        ("auto", "tensorrt", "int8 is for ONNX Runtime on the CPU"),
+        ("auto", "onnxruntime", "onnxruntime auto int8: graphs run as"),
+        ("auto", "tensorrt", "int8 is for OpenVINO on the CPU"),
         ("cpu", None, "the bundle holds no int8 graph"),
     ],
 )
@@ -27,5 +27,5 @@ def test_elsewhere_it_is_refused(
 
 
 def test_no_plan_is_made_of_it() -> None:
-    with pytest.raises(InputError, match="int8 graphs are for ONNX Runtime's CPU provider"):
+    with pytest.raises(InputError, match="int8 graphs are for OpenVINO on the CPU"):
         BuildOptions(precision=Precision.INT8)

@@ -10,8 +10,8 @@ from dinov2rt.cli.bundles import require_export_room
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.cli.verify import parse_sizes
+from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.cuda import find_gpu
-from dinov2rt.runtime.doctor import usable_cores
 from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.runtime.optional import require
 from dinov2rt.runtime.remote_bundle import local_bundle

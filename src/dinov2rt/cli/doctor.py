@@ -6,7 +6,8 @@ from pathlib import Path
 from dinov2rt.cli.bundles import add_bundle
 from dinov2rt.cli.output import table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.doctor import Cpu, Diagnosis, Gpu, Package, Runner, examine
+from dinov2rt.runtime.cpu import Cpu
+from dinov2rt.runtime.doctor import Diagnosis, Gpu, Package, Runner, examine
 from dinov2rt.runtime.model import load
 
 

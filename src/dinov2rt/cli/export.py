@@ -163,17 +163,20 @@ def _outcome(
         f"weights: {weights.source}, SHA-256 {weights.sha256}",
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
-        *([_quantized(quantization)] if quantization else []),
+        *([_quantized(quantization, manifest.variant)] if quantization else []),
         *(f"not verified: {precision}: {reason}" for precision, reason in unverifiable.items()),
     ]
     return Outcome(document, "\n".join(lines), status_of(passed))
 
 
-def _quantized(entry: QuantizationEntry) -> str:
+def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
+    from dinov2rt.export.int8 import product_names
+
     return (
-        f"int8: float32 stayed {', '.join(entry.float32) or 'no product of a block'}; on other "
-        f"crops the smallest cosine of a CLS token is {entry.cls_cosine_min:.6f}, the first "
-        f"percentile of other tokens {entry.token_cosine_p1:.6f}"
+        f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
+        "(the manifest names them); on other crops the smallest cosine of a CLS token is "
+        f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
+        f"{entry.token_cosine_p1:.6f}"
     )
 
 

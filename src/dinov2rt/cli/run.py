@@ -10,8 +10,8 @@ from dinov2rt.cli.run_job import PICTURE_IMAGES, Job, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.chunks import Chunk
 from dinov2rt.runtime.collection import DEFAULT_CHUNK_IMAGES, find_chunks
+from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.decoding import decoder_pool
-from dinov2rt.runtime.doctor import usable_cores
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.extract import ExtractOptions
 from dinov2rt.runtime.feature_files import FeatureFormat, feature_format

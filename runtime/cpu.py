@@ -1,0 +1,70 @@
+"""The processor that this process runs on."""
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+# What /proc/cpuinfo calls them; matrix products run on these, the best of them last.
+_INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "amx_tile": "AMX",
+}
+_MULTIPLIES_BYTES = ("AVX-VNNI", "AVX-512 VNNI")
+_X86 = ("x86_64", "amd64")
+
+
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """`cores` are those that this process may use."""
+
+    model: str
+    instruction_sets: tuple[str, ...]
+    cores: int
+
+    @property
+    def multiplies_bytes(self) -> bool:
+        """Whether it has instructions that make int8 faster than float32."""
+        return any(name in self.instruction_sets for name in _MULTIPLIES_BYTES)
+
+
+def this_cpu() -> Cpu:
+    """What the system says of it; without /proc/cpuinfo no instruction sets are known."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    model, instruction_sets = parse_cpuinfo(text)
+    return Cpu(
+        model or platform.processor() or platform.machine(), instruction_sets, usable_cores()
+    )
+
+
+def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
+    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo."""
+    first_core = dict(_key_and_value(line) for line in text.partition("\n\n")[0].splitlines())
+    flags = first_core.get("flags", "").split()
+    names = tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
+    return first_core.get("model name"), names
+
+
+def is_x86() -> bool:
+    """Whether it is an x86 of 64 bits."""
+    return platform.machine().lower() in _X86
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _key_and_value(line: str) -> tuple[str, str]:
+    key, _, value = line.partition(":")
+    return key.strip(), value.strip()
