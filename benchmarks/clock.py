@@ -1,5 +1,6 @@
-"""The time of a call, and the most memory that this process has held."""
+"""The time of a call, the time that others took, and the most memory that this process has held."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,12 +8,27 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 
+_STEAL = 8
+"""Of the line "cpu" of /proc/stat, as in proc_stat(5)."""
+
 
 def timed(call: Callable[[], Result]) -> tuple[float, Result]:
     """How long `call` takes in ms by a monotonic clock, and what it returns."""
     started = time.perf_counter()
     result = call()
     return 1e3 * (time.perf_counter() - started), result
+
+
+def stolen_s() -> float:
+    """CPU time, over all cores and since it started, that a virtual machine did not get.
+
+    Its host gave it to others; 0 where the system does not say.
+    """
+    try:
+        total = Path("/proc/stat").read_text(encoding="ascii").partition("\n")[0].split()
+    except OSError:
+        return 0.0
+    return int(total[_STEAL]) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_rss_mib() -> float:

@@ -197,8 +197,13 @@ def _inaccuracy(accuracy: Accuracy) -> str:
 def _timed(row: Row, contestant: Contestant, manifest: Manifest, roof: Roof) -> Row:
     if contestant.failure is not None:
         return replace(row, failure=contestant.failure)
-    samples = [time for turn in contestant.turns for time in turn]
-    latency = summarise(samples, [median(turn) for turn in contestant.turns], row.cell.batch)
+    samples = [time for turn in contestant.turns for time in turn.samples_ms]
+    turns_ms = [median(turn.samples_ms) for turn in contestant.turns]
+    latency = replace(
+        summarise(samples, turns_ms, row.cell.batch),
+        stolen=max(turn.stolen for turn in contestant.turns),
+        disturbed_turns=len(contestant.disturbed),
+    )
     precision = contestant.worker.candidate.precision
     if precision is Precision.INT8:  # part of its graph is float32: neither rate is its limit
         return replace(row, latency=latency)

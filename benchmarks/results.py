@@ -42,6 +42,9 @@ class LatencyReport:
     medians of the single turns: turn i of every candidate of a cell ran side by side, so that the
     ratio of two of them holds on a machine whose speed changes. A percentile or bound that the
     samples cannot tell is None. The three phases are there on a GPU alone.
+
+    `stolen` is the largest share of all cores' time that the host of a virtual machine gave to
+    others during one of the turns; `disturbed_turns` were taken again for that reason.
     """
 
     p50_ms: float
@@ -53,6 +56,8 @@ class LatencyReport:
     samples: int
     images_per_s: float
     turns_ms: tuple[float, ...]
+    stolen: float = 0.0
+    disturbed_turns: int = 0
     host_to_device_ms: float | None = None
     compute_ms: float | None = None
     device_to_host_ms: float | None = None

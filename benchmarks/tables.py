@@ -1,8 +1,9 @@
 """The tables of a report, the same in Markdown and in HTML."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from dinov2rt.benchmarks.contest import STOLEN_AT_MOST
 from dinov2rt.benchmarks.formats import (
     NOTHING,
     cosine,
@@ -87,8 +88,20 @@ def latency_table(run: BenchmarkRun, cell: Cell) -> Table:
         rows=tuple(_latency_row(run, row) for row in rows),
         labels=2,
         own=frozenset(i for i, row in enumerate(rows) if not run.facts(row).is_peer),
-        notes=tuple(f"{row.candidate}: {row.failure}" for row in rows if row.failure),
+        notes=(
+            *(f"{row.candidate}: {row.failure}" for row in rows if row.failure),
+            *_disturbances(rows),
+        ),
     )
+
+
+def _disturbances(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.latency and row.latency.stolen > STOLEN_AT_MOST:
+            yield (
+                f"{row.candidate}: the host gave up to {row.latency.stolen:.0%} of the cores' time "
+                "to others during a turn, so its times may be too long"
+            )
 
 
 def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
-from dinov2rt.benchmarks.clock import peak_rss_mib, timed
+from dinov2rt.benchmarks.clock import peak_rss_mib, stolen_s, timed
 from dinov2rt.runtime.errors import Dinov2rtError
 
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -49,6 +50,22 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """The times of calls in a row, and the share of all cores' time that the host gave to others.
+
+    `stolen` is 0 on a machine of one's own.
+    """
+
+    samples_ms: tuple[float, ...]
+    stolen: float
+
+    @property
+    def spent_s(self) -> float:
+        """Time on the clock."""
+        return sum(self.samples_ms) / 1e3
+
+
+@dataclass(frozen=True, slots=True)
 class Memory:
     """The most that the process has held, in MiB."""
 
@@ -76,8 +93,8 @@ class Worker:
         """Take `pixels` [B, H, W, 3] as the images from now on, and call once."""
         return self._ask("show", pixels)  # type: ignore[no-any-return]
 
-    def turn(self, seconds: float) -> list[float]:
-        """Call for `seconds`, at least once; the time of each call in ms."""
+    def turn(self, seconds: float) -> Turn:
+        """Call for `seconds`, at least once."""
         return self._ask("turn", seconds)  # type: ignore[no-any-return]
 
     def memory(self) -> Memory:
@@ -145,15 +162,17 @@ class _Session:
         outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
         return Shown(outputs, first_ms)
 
-    def turn(self, seconds: float) -> list[float]:
+    def turn(self, seconds: float) -> Turn:
         if self._call_s < _NEEDS_WARM_UP_S:
             self._call()
         samples_ms: list[float] = []
-        ends = time.perf_counter() + seconds
-        while not samples_ms or time.perf_counter() < ends:
+        stolen_before, starts = stolen_s(), time.perf_counter()
+        while not samples_ms or time.perf_counter() < starts + seconds:
             samples_ms.append(timed(self._call)[0])
+        elapsed = time.perf_counter() - starts
         self._call_s = min(samples_ms) / 1e3
-        return samples_ms
+        stolen = (stolen_s() - stolen_before) / (elapsed * (os.cpu_count() or 1))
+        return Turn(tuple(samples_ms), stolen)
 
     def memory(self) -> Memory:
         return Memory(peak_rss_mib(), getattr(self._runner, "peak_device_mib", None))

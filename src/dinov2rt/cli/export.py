@@ -124,9 +124,10 @@ def _verify(
     for precision in (graph.precision for graph in manifest.graphs):
         if precision in unverifiable:
             continue
-        progress(f"verifying {precision} with ONNX Runtime")
+        backend = "openvino" if precision is Precision.INT8 else "onnxruntime"
+        progress(f"verifying {precision} with {backend}")
         try:
-            with load(out, device="cpu", backend="onnxruntime", precision=precision) as model:
+            with load(out, device="cpu", backend=backend, precision=precision) as model:
                 reports.append(model.verify())
         except (
             BackendError
