@@ -58,7 +58,7 @@ def _quantize(graph: ir.Graph, product: ir.Node) -> None:
         name=f"{name}/DequantizeLinear",
     )
     output = node.outputs[0]
-    output.name, output.dtype, output.shape = f"{name}.weight", weight.dtype, weight.shape
+    output.name, output.type, output.shape = weight.name, weight.type, weight.shape
     graph.insert_before(product, node)
     product.replace_input_with(1, output)
 

@@ -38,7 +38,7 @@ def int8_product(tokens: Tensor, linear: nn.Linear) -> Tensor:
     Activations share a scale in groups of `INT8_GROUP` channels of one token, and weights in each
     output channel; both are symmetric.
     """
-    groups = tokens.unflatten(-1, (-1, INT8_GROUP))
+    groups = tokens.reshape(*tokens.shape[:-1], -1, INT8_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / _LARGEST
     scale = scale.clamp(min=torch.finfo(tokens.dtype).tiny)
     rounded = (torch.round(groups / scale) * scale).flatten(-2)

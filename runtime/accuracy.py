@@ -41,7 +41,17 @@ FLOAT32_LIMITS = Limits(cosine_min=0.999999, relative_l2=FLOAT32_ERROR)
 
 INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1 = 0.999, 0.995
 INT8_LIMITS = Limits(cosine_min=INT8_CLS_COSINE, cosine_p1=INT8_TOKEN_COSINE_P1)
-"""What keeps nearest neighbours where they were; see docs/adr/0009."""
+INT8_SAME_NEAREST = 0.99
+"""The share of images whose nearest neighbour by CLS token has to stay; see docs/adr/0009."""
+
+
+def nearest(cls_tokens: FloatArray) -> NDArray[np.intp]:
+    """Of each row of [B, D] the index of the other row with the highest cosine."""
+    unit = cls_tokens.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.asarray(similarity.argmax(axis=1))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -28,7 +28,7 @@ from dinov2rt.runtime.precision import Precision
 COMPILER_WARNING = "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 """Torch's own, when its compiler is first imported."""
 
-NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU and in fp32 alone"
+NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU alone, in fp32 and int8"
 
 SIZES = (ImageSize(98, 126), ImageSize(126, 98), ImageSize(56, 56))
 """The first two have as many patches as each other, on different grids."""

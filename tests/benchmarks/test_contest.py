@@ -5,13 +5,14 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 
 from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
-from dinov2rt.benchmarks.contest import Contestant, take_turns
-from dinov2rt.benchmarks.worker import CandidateError, Worker
+from dinov2rt.benchmarks.contest import STOLEN_AT_MOST, Contestant, take_turns
+from dinov2rt.benchmarks.worker import CandidateError, Turn, Worker
 from dinov2rt.runtime.errors import BackendError
 from dinov2rt.runtime.precision import Precision
 
@@ -95,9 +96,12 @@ def test_a_turn_fills_its_time_with_calls() -> None:
     with sleeper("one", seconds=0.01) as worker:
         worker.load()
         worker.show(PIXELS)
-        assert all(time_ms >= 10 for time_ms in worker.turn(0.1))
-        assert 2 <= len(worker.turn(0.1)) <= 10
-        assert len(worker.turn(0.0)) == 1
+        turn = worker.turn(0.1)
+        assert all(time_ms >= 10 for time_ms in turn.samples_ms)
+        assert 2 <= len(turn.samples_ms) <= 10
+        assert turn.spent_s == pytest.approx(sum(turn.samples_ms) / 1e3)
+        assert 0 <= turn.stolen < 1.1  # ticks of 10 ms may lie across the ends
+        assert len(worker.turn(0.0).samples_ms) == 1
 
 
 def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
@@ -109,7 +113,7 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
         take_turns(contestants, seconds=0.3, min_turns=4)
     assert len(contestants[0].turns) == len(contestants[1].turns) >= 4
     for slow_turn, fast_turn in zip(contestants[0].turns, contestants[1].turns, strict=True):
-        assert min(slow_turn) >= 20 > np.median(fast_turn)
+        assert min(slow_turn.samples_ms) >= 20 > np.median(fast_turn.samples_ms)
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
 
 
@@ -119,7 +123,50 @@ def test_at_least_the_turns_asked_for_are_taken() -> None:
         worker.show(PIXELS)
         contestant = Contestant(worker)
         take_turns([contestant], seconds=0.001, min_turns=7)
-    assert [len(turn) for turn in contestant.turns] == [1] * 7
+    assert [len(turn.samples_ms) for turn in contestant.turns] == [1] * 7
+
+
+class Disturbed:
+    """Turns as a virtual machine has them beside others: these shares are stolen, one by one."""
+
+    def __init__(self, *stolen: float) -> None:
+        self.stolen = iter(stolen)
+
+    def turn(self, seconds: float) -> Turn:
+        stolen = next(self.stolen)
+        return Turn((1e3 * seconds * (1 + stolen),), stolen)
+
+
+def contest(*stolen: float, seconds: float = 15.0) -> Contestant:
+    contestant = Contestant(cast(Worker, Disturbed(*stolen)))
+    take_turns([contestant], seconds=seconds, min_turns=2)
+    return contestant
+
+
+def test_a_turn_that_the_host_disturbed_is_taken_again() -> None:
+    contestant = contest(0.5, 0.04, 0.0, *[STOLEN_AT_MOST] * 20)
+    assert [turn.stolen for turn in contestant.disturbed] == [0.5, 0.04]
+    assert {turn.stolen for turn in contestant.turns} == {0.0, STOLEN_AT_MOST}
+
+
+def test_patience_ends_and_the_least_disturbed_turn_counts() -> None:
+    contestant = contest(0.9, 0.2, *[0.6] * 400)
+    assert contestant.turns[0].stolen == 0.2
+    assert all(turn.stolen == 0.6 for turn in contestant.turns[1:])
+    assert sum(turn.spent_s for turn in contestant.disturbed) == pytest.approx(6 * 15, abs=2)
+    assert len(contestant.turns) >= 2
+
+
+def test_how_long_a_turn_took_does_not_choose_it() -> None:
+    times = iter([Turn((1.0,), 0.5), Turn((9.0,), 0.1), Turn((5.0,), 0.3), Turn((1e6,), 0.3)])
+
+    class Scripted:
+        def turn(self, _: float) -> Turn:
+            return next(times)
+
+    contestant = Contestant(cast(Worker, Scripted()))
+    take_turns([contestant], seconds=0.002, min_turns=1)
+    assert contestant.turns[0] == Turn((9.0,), 0.1)
 
 
 def test_who_fails_is_out_and_the_others_go_on() -> None:

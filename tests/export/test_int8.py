@@ -14,7 +14,7 @@ from onnx import helper
 from dinov2rt.export.folding import fold
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.int8 import product_names, quantized, to_int8
-from dinov2rt.export.int8_search import Evidence, search
+from dinov2rt.export.int8_search import Crops, Evidence, search
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.sensitivity import int8_product, rank
 from dinov2rt.export.synthetic import synthetic_state_dict
@@ -44,7 +44,8 @@ def evidence(variant: Variant) -> Evidence:
     model = load_eager(variant, synthetic_state_dict(variant, 0))
     pixels = golden_pixels(ImageSize(98, 126), ("chelsea.jpg", "astronaut.jpg"))
     case = eager_case(model, "98x126", pixels, InputFormat.IMAGES, ())
-    return Evidence(rank(model, torch.from_numpy(normalize(pixels))), (case,), (case,))
+    crops = Crops((case,), case)  # of two, each is the other's nearest, whatever is done to them
+    return Evidence(rank(model, torch.from_numpy(normalize(pixels))), crops, crops)
 
 
 def outputs(model: ir.Model, case: GoldenCase, folder: Path) -> dict[str, np.ndarray]:
@@ -58,7 +59,7 @@ def test_with_all_products_in_float32_it_is_exact(
 ) -> None:
     model = folded.clone()
     to_int8(model, product_names(variant))
-    case = evidence.searched_on[0]
+    (case,) = evidence.searched_on.cases
     for name, got in outputs(model, case, tmp_path).items():
         want = case.reference(name)
         assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want), name
@@ -145,14 +146,28 @@ def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
     assert kinds["DequantizeLinear"] == 4 * variant.depth - len(entry.float32)
     assert 0.999 <= entry.cls_cosine_min < 1
     assert 0.995 <= entry.token_cosine_p1 < 1
+    assert entry.same_nearest == 1
     assert not list(tmp_path.iterdir())
 
 
 def test_weights_that_int8_cannot_hold_are_refused(
     folded: ir.Model, evidence: Evidence, tmp_path: Path
 ) -> None:
-    (case,) = evidence.checked_on
+    (case,) = evidence.checked_on.cases
     other = {name: np.flip(value, -1) for name, value in case.outputs.items()}
-    wrong = (GoldenCase(case.name, case.images, other),)
+    wrong = Crops((GoldenCase(case.name, case.images, other),), case)
     with pytest.raises(ExportError, match=r'int8 does not hold .* leave "int8" out'):
         search(folded, Evidence(evidence.ranked, wrong, wrong), tmp_path)
+
+
+def test_neighbours_that_do_not_stay_are_refused(
+    folded: ir.Model, evidence: Evidence, tmp_path: Path
+) -> None:
+    """Three crops; the reference says that the first two are nearest, the graph finds others."""
+    (case,) = evidence.checked_on.cases
+    images = np.concatenate([case.images, case.images[1:]])
+    cls_tokens = case.outputs["cls_token"][[0, 0, 1]]
+    gallery = GoldenCase("gallery", images, {"cls_token": cls_tokens})
+    crops = Crops((case,), gallery)
+    with pytest.raises(ExportError, match=r"99% of nearest neighbours .* and 33\.3%"):
+        search(folded, Evidence(evidence.ranked, crops, crops), tmp_path)

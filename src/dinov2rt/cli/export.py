@@ -177,7 +177,7 @@ def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
         f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
         "(the manifest names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
-        f"{entry.token_cosine_p1:.6f}"
+        f"{entry.token_cosine_p1:.6f}, and {entry.same_nearest:.1%} keep their nearest neighbour"
     )
 
 
