@@ -50,8 +50,8 @@ _RANKED_ON = (range(4), ImageSize(112, 112))
 _SIZES = (ImageSize(224, 224), ImageSize(98, 126))
 _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
-_GALLERY_SIZE = ImageSize(112, 112)
-_SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 300), range(300, 500)
+_GALLERY_SIZE = ImageSize(224, 224)
+_SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 200), range(200, 300)
 
 
 @dataclass(frozen=True, slots=True)
