@@ -25,14 +25,17 @@ from PIL import Image
 from dinov2rt.benchmarks.clock import timed
 from dinov2rt.benchmarks.photo_batch import photo_batch
 from dinov2rt.export.crops import photo_crops
+from dinov2rt.export.golden import PHOTOS
 from dinov2rt.runtime.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.images import find_images, load_image
 from dinov2rt.runtime.model import Model, load
 
 _SIZE = ImageSize(224, 224)
 _BATCHES = (1, 8, 32)
 _PARTS = 20
 _WATCHED_S = 0.2
+_DECODED = 20
 _ONE_CORE = ("--engine", "ray", "--cores", "1", "--workers")
 
 
@@ -55,8 +58,10 @@ class Run:
 class Extraction:
     """Medians over the turns; `ratio` is `run` over the best batch of single calls, turn by turn.
 
-    `ray_efficiency` is the rate of two workers over twice the rate of one, None where Ray was left
-    out; `ray_start_s` is what a run on one worker takes beyond its images.
+    `decode_rate` is how many of the photographs that ship with dinov2rt one core reads and brings
+    to 224 x 224 in a second. `ray_efficiency` is the rate of two workers over twice the rate of
+    one, None where Ray was left out; `ray_start_s` is what a run on one worker takes beyond its
+    images.
     """
 
     images: int
@@ -67,6 +72,7 @@ class Extraction:
     growth_mib: float
     peak_mib: float
     bytes_per_image: float
+    decode_rate: float
     ray_efficiency: float | None = None
     ray_worker_rate: float | None = None
     ray_start_s: float | None = None
@@ -161,7 +167,17 @@ def _summary(images: int, rates: dict[int, list[float]], runs: Sequence[Run]) ->
         growth_mib=statistics.median(run.peak_mib - run.early_mib for run in runs),
         peak_mib=max(run.peak_mib for run in runs),
         bytes_per_image=runs[0].bytes_per_image,
+        decode_rate=_decode_rate(),
     )
+
+
+def _decode_rate() -> float:
+    files = find_images([PHOTOS])
+    times_ms = [
+        timed(lambda: [load_image(file, preprocess="classification") for file in files])[0]
+        for _ in range(_DECODED)
+    ]
+    return 1e3 * len(files) / statistics.median(times_ms)
 
 
 def _with_ray(found: Extraction, bundle: Path, crops: Path, turns: int) -> Extraction:
@@ -188,6 +204,7 @@ def _text(found: Extraction) -> str:
         f"run: {found.run_rate:.1f} images/s over {found.images} crops, {found.ratio:.3f} of calls",
         f"memory: {found.peak_mib:.0f} MiB at most, {found.growth_mib:.1f} MiB more in the second "
         f"half than before; {found.bytes_per_image:.0f} bytes an image on disk",
+        f"decoding: {found.decode_rate:.0f} photographs/s a core, brought to 224 x 224",
     ]
     if found.ray_efficiency is not None:
         lines.append(
