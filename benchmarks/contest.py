@@ -12,7 +12,7 @@ STOLEN_AT_MOST = 0.03
 _TURNS = 15
 """Into how many turns the time of a candidate is cut, where its calls are short enough."""
 
-_PATIENCE = 6
+_PATIENCE = 3
 """How many times the time of a candidate may go into turns that are taken again."""
 
 

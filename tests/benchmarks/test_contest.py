@@ -153,7 +153,7 @@ def test_patience_ends_and_the_least_disturbed_turn_counts() -> None:
     contestant = contest(0.9, 0.2, *[0.6] * 400)
     assert contestant.turns[0].stolen == 0.2
     assert all(turn.stolen == 0.6 for turn in contestant.turns[1:])
-    assert sum(turn.spent_s for turn in contestant.disturbed) == pytest.approx(6 * 15, abs=2)
+    assert sum(turn.spent_s for turn in contestant.disturbed) == pytest.approx(3 * 15, abs=2)
     assert len(contestant.turns) >= 2
 
 
