@@ -135,6 +135,7 @@ def test_it_computes_in_float32_on_unpinned_threads(
     assert options == {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "128",
         "ENABLE_CPU_PINNING": "NO",
         "INFERENCE_NUM_THREADS": "1",
     }

@@ -81,7 +81,8 @@ def vouched_for(pooling_bundle: Path, narrow: Narrow) -> Model:
     plan: Any = OnnxRuntimeBackend(pooling_bundle / "fp32.onnx", device="cpu", threads=1)
     plan.entry, plan.gpu = entry, GPU
     # What stands behind the plan is narrow, and would leave the golden case out.
-    return Model(pooling_bundle, manifest, LoadOptions(), Choice(graph, narrow, (), plan))
+    choice = Choice(graph, narrow, (), plan)
+    return Model(pooling_bundle, manifest, LoadOptions(), choice, str(pooling_bundle))
 
 
 def test_verify_asks_the_plan_alone_and_notes_down_that_it_passed(vouched_for: Model) -> None:
