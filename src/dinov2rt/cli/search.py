@@ -16,6 +16,7 @@ from dinov2rt.runtime.feature_vectors import Float32Array, Token, open_collectio
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
 from dinov2rt.runtime.neighbour_picture import Tile, draw_neighbours
+from dinov2rt.runtime.remote_bundle import local_bundle
 
 _LOOKS_ALONE = (
     "the weights are synthetic: near means alike in colour and texture, told no better than by the "
@@ -50,7 +51,10 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("-k", type=int, default=10, help="neighbours of each query (default: 10)")
     parser.add_argument("--token", default="cls", help="cls (default) or patch-mean")
     parser.add_argument(
-        "--bundle", type=Path, metavar="BUNDLE", help="that made the features, for image files"
+        "--bundle",
+        type=local_bundle,
+        metavar="BUNDLE",
+        help="that made the features, or its URL; for image files",
     )
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="queries and neighbours side by side, FILE.png"
