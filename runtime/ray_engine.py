@@ -1,8 +1,9 @@
 """The same extraction on a Ray cluster: Ray schedules, retries and spills, an actor is a worker.
 
 What travels are chunks, which name the images, and counts. Images and bundle are read, and parts
-written, by the workers: all three must lie where every node finds them under the same path. A chunk
-that is computed twice, because its node died, gives the same part under the same name.
+written, by the workers: images, parts, and a bundle that has no URL must lie where every node finds
+them under the same path. A chunk that is computed twice, because its node died, gives the same part
+under the same name.
 """
 
 import contextlib
