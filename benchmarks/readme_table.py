@@ -1,6 +1,7 @@
 """The README's table of latencies, written from the committed runs between two comments."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 
 from dinov2rt.benchmarks.formats import (
@@ -15,6 +16,7 @@ from dinov2rt.benchmarks.results import BenchmarkRun
 from dinov2rt.benchmarks.summary import Duel, duels
 from dinov2rt.benchmarks.tables import Table
 from dinov2rt.runtime.errors import InputError
+from dinov2rt.runtime.variants import variants
 
 BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
 NO_RESULTS = (
@@ -72,7 +74,8 @@ def _updated(readme: Path, results: Path) -> str:
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     runs = [BenchmarkRun.read(file) for file in result_files(results)]
-    blocks = [block for run in runs for block in _blocks(run)] or [NO_RESULTS]
+    alike = [list(group) for _, group in groupby(runs, key=_conditions)]
+    blocks = [block for group in alike for block in _blocks(group)] or [NO_RESULTS]
     return "\n\n".join((f"{head}{BEGIN}", *blocks, f"{END}{tail}"))
 
 
@@ -83,26 +86,35 @@ def _read(readme: Path) -> str:
         raise InputError(f"{readme} cannot be read ({error_}); run this beside it") from error_
 
 
-def _blocks(run: BenchmarkRun) -> Iterable[str]:
+def _conditions(run: BenchmarkRun) -> str:
+    """Where and with what a run was made: runs that share it share a table."""
     machine = run.environment
-    yield (
+    return (
         f"**{machine.machine}**: {machine.gpu or machine.cpu}, {run.settings.threads} threads, "
         f"device {run.settings.device}, {run.created[:10]}, dinov2rt {run.version}, "
         f"weights {', '.join(dict.fromkeys(bundle.weights_source for bundle in run.bundles))}"
     )
-    for warning in machine.warnings:
+
+
+def _blocks(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
+    yield _conditions(runs[0])
+    for warning in dict.fromkeys(text for run in runs for text in run.environment.warnings):
         yield f"Warning: {warning}"
-    rows = tuple(_row(duel) for duel in _latency_duels(run))
+    rows = tuple(_row(duel) for duel in _latency_duels(runs))
     yield (
         str(Table("", _HEADER, rows, labels=3)) if rows else "No latency beside a peer's was taken."
     )
 
 
-def _latency_duels(run: BenchmarkRun) -> list[Duel]:
-    """Those of the smallest batch; the others are in the run's own report."""
-    found = duels(run)
+def _latency_duels(runs: Sequence[BenchmarkRun]) -> list[Duel]:
+    """Those of the smallest batch, small models first; the others are in the runs' own reports."""
+    found = [duel for run in runs for duel in duels(run)]
     smallest = min((duel.cell.batch for duel in found), default=1)
-    return [duel for duel in found if duel.cell.batch == smallest]
+    order = [variant.name for variant in variants()]
+    return sorted(
+        (duel for duel in found if duel.cell.batch == smallest),
+        key=lambda duel: order.index(duel.cell.variant),
+    )
 
 
 def _row(duel: Duel) -> tuple[str, ...]:

@@ -5,9 +5,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dinov2rt.benchmarks.formats import counted, percent, precision_name, significant
+from dinov2rt.benchmarks.formats import (
+    counted,
+    percent,
+    precision_name,
+    ratio_text,
+    significant,
+)
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.statistics import Interval, paired_ratio
+from dinov2rt.runtime.precision import Precision
 
 LEVEL = 1.03
 """Up to this ratio to the fastest peer, dinov2rt counts as equally fast."""
@@ -59,11 +66,13 @@ def rows_at(run: BenchmarkRun, cell: Cell) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: row.latency.p50_ms if row.latency else math.inf))
 
 
-def fastest(run: BenchmarkRun, cell: Cell, precision: str, *, peer: bool) -> Row | None:
-    """The fastest timed row of a precision, among peers or among dinov2rt's own candidates."""
+def fastest(
+    run: BenchmarkRun, cell: Cell, precision: str, *, peer: bool | None = None
+) -> Row | None:
+    """The fastest timed row of a precision: of peers, of dinov2rt's own candidates, or of all."""
     for row in rows_at(run, cell):
         facts = run.facts(row)
-        if row.latency and (facts.precision, facts.is_peer) == (precision, peer):
+        if row.latency and facts.precision == precision and peer in (None, facts.is_peer):
             return row
     return None
 
@@ -104,7 +113,7 @@ def sentences(run: BenchmarkRun) -> tuple[str, ...]:
     ]
     if not found:
         standings = ["Nowhere were dinov2rt and a peer of the same precision both timed."]
-    standings += _other_precision_lines(run)
+    standings += (*_other_precision_lines(run), *_lone_precision_lines(run))
     return (*standings, *_limit_lines(run), *_accuracy_lines(run), *_missing_lines(run))
 
 
@@ -146,6 +155,32 @@ def _other_precision_lines(run: BenchmarkRun) -> Iterable[str]:
             f"In {counted(count, 'cell')} a peer is faster than all of dinov2rt's candidates in a "
             f"precision that none of these was timed in: {', '.join(names)}."
         )
+
+
+def _lone_precision_lines(run: BenchmarkRun) -> Iterable[str]:
+    """What a precision that no peer has gains over float32, dinov2rt's own included."""
+    compared = {facts.precision for facts in run.candidates if facts.is_peer} | {Precision.FP32}
+    for precision in (each for each in precisions(run) if each not in compared):
+        found = [
+            (cell, *pair) for cell in cells(run) if (pair := _beside_float32(run, cell, precision))
+        ]
+        if not found:
+            continue
+        ratios = sorted(ratio.median for _, _, ratio in found)
+        named = [f"{cell}, {ratio_text(ratio)} times {other}" for cell, other, ratio in found]
+        yield (
+            f"In {precision_name(precision)} its calls take {significant(ratios[0])} to "
+            f"{significant(ratios[-1])} of the time of the fastest float32 candidate of the cell, "
+            f"dinov2rt's own included: {'; '.join(named)}."
+        )
+
+
+def _beside_float32(run: BenchmarkRun, cell: Cell, precision: str) -> tuple[str, Interval] | None:
+    """The fastest float32 candidate, and the time of dinov2rt's in `precision` over its time."""
+    own, other = fastest(run, cell, precision, peer=False), fastest(run, cell, Precision.FP32)
+    if own is None or own.latency is None or other is None or other.latency is None:
+        return None
+    return other.candidate, paired_ratio(own.latency, other.latency)
 
 
 def _named(duel: Duel) -> str:

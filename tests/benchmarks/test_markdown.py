@@ -66,6 +66,27 @@ def test_few_turns_decide_nothing(benchmark_run: BenchmarkRun) -> None:
     assert "(too few turns)" in to_markdown(run)
 
 
+def test_a_precision_that_no_peer_has_stands_beside_float32(
+    benchmark_run: BenchmarkRun, timed: Callable[[Row, float], Row]
+) -> None:
+    name = "dinov2rt-int8"
+    own = [row for row in benchmark_run.rows if row.candidate == OWN][1:]
+    facts = [
+        replace(facts, candidate=name, precision="int8")
+        for facts in benchmark_run.candidates
+        if facts.candidate == OWN
+    ]
+    rows = [replace(timed(row, 0.5), candidate=name) for row in own]
+    run = replace(
+        benchmark_run,
+        candidates=(*benchmark_run.candidates, *facts),
+        rows=(*benchmark_run.rows, *rows),
+    )
+    line = next(line for line in sentences(run) if line.startswith("In int8 its calls take"))
+    assert "take 0.500 to 0.500 of the time of the fastest float32 candidate" in line
+    assert line.count(f" times {OWN}") == 7, "one cell has no int8 row"
+
+
 def test_a_run_without_peers_says_so(benchmark_run: BenchmarkRun) -> None:
     rows = tuple(row for row in benchmark_run.rows if row.candidate == OWN)
     first, *_ = sentences(replace(benchmark_run, rows=rows))

@@ -44,6 +44,19 @@ def test_a_new_result_makes_it_stale(
     assert is_stale(readme, results)
 
 
+def test_runs_of_one_machine_share_a_table(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    write(readme, results)
+    rows = readme.read_text().count("| dinov2_vit")
+    benchmark_run.write(results / "test-machine" / "later.json")
+    write(readme, results)
+    text = readme.read_text()
+    assert text.count("**test-machine**: Invented CPU") == 1
+    assert text.count("Warning: the machine was busy") == 1
+    assert text.count("| dinov2_vit") == 2 * rows
+
+
 def test_without_results_one_line_says_so(readme: Path, tmp_path: Path) -> None:
     write(readme, tmp_path / "nothing")
     assert f"{BEGIN}\n\n{NO_RESULTS}\n\n{END}" in readme.read_text()
