@@ -10,15 +10,20 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
+from openvino import opset1
 
+from dinov2rt.runtime.cpu import this_cpu
 from dinov2rt.runtime.errors import BackendError, InputError
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.openvino import OpenVinoBackend, cannot_run
+from dinov2rt.runtime.openvino import OpenVinoBackend, _steer_products, cannot_run
 
 NAME = f"openvino {metadata.version('openvino')}, cpu"
 PIXELS = np.full((1, 14, 14, 3), 7, np.uint8)
 STUB = "openvino.tools.ovc.telemetry_stub"
+needs_avx512 = pytest.mark.skipif(
+    "AVX-512" not in this_cpu().instruction_sets, reason="products are steered on AVX-512 alone"
+)
 SHAPES = [(1, 14, 14), (3, 98, 126), (2, 231, 345), (1, 518, 518)]
 
 
@@ -164,6 +169,45 @@ def test_a_graph_that_it_would_compute_wrongly_is_refused(tmp_path: Path) -> Non
         f"{NAME} cannot load {file}: it holds Abs, which OpenVINO computes wrongly; "
         "export the bundle again"
     )
+
+
+def run_once(
+    model: openvino.Model, tokens: NDArray[np.generic]
+) -> tuple[NDArray[np.float32], list[str]]:
+    """The first output, and by which kernels the products were computed."""
+    options = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": "YES"}
+    request = openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+    request.infer([tokens])
+    kernels = [
+        node.exec_type
+        for node in request.get_profiling_info()
+        if node.node_type == "FullyConnected"
+    ]
+    return request.get_output_tensor(0).data.copy(), kernels
+
+
+@needs_avx512
+def test_no_product_of_a_block_is_left_to_the_slower_library(bundle_s: Path) -> None:
+    def left() -> int:
+        return sum("mlas" in kernel for kernel in run_once(model, images((1, 56, 56)))[1])
+
+    model = openvino.Core().read_model(bundle_s / "fp32.onnx")
+    before = left()
+    _steer_products(model)
+    assert (before, left()) == (1 + 3 * 12, 1), "the one is the position table's, without a bias"
+
+
+@needs_avx512
+def test_steering_changes_no_value() -> None:
+    special = [np.inf, -np.inf, np.nan, -0.0, 1e-30, -1e-30, -3.4e38, -1.5]
+    bias = np.array(special * 16, np.float32)
+    tokens = opset1.parameter([-1, -1, 128], np.float32)
+    product = opset1.matmul(tokens, np.ones((128, 128), np.float32), False, False)
+    model = openvino.Model([opset1.add(product, bias)], [tokens], "product")
+    _steer_products(model)
+    got, kernels = run_once(model, np.zeros((1, 4, 128), np.float32))
+    assert kernels == ["brgconv_avx512_1x1_f32"]
+    np.testing.assert_array_equal(got, np.broadcast_to(bias, got.shape))
 
 
 @pytest.mark.parametrize(
