@@ -69,9 +69,9 @@ def compare(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
     neighbours and the temperature of the machine. Three hurdles stand before a change counts:
 
     1. The 95 % intervals of the two medians do not overlap.
-    2. It is there twice, in ms and in units of the matrix rate that each run measured. Matrix rate
-       alone is no yardstick: it is one figure for the whole run, has noise of its own, and says
-       little of calls that are bound by bandwidth.
+    2. It is there twice, in ms and in units of the matrix rate that was measured beside it. Matrix
+       rate alone is no yardstick: it has noise of its own, and says little of calls that are bound
+       by bandwidth.
     3. It is larger than the noise: the farthest that any peer of unchanged version moved by the
        measure of 2, and at least 3 %; 10 % where there is no such peer.
 
@@ -88,8 +88,7 @@ def compare(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
     return Comparison(
         noise=noise,
         changes=tuple(
-            _change(old, new, old_rows[key], new_rows.get(key) or lost[key], noise)
-            for key in shared
+            _change(old, old_rows[key], new_rows.get(key) or lost[key], noise) for key in shared
         ),
         only_old=_names(key for key in old_rows if key not in shared),
         only_new=_names(key for key in new_rows if key not in old_rows),
@@ -147,8 +146,8 @@ def _names(keys: Iterable[_RowKey]) -> tuple[str, ...]:
     return tuple(f"{cell} {candidate}" for cell, candidate in keys)
 
 
-def _change(old: BenchmarkRun, new: BenchmarkRun, before: Row, after: Row, noise: Noise) -> Change:
-    moved = movement(old, new, before, after)
+def _change(old: BenchmarkRun, before: Row, after: Row, noise: Noise) -> Change:
+    moved = movement(before, after)
     return Change(
         cell=before.cell,
         candidate=before.candidate,

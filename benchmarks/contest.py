@@ -9,7 +9,7 @@ from dinov2rt.benchmarks.worker import CandidateError, Turn, Worker
 STOLEN_AT_MOST = 0.03
 """The share of all cores' time that a host may give to others before a turn is taken again."""
 
-_TURNS = 15
+_TURNS = 30
 """Into how many turns the time of a candidate is cut, where its calls are short enough."""
 
 _PATIENCE = 3

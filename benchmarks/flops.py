@@ -1,6 +1,9 @@
 """The work in one call of a backbone, and the least time that a machine's measured rates allow."""
 
-from dinov2rt.benchmarks.results import Floor, Roof
+from collections.abc import Sequence
+from statistics import median
+
+from dinov2rt.benchmarks.results import Cell, Floor
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.precision import Precision
@@ -67,28 +70,39 @@ def num_weights(variant: Variant) -> int:
 
 def floor(
     variant: Variant,
-    batch: int,
-    size: ImageSize,
+    cell: Cell,
     precision: Precision,
-    roof: Roof,
-    p50_ms: float,
+    *,
+    turns_ms: Sequence[float],
+    matrix_gflops: Sequence[float],
+    copy_gb_per_s: float,
 ) -> Floor:
-    """The least time of a call that takes `p50_ms`; see `Floor`.
+    """The least time of a call at `cell` whose turns took `turns_ms`; see `Floor`.
+
+    `matrix_gflops` is the rate of the machine in each of these turns.
 
     Raises:
-        InputError: the roof was not measured in `precision`.
+        InputError: there are not as many rates as turns.
     """
-    if precision not in roof.matrix_gflops:
-        measured = ", ".join(roof.matrix_gflops)
-        raise InputError(f"the matrix rate was not measured in {precision}, only in {measured}")
-    gflop = flops(variant, batch, size) / 1e9
-    gbyte = min_bytes(variant, batch, size, precision) / 1e9
-    times_ms = {
-        "compute": 1e3 * gflop / roof.matrix_gflops[precision],
-        "bandwidth": 1e3 * gbyte / roof.copy_gb_per_s,
-    }
-    bound = max(times_ms, key=times_ms.__getitem__)
-    return Floor(gflop, gbyte, times_ms[bound], bound, times_ms[bound] / p50_ms)
+    if len(turns_ms) != len(matrix_gflops):
+        raise InputError(
+            f"{len(turns_ms)} turns beside {len(matrix_gflops)} of the matrix product; they come "
+            "in pairs; measure again"
+        )
+    gflop = flops(variant, cell.batch, cell.size) / 1e9
+    gbyte = min_bytes(variant, cell.batch, cell.size, precision) / 1e9
+    copying_ms = 1e3 * gbyte / copy_gb_per_s
+    computing_ms = [1e3 * gflop / rate for rate in matrix_gflops]
+    least_ms = [max(copying_ms, each) for each in computing_ms]
+    shares = [least / turn for least, turn in zip(least_ms, turns_ms, strict=True)]
+    return Floor(
+        gflop=gflop,
+        gbyte=gbyte,
+        matrix_gflops=median(matrix_gflops),
+        floor_ms=median(least_ms),
+        bound="bandwidth" if copying_ms > median(computing_ms) else "compute",
+        fraction=median(shares),
+    )
 
 
 def _ffn_products(variant: Variant) -> int:

@@ -23,8 +23,9 @@ READING = (
     "turns.",
     "The ratio to the fastest peer compares turns that ran side by side, and is to the fastest "
     "peer of the same precision; below 1 is faster than it.",
-    "The limit is the least time for the cell's arithmetic at the matrix rate measured here, or "
-    "for its bytes at the copy bandwidth, whichever is longer.",
+    "The limit is the least time for the cell's arithmetic at the rate of a large matrix product, "
+    "which takes turns with the candidates, or for its bytes at the copy bandwidth, whichever is "
+    "longer; the share of it is the median over turns.",
     "Accuracy is that of the very candidate at the cell, against eager float32 on the same images; "
     "a candidate that fails it gets no time.",
 )

@@ -16,7 +16,16 @@ from dinov2rt.benchmarks.candidate import Candidate, Task
 from dinov2rt.benchmarks.contest import Contestant, take_turns
 from dinov2rt.benchmarks.flops import floor
 from dinov2rt.benchmarks.photo_batch import photo_batch
-from dinov2rt.benchmarks.results import Accuracy, CandidateFacts, Cell, Missing, Roof, Row
+from dinov2rt.benchmarks.results import (
+    Accuracy,
+    CandidateFacts,
+    Cell,
+    Floor,
+    Missing,
+    Roof,
+    Row,
+)
+from dinov2rt.benchmarks.roof import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.statistics import summarise
 from dinov2rt.benchmarks.worker import CandidateError, Loaded, Outputs, Worker
 from dinov2rt.runtime.errors import Dinov2rtError
@@ -78,6 +87,15 @@ class _Entrant:
         return self.worker.candidate
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Limit:
+    """The machine's limit for one bundle: the matrix products that take turns in every cell."""
+
+    manifest: Manifest
+    products: dict[Precision, Worker]
+    copy_gb_per_s: float
+
+
 def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Measured:
     """Measure one bundle.
 
@@ -94,9 +112,10 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Meas
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
         reference.load()
         entrants = _enter(task, candidates, measured, stack, say)
+        limit = _enter_limit(task, entrants, roof, stack)
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
-            measured.rows += _measure_cell(cell, entrants, reference, manifest, request, roof)
+            measured.rows += _measure_cell(cell, entrants, limit, reference, request)
         measured.candidates += [_facts(variant, entrant) for entrant in entrants]
     return measured
 
@@ -141,27 +160,43 @@ def _load(candidate: Candidate, task: Task, stack: ExitStack) -> _Entrant:
     )
 
 
+def _enter_limit(task: Task, entrants: Sequence[_Entrant], roof: Roof, stack: ExitStack) -> _Limit:
+    """Start a matrix product in each precision of `entrants` that the machine has a rate for."""
+    products = {}
+    for precision in dict.fromkeys(entrant.candidate.precision for entrant in entrants):
+        if precision in roof.matrix_library:
+            product_ = matrix_product(roof.matrix_library[precision], precision)
+            products[precision] = stack.enter_context(Worker(product_, task))
+            products[precision].load()
+    return _Limit(task.manifest, products, roof.copy_gb_per_s)
+
+
 def _measure_cell(
     cell: Cell,
     entrants: Sequence[_Entrant],
+    limit: _Limit,
     reference: Worker,
-    manifest: Manifest,
     request: Request,
-    roof: Roof,
 ) -> list[Row]:
     pixels = photo_batch(cell.batch, cell.size)
     want = reference.show(pixels).outputs
     rows: dict[str, Row] = {}
     contestants = []
     for entrant in entrants:
-        row = _checked(cell, entrant, pixels, want, manifest)
+        row = _checked(cell, entrant, pixels, want, limit.manifest)
         rows[row.candidate] = row
         if row.failure is None:
             contestants.append(Contestant(entrant.worker))
-    take_turns(contestants, seconds=request.seconds, min_turns=request.min_turns)
+    products = {name: Contestant(worker) for name, worker in limit.products.items()}
+    everyone = [*contestants, *products.values()]
+    take_turns(everyone, seconds=request.seconds, min_turns=request.min_turns)
     for contestant in contestants:
-        name = contestant.worker.candidate.name
-        rows[name] = _timed(rows[name], contestant, manifest, roof)
+        candidate = contestant.worker.candidate
+        row = _timed(rows[candidate.name], contestant)
+        rates = products.get(candidate.precision)  # int8 has none: part of its graph is float32
+        if row.latency is not None and rates is not None:
+            row = replace(row, floor=_floor(row, contestant, rates, limit, request.device))
+        rows[candidate.name] = row
     return list(rows.values())
 
 
@@ -194,21 +229,36 @@ def _inaccuracy(accuracy: Accuracy) -> str:
     )
 
 
-def _timed(row: Row, contestant: Contestant, manifest: Manifest, roof: Roof) -> Row:
+def _timed(row: Row, contestant: Contestant) -> Row:
     if contestant.failure is not None:
         return replace(row, failure=contestant.failure)
     samples = [time for turn in contestant.turns for time in turn.samples_ms]
-    turns_ms = [median(turn.samples_ms) for turn in contestant.turns]
     latency = replace(
-        summarise(samples, turns_ms, row.cell.batch),
+        summarise(samples, _medians_ms(contestant), row.cell.batch),
         stolen=max(turn.stolen for turn in contestant.turns),
         disturbed_turns=len(contestant.disturbed),
     )
-    precision = contestant.worker.candidate.precision
-    if precision is Precision.INT8:  # part of its graph is float32: neither rate is its limit
-        return replace(row, latency=latency)
-    limit = floor(manifest.variant, row.cell.batch, row.cell.size, precision, roof, latency.p50_ms)
-    return replace(row, latency=latency, floor=limit)
+    return replace(row, latency=latency)
+
+
+def _floor(
+    row: Row, contestant: Contestant, product_: Contestant, limit: _Limit, device: str
+) -> Floor | None:
+    """The distance from the limit, turn by turn; None where the matrix product gave up."""
+    if product_.failure is not None:
+        return None
+    return floor(
+        limit.manifest.variant,
+        row.cell,
+        contestant.worker.candidate.precision,
+        turns_ms=_medians_ms(contestant),
+        matrix_gflops=matrix_gflops(product_.turns, device),
+        copy_gb_per_s=limit.copy_gb_per_s,
+    )
+
+
+def _medians_ms(contestant: Contestant) -> list[float]:
+    return [turn.median_ms for turn in contestant.turns]
 
 
 def _facts(variant: str, entrant: _Entrant) -> CandidateFacts:

@@ -18,8 +18,8 @@ class Movement:
     """The new median latency over the old one.
 
     The interval of `ratio` leaves out 1 exactly where the intervals of the two medians do not
-    overlap. `normalised` is the ratio of latency times matrix rate, which a machine at another
-    clock leaves alone; None where a run has no rate for the precision.
+    overlap. `normalised` is the ratio of latency times the matrix rate beside it, which a machine
+    at another clock leaves alone; None where a run has no rate for the precision.
     """
 
     ratio: Interval
@@ -41,17 +41,14 @@ class Noise:
     source: str
 
 
-def movement(old: BenchmarkRun, new: BenchmarkRun, before: Row, after: Row) -> Movement | None:
+def movement(before: Row, after: Row) -> Movement | None:
     """How the latency of a candidate at a cell moved; None unless it was timed in both runs."""
     if before.latency is None or after.latency is None:
         return None
     ratio = _ratio(before.latency, after.latency)
-    precision = old.facts(before).precision
-    old_rate = old.roof.matrix_gflops.get(precision)
-    new_rate = new.roof.matrix_gflops.get(precision)
-    if old_rate is None or new_rate is None:
+    if before.floor is None or after.floor is None:
         return Movement(ratio, None)
-    return Movement(ratio, ratio.median * new_rate / old_rate)
+    return Movement(ratio, ratio.median * after.floor.matrix_gflops / before.floor.matrix_gflops)
 
 
 def _ratio(before: LatencyReport, after: LatencyReport) -> Interval:
@@ -74,7 +71,7 @@ def measure_noise(old: BenchmarkRun, new: BenchmarkRun) -> Noise:
         for before in old.rows
         if (after := new_rows.get((before.cell, before.candidate)))
         and _is_unchanged_peer(old, new, before)
-        and (moved := movement(old, new, before, after))
+        and (moved := movement(before, after))
     ]
     if not factors:
         return Noise(_NOISE_WITHOUT_PEERS, "assumed, as no peer ran unchanged in both")

@@ -13,7 +13,7 @@ import msgspec
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.geometry import ImageSize
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -87,11 +87,14 @@ class Floor:
     """The least time that the machine's measured rates allow for the cell.
 
     `gflop` over the matrix rate, or `gbyte` over the copy bandwidth, whichever is longer and named
-    by `bound` ("compute" or "bandwidth"); `fraction` is `floor_ms` over the median latency.
+    by `bound` ("compute" or "bandwidth"). The matrix rate is that of a large product which took
+    turns with the candidates: `matrix_gflops` and `floor_ms` are medians over these turns, and
+    `fraction` is the median of each turn's least time over the time that the candidate took in it.
     """
 
     gflop: float
     gbyte: float
+    matrix_gflops: float
     floor_ms: float
     bound: str
     fraction: float
@@ -146,10 +149,11 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Roof:
-    """What the machine can do at most, measured in the run.
+    """What the machine can do at most, measured before the first cell.
 
     `matrix_gflops` is the rate of a large product, by precision, `matrix_library` the library that
-    reached it; `copy_gb_per_s` counts bytes read plus bytes written.
+    reached it and whose product takes turns with the candidates from then on (`Floor`);
+    `copy_gb_per_s` counts bytes read plus bytes written.
     """
 
     matrix_gflops: dict[str, float]

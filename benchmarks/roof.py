@@ -1,157 +1,193 @@
 """What the machine can do at most: the rate of a large matrix product, and of a copy.
 
-    python -m dinov2rt.benchmarks.roof {numpy,torch} {cpu,cuda} THREADS
-
-prints what one library reaches. Each runs in a process of its own, with its threads told by
-environment variables, because OpenBLAS reads them at import and at no other time.
+Both are candidates like any other, in processes of their own. They are measured once before a run,
+to find the fastest library; the product of that one then takes turns with the models of each cell,
+so that a machine that slows down lowers the limit and the candidates alike.
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
 from typing import Any
 
-import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
+from dinov2rt.benchmarks.candidate import Candidate, Task
 from dinov2rt.benchmarks.results import Roof
+from dinov2rt.benchmarks.worker import Turn, Worker
 from dinov2rt.runtime.errors import BackendError
+from dinov2rt.runtime.precision import Precision
 
-_REPEATS = 5
 _SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Far over the last-level cache of a device."""
 
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_PRECISIONS = {
+    "cpu": (Precision.FP32,),
+    "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
+}
+_SECONDS, _TURNS = 0.3, 5
+"""Of each rate and library, before the run."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
-    """What one library reaches: products in GFLOP/s by precision, copies in GB/s."""
+@dataclass(slots=True, eq=False)
+class Work:
+    """The runner of a candidate that does the same `work` whatever the images."""
 
-    library: str
-    matrix_gflops: dict[str, float]
-    copy_gb_per_s: float
+    work: Callable[[], Any]
+    version: str = ""
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> None:
+        """There is nothing to prepare."""
+
+    def run(self, prepared: None) -> Any:  # noqa: ARG002
+        """Do the work once."""
+        return self.work()
+
+    def outputs(self, result: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
+        """It has none."""
+        return {}
+
+    def close(self) -> None:
+        """The process ends with it."""
 
 
 def measure_roof(device: str, threads: int) -> Roof:
     """The best of numpy and PyTorch, on a "cpu" or "cuda" device; some seconds.
 
     Raises:
-        BackendError: a library failed.
+        BackendError: no library is there to measure with.
+        CandidateError: one failed.
     """
     libraries = ["numpy"] if device == "cpu" else []
     libraries += ["torch"] if find_spec("torch") else []
     if not libraries:
         raise BackendError("the matrix rate of a GPU is measured with torch; pip install torch")
-    return best_of([_rates(library, device, threads) for library in libraries])
-
-
-def best_of(rates: list[Rates]) -> Roof:
-    """The highest of each rate."""
-    precisions = sorted({name for each in rates for name in each.matrix_gflops})
-    best = {
-        name: max(rates, key=lambda each, name=name: each.matrix_gflops.get(name, 0.0))  # type: ignore[misc]
-        for name in precisions
+    task = Task(Path(), device, threads)
+    found = {
+        precision: {
+            library: median(matrix_gflops(_turns(matrix_product(library, precision), task), device))
+            for library in libraries
+            if library == "torch" or precision is Precision.FP32
+        }
+        for precision in _PRECISIONS[device]
     }
+    copies = [_copy_gb_per_s(_turns(_copy(library), task), device) for library in libraries]
+    return best_of(found, copies)
+
+
+def best_of(matrix_gflops: dict[Precision, dict[str, float]], copies: Sequence[float]) -> Roof:
+    """The highest of each rate, of the rates by precision and library."""
+    fastest = {name: max(rates, key=rates.__getitem__) for name, rates in matrix_gflops.items()}
     return Roof(
-        matrix_gflops={name: each.matrix_gflops[name] for name, each in best.items()},
-        matrix_library={name: each.library for name, each in best.items()},
-        copy_gb_per_s=max(each.copy_gb_per_s for each in rates),
+        matrix_gflops={str(name): matrix_gflops[name][best] for name, best in fastest.items()},
+        matrix_library={str(name): best for name, best in fastest.items()},
+        copy_gb_per_s=max(copies),
     )
 
 
-def numpy_rates() -> Rates:
-    """Float32 on the CPU, with the BLAS that numpy was built with."""
-    import numpy as np
+def matrix_product(library: str, precision: Precision) -> Candidate:
+    """A large square product by "numpy" or "torch"; numpy has float32 alone."""
+    return _candidate(f"matrix product in {precision}", library, precision, _open_product)
 
-    side, numbers = _SIDE["cpu"], _COPY_BYTES["cpu"] // 4
+
+def matrix_gflops(turns: Sequence[Turn], device: str) -> list[float]:
+    """The rate of `matrix_product` in each of its turns, in GFLOP/s."""
+    gflop = 2 * _SIDE[device] ** 3 / 1e9
+    return [1e3 * gflop / turn.median_ms for turn in turns]
+
+
+def _copy(library: str) -> Candidate:
+    return _candidate("copy", library, Precision.FP32, _open_copy)
+
+
+def _copy_gb_per_s(turns: Sequence[Turn], device: str) -> float:
+    gbyte = 2 * _COPY_BYTES[device] / 1e9  # read once, written once
+    return median(1e3 * gbyte / turn.median_ms for turn in turns)
+
+
+def _candidate(
+    title: str, library: str, precision: Precision, open_it: Callable[..., Work]
+) -> Candidate:
+    return Candidate(
+        name=f"{title} by {library}",
+        title=title,
+        precision=precision,
+        is_peer=True,
+        cannot_run=_can_run,
+        open=partial(open_it, library=library, precision=precision),
+        libraries=(library,),
+    )
+
+
+def _can_run(_: Task) -> None:
+    return None
+
+
+def _open_product(task: Task, *, library: str, precision: Precision) -> Work:
+    side = _SIDE[task.device]
+    if library == "numpy":
+        return Work(_numpy_product(side, task.threads))
+    return Work(_torch_product(side, task, precision))
+
+
+def _numpy_product(side: int, threads: int) -> Callable[[], Any]:
+    """With the BLAS that numpy was built with."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(threads, user_api="blas")
     left = np.random.default_rng(0).standard_normal((side, side), np.float32)
     right, out = left.T.copy(), np.empty_like(left)
-    source, target = np.zeros(numbers, np.float32), np.ones(numbers, np.float32)
-    return Rates(
-        library=f"numpy {np.__version__}",
-        matrix_gflops={"fp32": _gflops(side, lambda: np.matmul(left, right, out=out))},
-        copy_gb_per_s=_copy_rate("cpu", lambda: np.copyto(target, source)),
-    )
+    return lambda: np.matmul(left, right, out=out)
 
 
-def torch_rates(device: str, threads: int) -> Rates:
-    """Float32 (without TF32) everywhere, on a GPU float16 and bfloat16 as well."""
+def _torch_product(side: int, task: Task, precision: Precision) -> Callable[[], Any]:
+    """Without TF32."""
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(task.threads)
     torch.set_float32_matmul_precision("highest")
-    types = {"fp32": torch.float32}
-    if device == "cuda":
-        types |= {"fp16": torch.float16, "bf16": torch.bfloat16}
+    types = {
+        Precision.FP32: torch.float32,
+        Precision.FP16: torch.float16,
+        Precision.BF16: torch.bfloat16,
+    }
+    left, right = torch.randn(2, side, side, device=task.device).to(types[precision])
+    return _finished(lambda: torch.mm(left, right), task.device)
 
-    def wait() -> None:
-        if device == "cuda":
-            torch.cuda.synchronize()
 
-    def matrix_rate(dtype: Any) -> float:
-        side = _SIDE[device]
-        left, right = torch.randn(2, side, side, device=device).to(dtype)
-        return _gflops(side, lambda: torch.mm(left, right), wait)
+def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
+    count = _COPY_BYTES[task.device]
+    if library == "numpy":
+        given, taken = np.zeros(count, np.uint8), np.ones(count, np.uint8)
+        return Work(lambda: np.copyto(taken, given))
+    import torch
 
-    source = torch.zeros(_COPY_BYTES[device], dtype=torch.uint8, device=device)
+    torch.set_num_threads(task.threads)
+    source = torch.zeros(count, dtype=torch.uint8, device=task.device)
     target = torch.ones_like(source)
-    return Rates(
-        library=f"torch {torch.__version__}",
-        matrix_gflops={name: matrix_rate(dtype) for name, dtype in types.items()},
-        copy_gb_per_s=_copy_rate(device, lambda: target.copy_(source), wait),
-    )
+    return Work(_finished(lambda: target.copy_(source), task.device))
 
 
-def _gflops(side: int, product: Callable[[], Any], wait: Callable[[], Any] = int) -> float:
-    return 2 * side**3 / _median_s(product, wait) / 1e9
+def _finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """`call`, and a wait for the GPU where that is the device."""
+    import torch
 
+    if device == "cpu":
+        return call
 
-def _copy_rate(device: str, copy: Callable[[], Any], wait: Callable[[], Any] = int) -> float:
-    return 2 * _COPY_BYTES[device] / _median_s(copy, wait) / 1e9  # read once, written once
-
-
-def _median_s(call: Callable[[], Any], wait: Callable[[], Any]) -> float:
-    call()
-    wait()
-    times = []
-    for _ in range(_REPEATS):
-        started = time.perf_counter()
+    def call_and_wait() -> None:
         call()
-        wait()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
+        torch.cuda.synchronize()
+
+    return call_and_wait
 
 
-def _rates(library: str, device: str, threads: int) -> Rates:
-    command = [sys.executable, "-m", __name__, library, device, str(threads)]
-    environment = os.environ | dict.fromkeys(_THREAD_VARIABLES, str(threads))
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)  # noqa: S603
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason given"]
-        raise BackendError(f"the matrix rate of {library} could not be measured: {said[-1]}")
-    return msgspec.json.decode(done.stdout, type=Rates)
-
-
-def main() -> int:
-    """Print the rates of one library as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("library", choices=("numpy", "torch"))
-    parser.add_argument("device", choices=tuple(_SIDE))
-    parser.add_argument("threads", type=int)
-    given = parser.parse_args()
-    numpy_alone = given.library == "numpy"
-    rates = numpy_rates() if numpy_alone else torch_rates(given.device, given.threads)
-    print(json.dumps(msgspec.to_builtins(rates)))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _turns(candidate: Candidate, task: Task) -> list[Turn]:
+    with Worker(candidate, task) as worker:
+        worker.load()
+        return [worker.turn(_SECONDS) for _ in range(_TURNS)]

@@ -199,18 +199,24 @@ def environment_table(run: BenchmarkRun) -> Table:
 
 
 def roof_table(run: BenchmarkRun) -> Table:
-    """What the machine can do at most, as measured in the run."""
-    roof = run.roof
-    rates = tuple(
-        (
-            f"matrix rate in {precision_name(precision)}, "
-            f"by {roof.matrix_library.get(precision, NOTHING)}",
-            f"{significant(rate)} GFLOP/s",
-        )
-        for precision, rate in roof.matrix_gflops.items()
-    )
+    """What the machine can do at most: before the first cell, and beside the candidates."""
+    roof, rates = run.roof, list[tuple[str, str]]()
+    for precision, rate in roof.matrix_gflops.items():
+        what = f"matrix rate in {precision_name(precision)}, by {roof.matrix_library[precision]}"
+        rates.append((f"{what}, before the first cell", f"{significant(rate)} GFLOP/s"))
+        if beside := _rates_beside(run, precision):
+            least, most = significant(min(beside)), significant(max(beside))
+            rates.append((f"{what}, beside the candidates", f"{least} to {most} GFLOP/s"))
     copy = ("copy bandwidth, reading plus writing", f"{significant(roof.copy_gb_per_s)} GB/s")
-    return Table("The machine's limit", ("what", "measured"), (*rates, copy))
+    return Table("The machine's limit", ("what", "measured"), (*rates, copy), labels=2)
+
+
+def _rates_beside(run: BenchmarkRun, precision: str) -> list[float]:
+    return [
+        row.floor.matrix_gflops
+        for row in run.rows
+        if row.floor and run.facts(row).precision == precision
+    ]
 
 
 def weights_table(run: BenchmarkRun) -> Table:

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
@@ -63,6 +64,11 @@ class Turn:
     def spent_s(self) -> float:
         """Time on the clock."""
         return sum(self.samples_ms) / 1e3
+
+    @property
+    def median_ms(self) -> float:
+        """That of its calls."""
+        return median(self.samples_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,7 +65,7 @@ def _row(cell: Cell, candidate: str) -> Row:
         candidate,
         Accuracy(True, "relative L2 1e-05", 1 - relative_l2, relative_l2, 1.0, 1.0, 0),
         latency,
-        Floor(6.1, 0.09, 0.55 * base_ms, "compute", 0.55 * base_ms / latency.p50_ms),
+        Floor(6.1, 0.09, 151.0, 0.55 * base_ms, "compute", 0.55 * base_ms / latency.p50_ms),
     )
 
 

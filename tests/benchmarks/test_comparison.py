@@ -17,13 +17,18 @@ OWN = "dinov2rt-ort"
 def again(benchmark_run: BenchmarkRun, timed: Timed) -> Callable[..., BenchmarkRun]:
     """The run once more, with the times of some candidates multiplied."""
 
+    def measured(row: Row, factor: float, rate: float) -> Row:
+        row = timed(row, factor)
+        if row.floor is None:
+            return row
+        return replace(row, floor=replace(row.floor, matrix_gflops=rate * row.floor.matrix_gflops))
+
     def run(factors: Factors, *, rate: float = 1.0) -> BenchmarkRun:
-        roof = benchmark_run.roof
-        rates = {name: rate * value for name, value in roof.matrix_gflops.items()}
         return replace(
             benchmark_run,
-            roof=replace(roof, matrix_gflops=rates),
-            rows=tuple(timed(row, factors.get(row.candidate, 1)) for row in benchmark_run.rows),
+            rows=tuple(
+                measured(row, factors.get(row.candidate, 1), rate) for row in benchmark_run.rows
+            ),
         )
 
     return run

@@ -144,7 +144,7 @@ def contest(*stolen: float, seconds: float = 15.0) -> Contestant:
 
 
 def test_a_turn_that_the_host_disturbed_is_taken_again() -> None:
-    contestant = contest(0.5, 0.04, 0.0, *[STOLEN_AT_MOST] * 20)
+    contestant = contest(0.5, 0.04, 0.0, *[STOLEN_AT_MOST] * 40)
     assert [turn.stolen for turn in contestant.disturbed] == [0.5, 0.04]
     assert {turn.stolen for turn in contestant.turns} == {0.0, STOLEN_AT_MOST}
 

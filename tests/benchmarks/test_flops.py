@@ -1,5 +1,5 @@
-import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2rt.benchmarks.flops import floor, flops, min_bytes, num_weights
-from dinov2rt.benchmarks.results import Roof
+from dinov2rt.benchmarks.results import Cell
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.state_dict import official_shapes
 from dinov2rt.export.synthetic import synthetic_state_dict
@@ -15,8 +15,6 @@ from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.variants import Variant, find_variant, variants
-
-ROOF = Roof(matrix_gflops={"fp32": 100.0}, matrix_library={"fp32": "torch 2"}, copy_gb_per_s=10.0)
 
 
 def counted_by_torch(variant: Variant, batch: int, size: ImageSize) -> int:
@@ -59,19 +57,35 @@ def test_bytes_grow_with_the_batch_by_images_and_tokens_alone() -> None:
 
 
 def test_the_floor_is_the_longer_of_computing_and_copying() -> None:
-    variant, size = find_variant("dinov2_vits14"), ImageSize(224, 224)
-    found = floor(variant, 1, size, Precision.FP32, ROOF, p50_ms=200.0)
-    assert found.gflop == pytest.approx(flops(variant, 1, size) / 1e9)
-    assert found.bound == "compute"
+    variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
+    limit = partial(floor, variant, cell, Precision.FP32, matrix_gflops=[100.0])
+    found = limit(turns_ms=[200.0], copy_gb_per_s=10.0)
+    assert found.gflop == pytest.approx(flops(variant, 1, cell.size) / 1e9)
+    assert (found.bound, found.matrix_gflops) == ("compute", 100.0)
     assert found.floor_ms == pytest.approx(10 * found.gflop)
     assert found.fraction == pytest.approx(found.floor_ms / 200)
-    slow_memory = dataclasses.replace(ROOF, copy_gb_per_s=0.1)
-    bound = floor(variant, 1, size, Precision.FP32, slow_memory, p50_ms=2000.0)
+    bound = limit(turns_ms=[2000.0], copy_gb_per_s=0.1)
     assert bound.bound == "bandwidth"
     assert bound.floor_ms == pytest.approx(1e4 * bound.gbyte)
 
 
-def test_a_precision_without_a_measured_rate_is_refused() -> None:
-    variant = find_variant("dinov2_vits14")
-    with pytest.raises(InputError, match="rate was not measured in fp16, only in fp32"):
-        floor(variant, 1, ImageSize(224, 224), Precision.FP16, ROOF, p50_ms=1.0)
+def test_a_machine_that_slows_down_for_some_turns_leaves_the_share_of_the_limit_alone() -> None:
+    variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
+    limit = partial(floor, variant, cell, Precision.FP32, copy_gb_per_s=1e3)
+    steady = limit(turns_ms=[100.0] * 3, matrix_gflops=[200.0] * 3)
+    slowed = limit(turns_ms=[100.0, 300.0, 200.0], matrix_gflops=[200.0, 200 / 3, 100.0])
+    assert slowed.fraction == pytest.approx(steady.fraction)
+    assert slowed.floor_ms == pytest.approx(2 * steady.floor_ms)
+
+
+def test_turns_without_the_product_beside_them_are_refused() -> None:
+    variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
+    with pytest.raises(InputError, match="2 turns beside 1 of the matrix product"):
+        floor(
+            variant,
+            cell,
+            Precision.FP32,
+            turns_ms=[1.0, 2.0],
+            matrix_gflops=[100.0],
+            copy_gb_per_s=10.0,
+        )

@@ -1,29 +1,43 @@
+from pathlib import Path
+
 import pytest
 
-from dinov2rt.benchmarks.roof import Rates, best_of, measure_roof
-from dinov2rt.runtime.errors import BackendError
+from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.benchmarks.roof import best_of, matrix_gflops, matrix_product, measure_roof
+from dinov2rt.benchmarks.worker import CandidateError, Turn, Worker
+from dinov2rt.runtime.precision import Precision
 
 
 def test_of_each_rate_the_best_library_counts() -> None:
-    roof = best_of(
-        [
-            Rates("numpy 2", {"fp32": 90.0}, copy_gb_per_s=11.0),
-            Rates("torch 2", {"fp32": 80.0, "fp16": 500.0}, copy_gb_per_s=9.0),
-        ]
-    )
+    rates = {Precision.FP32: {"numpy": 90.0, "torch": 80.0}, Precision.FP16: {"torch": 500.0}}
+    roof = best_of(rates, copies=[11.0, 9.0])
     assert roof.matrix_gflops == {"fp32": 90.0, "fp16": 500.0}
-    assert roof.matrix_library == {"fp32": "numpy 2", "fp16": "torch 2"}
+    assert roof.matrix_library == {"fp32": "numpy", "fp16": "torch"}
     assert roof.copy_gb_per_s == 11.0
 
 
 def test_this_machine_has_a_roof() -> None:
     roof = measure_roof("cpu", 1)
     assert set(roof.matrix_gflops) == {"fp32"}
-    assert roof.matrix_library["fp32"].partition(" ")[0] in ("numpy", "torch")
+    assert roof.matrix_library["fp32"] in ("numpy", "torch")
     assert roof.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that
     assert roof.copy_gb_per_s > 0.1
 
 
+def test_the_rate_is_the_work_over_the_median_call_of_a_turn() -> None:
+    turns = [Turn((100.0, 90.0, 400.0), 0.0), Turn((50.0,), 0.0)]
+    assert matrix_gflops(turns, "cpu") == pytest.approx([2 * 2.048**3 * 10, 2 * 2.048**3 * 20])
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_product_takes_turns_as_candidates_do(library: str) -> None:
+    with Worker(matrix_product(library, Precision.FP32), Task(Path(), "cpu", 1)) as worker:
+        worker.load()
+        turn = worker.turn(0.0)
+    assert len(turn.samples_ms) == 1
+    assert 1 < matrix_gflops([turn], "cpu")[0] < 1000  # of one core
+
+
 def test_a_library_that_fails_is_named_with_its_reason() -> None:
-    with pytest.raises(BackendError, match=r"matrix rate of numpy could not be measured: .*many"):
+    with pytest.raises(CandidateError, match=r"matrix product in fp32 by numpy: limits must"):
         measure_roof("cpu", "many")  # type: ignore[arg-type]
