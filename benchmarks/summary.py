@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import product
 
 from dinov2rt.benchmarks.formats import (
     counted,
@@ -33,7 +34,7 @@ class Standing(StrEnum):
 class Duel:
     """dinov2rt's fastest candidate beside the fastest peer, at one cell and precision.
 
-    `ratio` is dinov2rt's time over the peer's.
+    `ratio` is dinov2rt's time over the peer's. In `lone_duels` the peer is one of float32.
     """
 
     cell: Cell
@@ -98,6 +99,19 @@ def duels(run: BenchmarkRun) -> tuple[Duel, ...]:
     return tuple(found)
 
 
+def lone_duels(run: BenchmarkRun) -> tuple[Duel, ...]:
+    """Those of precisions that no peer has: beside the fastest in float32, dinov2rt's included."""
+    compared = {facts.precision for facts in run.candidates if facts.is_peer} | {Precision.FP32}
+    found = []
+    for precision, cell in product(precisions(run), cells(run)):
+        own = fastest(run, cell, precision, peer=False)
+        other = fastest(run, cell, Precision.FP32)
+        if precision not in compared and own and own.latency and other and other.latency:
+            ratio = paired_ratio(own.latency, other.latency)
+            found.append(Duel(cell, precision, own, other, ratio))
+    return tuple(found)
+
+
 def precisions(run: BenchmarkRun) -> tuple[str, ...]:
     """Every precision once, in the order of the run."""
     return tuple(dict.fromkeys(facts.precision for facts in run.candidates))
@@ -158,29 +172,19 @@ def _other_precision_lines(run: BenchmarkRun) -> Iterable[str]:
 
 
 def _lone_precision_lines(run: BenchmarkRun) -> Iterable[str]:
-    """What a precision that no peer has gains over float32, dinov2rt's own included."""
-    compared = {facts.precision for facts in run.candidates if facts.is_peer} | {Precision.FP32}
-    for precision in (each for each in precisions(run) if each not in compared):
-        found = [
-            (cell, *pair) for cell in cells(run) if (pair := _beside_float32(run, cell, precision))
+    """What a precision that no peer has gains over float32."""
+    duels_ = lone_duels(run)
+    for precision in dict.fromkeys(duel.precision for duel in duels_):
+        found = [duel for duel in duels_ if duel.precision == precision]
+        ratios = sorted(duel.ratio.median for duel in found)
+        named = [
+            f"{duel.cell}, {ratio_text(duel.ratio)} times {duel.peer.candidate}" for duel in found
         ]
-        if not found:
-            continue
-        ratios = sorted(ratio.median for _, _, ratio in found)
-        named = [f"{cell}, {ratio_text(ratio)} times {other}" for cell, other, ratio in found]
         yield (
             f"In {precision_name(precision)} its calls take {significant(ratios[0])} to "
             f"{significant(ratios[-1])} of the time of the fastest float32 candidate of the cell, "
             f"dinov2rt's own included: {'; '.join(named)}."
         )
-
-
-def _beside_float32(run: BenchmarkRun, cell: Cell, precision: str) -> tuple[str, Interval] | None:
-    """The fastest float32 candidate, and the time of dinov2rt's in `precision` over its time."""
-    own, other = fastest(run, cell, precision, peer=False), fastest(run, cell, Precision.FP32)
-    if own is None or own.latency is None or other is None or other.latency is None:
-        return None
-    return other.candidate, paired_ratio(own.latency, other.latency)
 
 
 def _named(duel: Duel) -> str:

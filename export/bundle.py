@@ -14,11 +14,11 @@ import onnx_ir as ir
 
 from dinov2rt._version import __version__
 from dinov2rt.export.checkpoint import Weights, load_weights
-from dinov2rt.export.folding import fold, fold_attention_scale
+from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
-from dinov2rt.export.int8_search import Evidence, gather, search
+from dinov2rt.export.int8_search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import limits_of
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
@@ -168,7 +168,9 @@ def _write_graphs(
     for precision in options.precisions:
         model, quantization = _finish(traced.clone(), variant, precision, options), None
         if precision is Precision.INT8 and reference.evidence is not None:
-            model, quantization = search(model, reference.evidence, bundle, progress)
+            progress("rounding weights to int8")
+            rounded = round_weights(model, load_eager(variant, weights.state_dict))
+            model, quantization = search(model, rounded, reference.evidence, bundle, progress)
         entries.append(
             GraphEntry(
                 precision=precision,
@@ -190,10 +192,13 @@ def _finish(
 ) -> ir.Model:
     """Fold, type, and attach the input: from a clone of the trace to what is saved.
 
-    For int8 it is the float32 graph, which is then quantised in the search.
+    For int8 it is a float32 graph, which is then quantised in the search.
     """
     if precision in (Precision.FP32, Precision.INT8):
         fold(model, variant)
+        if precision is Precision.FP32:
+            fold_norms(model)
+            split_qkv(model)
     else:
         fold_attention_scale(model, variant)
         to_half(model, precision)

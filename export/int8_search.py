@@ -1,12 +1,13 @@
 """Which products of an int8 graph stay float32: as few as the limits allow, found by measurement.
 
-Products are ranked once (`sensitivity.py`). Then the graph itself, with the first k of that rank in
-float32, runs in OpenVINO on crops of photographs, until the least k is found that holds the
-limits with a margin. What was found must hold the limits on other crops as well.
+Weights are rounded once (`gptq.py`), and products ranked once (`sensitivity.py`). Then the graph
+itself, with the first k of that rank in float32, runs in OpenVINO on crops of photographs, until
+the least k is found that holds the limits with a margin. What was found must hold the limits on
+other crops as well.
 """
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import onnx_ir as ir
 import torch
 
 from dinov2rt.export.crops import photo_crops
+from dinov2rt.export.folding import split_qkv
 from dinov2rt.export.golden import eager_case
-from dinov2rt.export.int8 import to_int8
+from dinov2rt.export.gptq import Int8Weight, round_products
+from dinov2rt.export.int8 import product_weights, to_int8
 from dinov2rt.export.model import Dinov2
 from dinov2rt.export.sensitivity import rank
 from dinov2rt.runtime.accuracy import (
@@ -52,6 +55,7 @@ _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
 _GALLERY_SIZE = ImageSize(224, 224)
 _SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 200), range(200, 300)
+_ROUNDED_ON = (range(20, 36), ImageSize(224, 224))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,15 @@ def gather(
     )
 
 
+def round_weights(model: ir.Model, eager: Dinov2) -> dict[str, Int8Weight]:
+    """The weights of all products of `model`, the float32 graph of `eager`, as int8."""
+    images = torch.from_numpy(normalize(photo_crops(*_ROUNDED_ON)))
+    return round_products(eager, images, product_weights(model))
+
+
 def search(
     model: ir.Model,
+    weights: Mapping[str, Int8Weight],
     evidence: Evidence,
     scratch: Path,
     progress: Callable[[str], None] = lambda _: None,
@@ -131,7 +142,8 @@ def search(
     """The int8 graph with the fewest float32 products that holds the limits, and what it took.
 
     Args:
-        model: the float32 graph; it stays as it is.
+        model: the float32 graph, not split; it stays as it is.
+        weights: those of its products, see `round_weights`.
         evidence: see `gather`.
         scratch: a folder in which each graph that is tried is written, to be run.
         progress: told what is being done.
@@ -144,7 +156,8 @@ def search(
     def build(count: int) -> ir.Model:
         progress(f"trying int8 with {count} of {len(ranked)} products in float32")
         graph = model.clone()
-        to_int8(graph, ranked[:count])
+        to_int8(graph, weights, ranked[:count])
+        split_qkv(graph)
         return graph
 
     def holds(count: int) -> bool:

@@ -1,9 +1,11 @@
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dinov2rt.benchmarks.readme_table import BEGIN, END, NO_RESULTS, is_stale, write
-from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.benchmarks.results import BenchmarkRun, Row
 from dinov2rt.runtime.errors import InputError
 
 
@@ -40,7 +42,8 @@ def test_a_new_result_makes_it_stale(
     readme: Path, results: Path, benchmark_run: BenchmarkRun
 ) -> None:
     write(readme, results)
-    benchmark_run.write(results / "another" / "cpu.json")
+    elsewhere = replace(benchmark_run.environment, machine="another")
+    replace(benchmark_run, environment=elsewhere).write(results / "another" / "cpu.json")
     assert is_stale(readme, results)
 
 
@@ -54,7 +57,45 @@ def test_runs_of_one_machine_share_a_table(
     text = readme.read_text()
     assert text.count("**test-machine**: Invented CPU") == 1
     assert text.count("Warning: the machine was busy") == 1
-    assert text.count("| dinov2_vit") == 2 * rows
+    assert text.count("| dinov2_vit") == rows, "what both hold stands there once"
+
+
+def test_of_two_runs_that_hold_a_cell_the_one_with_more_candidates_counts(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    write(readme, results)
+    before = readme.read_text()
+    fewer = replace(
+        benchmark_run,
+        rows=tuple(row for row in benchmark_run.rows if row.candidate != "openvino <2026>"),
+    )
+    for name in ("a.json", "z.json"):
+        fewer.write(results / "test-machine" / name)
+        assert not is_stale(readme, results)
+    write(readme, results)
+    assert readme.read_text() == before
+
+
+def test_a_precision_that_no_peer_has_stands_beside_the_fastest_in_float32(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun, timed: Callable[[Row, float], Row]
+) -> None:
+    own = next(facts for facts in benchmark_run.candidates if facts.candidate == "dinov2rt-ort")
+    cell = benchmark_run.rows[-1].cell
+    (row,) = (
+        row for row in benchmark_run.rows if (row.cell, row.candidate) == (cell, "dinov2rt-ort")
+    )
+    quick = replace(timed(row, 0.5), cell=replace(cell, batch=1), candidate="int8")
+    replace(
+        benchmark_run,
+        candidates=(
+            *benchmark_run.candidates,
+            replace(own, variant=cell.variant, candidate="int8", precision="int8"),
+        ),
+        rows=(*benchmark_run.rows, quick),
+    ).write(results / "test-machine" / "cpu.json")
+    write(readme, results)
+    (line,) = (line for line in readme.read_text().splitlines() if " int8 " in line)
+    assert line.split(" | ")[5].strip() == "dinov2rt-ort"
 
 
 def test_without_results_one_line_says_so(readme: Path, tmp_path: Path) -> None:

@@ -7,8 +7,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from dinov2rt.export.folding import fold_attention_scale, fold_layer_scale
+from dinov2rt.export.folding import (
+    array_of,
+    fold,
+    fold_attention_scale,
+    fold_layer_scale,
+    fold_norms,
+    split_qkv,
+)
+from dinov2rt.export.gptq import to_nearest
 from dinov2rt.export.graph import ExportGraph, constant_prefix
+from dinov2rt.export.int8 import product_weights, to_int8
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.synthetic import synthetic_state_dict
 from dinov2rt.export.trace import trace
@@ -67,6 +76,38 @@ def test_attention_scale_goes_into_the_query(traced: ir.Model, variant: Variant)
     assert_same_function(traced, folded)
 
 
+def test_scale_and_shift_of_norms_go_into_the_products_behind_them(
+    traced: ir.Model, variant: Variant
+) -> None:
+    folded = traced.clone()
+    fold_norms(folded)
+    norms = [node for node in folded.graph if node.op_type == "LayerNormalization"]
+    *inner, final = norms
+    assert len(inner) == 2 * variant.depth
+    assert [len(norm.inputs) for norm in inner] == [2] * len(inner)
+    assert all((array_of(norm.inputs[1]) == 1).all() for norm in inner)
+    assert not np.array_equal(array_of(final.inputs[1]), np.ones(variant.embed_dim))
+    assert_same_function(traced, folded)
+
+
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_query_key_and_value_are_products_of_their_own(
+    traced: ir.Model, variant: Variant, int8: bool
+) -> None:
+    model = traced.clone()
+    fold(model, variant)
+    if int8:
+        weights = {name: to_nearest(value) for name, value in product_weights(model).items()}
+        to_int8(model, weights)
+    split = model.clone()
+    split_qkv(split)
+    products = [sum(n.op_type == "MatMul" for n in each.graph) for each in (model, split)]
+    assert products[1] - products[0] == 2 * variant.depth
+    assert not any(name.endswith((".qkv.weight", ".qkv.bias")) for name in split.graph.initializers)
+    for got, want in zip(run(split), run(model), strict=True):
+        assert relative_l2(got, want) < FLOAT32_NOISE
+
+
 def test_folding_does_not_touch_the_trace_it_was_cloned_from(
     traced: ir.Model, variant: Variant
 ) -> None:
@@ -74,6 +115,8 @@ def test_folding_does_not_touch_the_trace_it_was_cloned_from(
     folded = traced.clone()
     fold_layer_scale(folded)
     fold_attention_scale(folded, variant)
+    fold_norms(folded)
+    split_qkv(folded)
     for got, want in zip(run(traced), before, strict=True):
         np.testing.assert_array_equal(got, want)
 

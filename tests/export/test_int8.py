@@ -13,10 +13,12 @@ from onnx import helper
 
 from dinov2rt.export.folding import fold
 from dinov2rt.export.golden import eager_case, golden_pixels
-from dinov2rt.export.int8 import product_names, quantized, to_int8
-from dinov2rt.export.int8_search import Crops, Evidence, search
+from dinov2rt.export.gptq import Int8Weight, to_nearest
+from dinov2rt.export.int8 import product_weights, to_int8
+from dinov2rt.export.int8_products import product_names
+from dinov2rt.export.int8_search import Crops, Evidence, round_weights, search
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.sensitivity import int8_product, rank
+from dinov2rt.export.sensitivity import rank, rounded
 from dinov2rt.export.synthetic import synthetic_state_dict
 from dinov2rt.runtime.accuracy import GoldenCase
 from dinov2rt.runtime.errors import ExportError
@@ -48,6 +50,11 @@ def evidence(variant: Variant) -> Evidence:
     return Evidence(rank(model, torch.from_numpy(normalize(pixels))), crops, crops)
 
 
+@pytest.fixture(scope="module")
+def weights(folded: ir.Model, variant: Variant) -> dict[str, Int8Weight]:
+    return round_weights(folded, load_eager(variant, synthetic_state_dict(variant, 0)))
+
+
 def outputs(model: ir.Model, case: GoldenCase, folder: Path) -> dict[str, np.ndarray]:
     ir.save(model, folder / "graph.onnx", external_data="graph.onnx.data")
     backend = OpenVinoBackend(folder / "graph.onnx", threads=1)
@@ -58,16 +65,19 @@ def test_with_all_products_in_float32_it_is_exact(
     folded: ir.Model, variant: Variant, evidence: Evidence, tmp_path: Path
 ) -> None:
     model = folded.clone()
-    to_int8(model, product_names(variant))
+    to_int8(model, {}, product_names(variant))
     (case,) = evidence.searched_on.cases
     for name, got in outputs(model, case, tmp_path).items():
         want = case.reference(name)
         assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want), name
 
 
-def test_products_are_int8_but_those_named(folded: ir.Model, variant: Variant) -> None:
+def test_products_are_int8_but_those_named(
+    folded: ir.Model, weights: dict[str, Int8Weight], variant: Variant
+) -> None:
+    assert tuple(product_weights(folded)) == product_names(variant)
     model = folded.clone()
-    to_int8(model, ["blocks.1.down"])
+    to_int8(model, weights, ["blocks.1.down"])
     kinds = Counter(node.op_type for node in model.graph)
     assert kinds["DequantizeLinear"] == 4 * variant.depth - 1
     names = model.graph.initializers
@@ -77,39 +87,31 @@ def test_products_are_int8_but_those_named(folded: ir.Model, variant: Variant) -
     assert "blocks.0.qkv.weight" in folded.graph.initializers
 
 
-def test_weights_are_within_half_a_step() -> None:
-    weight = np.random.default_rng(0).standard_normal((50, 7), dtype=np.float32)
-    weight[:, 3] = 0
-    integers, scale = quantized(weight)
-    assert integers.dtype == np.int8
-    assert np.abs(integers).max(axis=0).tolist() == [127, 127, 127, 0, 127, 127, 127]
-    assert (np.abs(integers * scale - weight) <= 0.501 * scale).all()
-
-
 def test_products_multiply_bytes_and_the_rank_knows_what_they_compute(tmp_path: Path) -> None:
     """OpenVINO rounds activations as well, in the groups that are emulated: no float32 product."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randn((2, 70, 2 * INT8_GROUP), generator=generator)
     tokens[:, :, 3] *= 50  # an outlier, in one group alone
     linear = torch.nn.Linear(2 * INT8_GROUP, 384)
-    integers, scale = quantized(linear.weight.detach().numpy().T)
-    got = run_product(tmp_path, tokens.numpy(), integers, scale, linear.bias.detach().numpy())
-    with torch.inference_mode():
-        want = int8_product(tokens, linear).numpy()
-        exact = torch.nn.functional.linear(
-            tokens, torch.from_numpy(integers * scale).T, linear.bias
-        ).numpy()
+    weight, bias = to_nearest(linear.weight.detach().numpy().T), linear.bias.detach().numpy()
+    got = run_product(tmp_path, tokens.numpy(), weight, bias)
+    want = rounded(tokens).numpy() @ (weight.integers * weight.scale) + bias
+    exact = tokens.numpy() @ (weight.integers * weight.scale) + bias
     assert relative(got, want) < 1e-5
     assert relative(got, exact) > 1e-3
 
 
 def run_product(
-    folder: Path, tokens: np.ndarray, integers: np.ndarray, scale: np.ndarray, bias: np.ndarray
+    folder: Path, tokens: np.ndarray, weight: Int8Weight, bias: np.ndarray
 ) -> np.ndarray:
     """`tokens @ weight + bias` as int8 graphs say it, in OpenVINO."""
     constants = [
         onnx.numpy_helper.from_array(value, name)
-        for name, value in (("integers", integers), ("scale", scale), ("bias", bias))
+        for name, value in (
+            ("integers", weight.integers),
+            ("scale", weight.scale),
+            ("bias", bias),
+        )
     ]
     nodes = [
         helper.make_node("DequantizeLinear", ["integers", "scale"], ["weight"], axis=1),
@@ -139,11 +141,17 @@ def test_every_product_is_ranked_once(variant: Variant, evidence: Evidence) -> N
 
 
 def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
-    folded: ir.Model, variant: Variant, evidence: Evidence, tmp_path: Path
+    folded: ir.Model,
+    weights: dict[str, Int8Weight],
+    variant: Variant,
+    evidence: Evidence,
+    tmp_path: Path,
 ) -> None:
-    graph, entry = search(folded, evidence, tmp_path)
+    graph, entry = search(folded, weights, evidence, tmp_path)
     kinds = Counter(node.op_type for node in graph.graph)
-    assert kinds["DequantizeLinear"] == 4 * variant.depth - len(entry.float32)
+    int8 = set(product_names(variant)) - set(entry.float32)
+    three = sum(name.endswith("qkv") for name in int8)  # as three products, see `split_qkv`
+    assert kinds["DequantizeLinear"] == len(int8) + 2 * three
     assert 0.999 <= entry.cls_cosine_min < 1
     assert 0.995 <= entry.token_cosine_p1 < 1
     assert entry.same_nearest == 1
@@ -151,17 +159,17 @@ def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
 
 
 def test_weights_that_int8_cannot_hold_are_refused(
-    folded: ir.Model, evidence: Evidence, tmp_path: Path
+    folded: ir.Model, weights: dict[str, Int8Weight], evidence: Evidence, tmp_path: Path
 ) -> None:
     (case,) = evidence.checked_on.cases
     other = {name: np.flip(value, -1) for name, value in case.outputs.items()}
     wrong = Crops((GoldenCase(case.name, case.images, other),), case)
     with pytest.raises(ExportError, match=r'int8 does not hold .* leave "int8" out'):
-        search(folded, Evidence(evidence.ranked, wrong, wrong), tmp_path)
+        search(folded, weights, Evidence(evidence.ranked, wrong, wrong), tmp_path)
 
 
 def test_neighbours_that_do_not_stay_are_refused(
-    folded: ir.Model, evidence: Evidence, tmp_path: Path
+    folded: ir.Model, weights: dict[str, Int8Weight], evidence: Evidence, tmp_path: Path
 ) -> None:
     """Three crops; the reference says that the first two are nearest, the graph finds others."""
     (case,) = evidence.checked_on.cases
@@ -170,4 +178,4 @@ def test_neighbours_that_do_not_stay_are_refused(
     gallery = GoldenCase("gallery", images, {"cls_token": cls_tokens})
     crops = Crops((case,), gallery)
     with pytest.raises(ExportError, match=r"99% of nearest neighbours .* and 33\.3%"):
-        search(folded, Evidence(evidence.ranked, crops, crops), tmp_path)
+        search(folded, weights, Evidence(evidence.ranked, crops, crops), tmp_path)

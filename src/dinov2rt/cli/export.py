@@ -171,7 +171,7 @@ def _outcome(
 
 
 def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
-    from dinov2rt.export.int8 import product_names
+    from dinov2rt.export.int8_products import product_names
 
     return (
         f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
