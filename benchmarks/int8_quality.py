@@ -1,8 +1,9 @@
 """What int8 does to features that are searched in: cosines, and whether the nearest stays nearest.
 
-    python -m dinov2rt.benchmarks.int8_quality BUNDLE [--crops 200 --size 224]
+    python -m dinov2rt.benchmarks.int8_quality BUNDLE [--crops 200 --size 224 --photos FOLDER]
 
-Both graphs of the bundle run on the same crops of photographs, one at a time. A crop's nearest
+Both graphs of the bundle run on the same crops of photographs, one at a time: of those that the
+export knows, or of any others. A crop's nearest
 neighbour is the other crop whose CLS token has the highest cosine; one side's tokens are compared
 among themselves, as in an index that was made anew.
 """
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.export.crops import photo_crops
+from dinov2rt.export.golden import PHOTOS
 from dinov2rt.runtime.accuracy import nearest
 from dinov2rt.runtime.errors import Dinov2rtError, InputError
 from dinov2rt.runtime.features import FloatArray
@@ -67,17 +69,17 @@ class Quality:
         )
 
 
-def measure(bundle: Path, *, crops: int, size: int) -> Quality:
-    """Run both graphs on `crops` square crops of `size` pixels a side.
+def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
+    """Run both graphs on `crops` square crops of `size` pixels a side, of images in `photos`.
 
     Raises:
-        InputError: fewer than three crops, or less than a patch.
+        InputError: fewer than three crops, or less than a patch, or no images.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
     if crops < 3 or size < PATCH_SIZE:
         raise InputError(f"crops {crops}, size {size}; allowed are from 3 and {PATCH_SIZE} on")
     seeds = range(_FIRST_SEED, _FIRST_SEED + crops)
-    pixels = photo_crops(seeds, ImageSize(size, size))
+    pixels = photo_crops(seeds, ImageSize(size, size), photos)
     with load(bundle, device="cpu", backend="onnxruntime", precision="fp32") as model:
         want_cls, want_patches = _tokens(model, pixels)
     with load(bundle, device="cpu", backend="openvino", precision="int8") as model:
@@ -143,10 +145,13 @@ def main() -> int:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="how many (default: 200)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
+    parser.add_argument(
+        "--photos", type=Path, default=PHOTOS, metavar="FOLDER", help="of which the crops are"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args()
     try:
-        result = measure(given.bundle, crops=given.crops, size=given.size)
+        result = measure(given.bundle, crops=given.crops, size=given.size, photos=given.photos)
     except Dinov2rtError as error:
         print(f"int8_quality: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,4 +1,6 @@
-"""Crops of the photographs that ship with the project: as many as are wanted, always the same."""
+"""Crops of photographs, those that ship with the project: as many as wanted, always the same."""
+
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,13 +11,13 @@ from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.images import find_images, load_image
 
 
-def photo_crops(seeds: range, size: ImageSize) -> NDArray[np.uint8]:
+def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray[np.uint8]:
     """A crop for each seed, uint8 [B, H, W, 3]; photographs too small for `size` are enlarged.
 
-    The seed decides on the place and on mirroring, and the photographs take turns.
+    The seed decides on the place and on mirroring, and the photographs of the folder take turns.
     """
-    photos = [load_image(path) for path in find_images([PHOTOS])]
-    return np.stack([_crop(photos[seed % len(photos)], size, seed) for seed in seeds])
+    images = [load_image(path) for path in find_images([photos])]
+    return np.stack([_crop(images[seed % len(images)], size, seed) for seed in seeds])
 
 
 def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.uint8]:
