@@ -1,7 +1,7 @@
 """How much each product of a block would cost if it were int8: measured alone, in eager PyTorch.
 
 What is measured is the rounding of activations. That of weights is made up for (`gptq.py`), and
-does a tenth of the harm (docs/adr/0009).
+does a sixth of their harm (docs/adr/0009).
 """
 
 import numpy as np
