@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.accuracy import nearest
+from dinov2rt.runtime.accuracy import NEAREST_TIE, nearest_lost
 from dinov2rt.runtime.errors import Dinov2rtError, InputError
 from dinov2rt.runtime.features import FloatArray
 from dinov2rt.runtime.geometry import ImageSize
@@ -37,8 +37,8 @@ class Quality:
 
     `patch_cosine_p1` is the first percentile over the patch tokens of all crops,
     `patch_cosine_p1_min` the smallest of any crop. `same_nearest` counts the crops whose nearest
-    neighbour is the same; `mean_margin` is by how much the nearest's cosine exceeds the second's
-    in float32, on average.
+    neighbour is the same, `kept_nearest` those whose nearest is as near up to `NEAREST_TIE`;
+    `mean_margin` is by how much the nearest's cosine exceeds the second's in float32, on average.
     """
 
     bundle: str
@@ -51,6 +51,7 @@ class Quality:
     patch_cosine_p1: float
     patch_cosine_p1_min: float
     same_nearest: int
+    kept_nearest: int
     mean_margin: float
 
     def __str__(self) -> str:
@@ -64,6 +65,8 @@ class Quality:
                 f"patch tokens, that of worst crop    {self.patch_cosine_p1_min:.6f}",
                 f"same nearest neighbour              {self.same_nearest} of {self.crops}"
                 f" ({self.same_nearest / self.crops:.1%})",
+                f"nearest as near, up to {NEAREST_TIE}        {self.kept_nearest} of {self.crops}"
+                f" ({self.kept_nearest / self.crops:.1%})",
                 f"float32's nearest before its second {self.mean_margin:.6f} in cosine, on average",
             )
         )
@@ -87,7 +90,7 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
         entry, variant = model.graph.quantization, model.variant.name
     cls_cosines = _cosines(got_cls, want_cls)
     patch_cosines = _cosines(got_patches, want_patches)
-    same = nearest(got_cls) == nearest(want_cls)
+    lost = nearest_lost(got_cls, want_cls)
     return Quality(
         bundle=str(bundle),
         variant=variant,
@@ -98,7 +101,8 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
         cls_cosine_mean=float(cls_cosines.mean()),
         patch_cosine_p1=float(np.percentile(patch_cosines, 1)),
         patch_cosine_p1_min=float(np.percentile(patch_cosines, 1, axis=1).min()),
-        same_nearest=int(same.sum()),
+        same_nearest=int((lost == 0).sum()),
+        kept_nearest=int((lost <= NEAREST_TIE).sum()),
         mean_margin=_mean_margin(want_cls),
     )
 

@@ -109,13 +109,16 @@ class QuantizationEntry:
     `float32` names the products, e.g. `blocks.3.qkv`. Measured at export on crops of photographs
     that the choice was not made on: `cls_cosine_min` is the smallest cosine of a CLS token,
     `token_cosine_p1` the smallest first percentile of the other tokens of a crop, `same_nearest`
-    the share of crops whose nearest neighbour among them stayed the same.
+    the share of crops whose nearest neighbour among them stayed the same, `kept_nearest` that of
+    crops whose nearest is at least as near up to a tie (`accuracy.NEAREST_TIE`), or None if the
+    bundle was exported before that was measured.
     """
 
     float32: tuple[str, ...]
     cls_cosine_min: float
     token_cosine_p1: float
     same_nearest: float
+    kept_nearest: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,7 +154,7 @@ def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
     assert kinds["DequantizeLinear"] == len(int8) + 2 * three
     assert 0.999 <= entry.cls_cosine_min < 1
     assert 0.995 <= entry.token_cosine_p1 < 1
-    assert entry.same_nearest == 1
+    assert entry.kept_nearest == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -14,6 +14,7 @@ from dinov2rt.runtime.accuracy import (
     Limits,
     OutputAccuracy,
     compare,
+    nearest_lost,
 )
 from dinov2rt.runtime.errors import BundleError
 from dinov2rt.runtime.precision import Precision
@@ -298,3 +299,23 @@ def test_a_misshapen_file_is_one_line(golden: Path, damage: Callable[[Path], Non
         Golden.read(golden)
     assert str(error.value).startswith(f"{golden} holds no golden outputs (")
     assert "\n" not in str(error.value)
+
+
+# Neighbours
+
+
+def at_degrees(*angles: float) -> np.ndarray:
+    radians = np.deg2rad(angles)
+    return np.stack((np.cos(radians), np.sin(radians)), axis=1).astype(np.float32)
+
+
+def test_what_is_lost_is_the_difference_of_cosines_to_the_nearest() -> None:
+    want = at_degrees(0, 10, 30)
+    got = at_degrees(0, 20, 30)  # the second one is now nearer to the third
+    lost = np.cos(np.deg2rad(10)) - np.cos(np.deg2rad(20))
+    np.testing.assert_allclose(nearest_lost(got, want), [0, lost, 0], atol=1e-7)
+
+
+def test_lengths_do_not_matter_and_none_is_its_own_neighbour() -> None:
+    want = tokens(20, 8)
+    assert not nearest_lost(want * np.linspace(1, 9, 20)[:, None], want).any()

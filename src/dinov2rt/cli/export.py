@@ -7,7 +7,7 @@ from pathlib import Path
 from dinov2rt.cli.bundles import require_export_room
 from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.accuracy import AccuracyReport
+from dinov2rt.runtime.accuracy import NEAREST_TIE, AccuracyReport
 from dinov2rt.runtime.errors import BackendError, ExportError, InputError
 from dinov2rt.runtime.inputs import InputFormat
 from dinov2rt.runtime.manifest import Manifest, QuantizationEntry
@@ -177,7 +177,8 @@ def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
         f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
         "(the manifest names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
-        f"{entry.token_cosine_p1:.6f}, and {entry.same_nearest:.1%} keep their nearest neighbour"
+        f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour or one "
+        f"as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
     )
 
 
