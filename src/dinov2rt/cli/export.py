@@ -177,8 +177,8 @@ def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
         f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
         "(the manifest names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
-        f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour or one "
-        f"as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
+        f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "
+        f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
     )
 
 
