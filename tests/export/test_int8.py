@@ -168,14 +168,28 @@ def test_weights_that_int8_cannot_hold_are_refused(
         search(folded, weights, Evidence(evidence.ranked, wrong, wrong), tmp_path)
 
 
+def crops_with_neighbours(case: GoldenCase, *angles: float) -> Crops:
+    """Three crops, of which the second and the third are the same image.
+
+    The reference says that their CLS tokens stand at `angles` from one another, in degrees.
+    """
+    images = np.concatenate([case.images, case.images[1:]])
+    radians = np.deg2rad(angles)
+    cls_tokens = np.stack((np.cos(radians), np.sin(radians)), axis=1)
+    return Crops((case,), GoldenCase("gallery", images, {"cls_token": cls_tokens}))
+
+
 def test_neighbours_that_do_not_stay_are_refused(
     folded: ir.Model, weights: dict[str, Int8Weight], evidence: Evidence, tmp_path: Path
 ) -> None:
-    """Three crops; the reference says that the first two are nearest, the graph finds others."""
-    (case,) = evidence.checked_on.cases
-    images = np.concatenate([case.images, case.images[1:]])
-    cls_tokens = case.outputs["cls_token"][[0, 0, 1]]
-    gallery = GoldenCase("gallery", images, {"cls_token": cls_tokens})
-    crops = Crops((case,), gallery)
-    with pytest.raises(ExportError, match=r"99% of nearest neighbours .* and 33\.3%"):
+    crops = crops_with_neighbours(evidence.checked_on.cases[0], 0, 5, 20)
+    with pytest.raises(ExportError, match=r"99% of nearest neighbours .* and 66\.7%"):
         search(folded, weights, Evidence(evidence.ranked, crops, crops), tmp_path)
+
+
+def test_a_neighbour_as_near_as_the_nearest_is_kept_but_not_the_same(
+    folded: ir.Model, weights: dict[str, Int8Weight], evidence: Evidence, tmp_path: Path
+) -> None:
+    crops = crops_with_neighbours(evidence.checked_on.cases[0], 0, 2, 4.1)
+    _, entry = search(folded, weights, Evidence(evidence.ranked, crops, crops), tmp_path)
+    assert (entry.same_nearest, entry.kept_nearest) == (pytest.approx(2 / 3), 1)
