@@ -118,7 +118,8 @@ def _conditions(run: BenchmarkRun) -> dict[str, Any]:
         f"settings.{field.name}": getattr(run.settings, field.name)
         for field in fields(run.settings)
     }
-    return environment | settings
+    # times are compared by the matrix rate, which depends on the product that it was measured with
+    return environment | settings | {"roof.matrix_shape": run.roof.matrix_shape}
 
 
 def _weights(run: BenchmarkRun) -> dict[str, str]:

@@ -159,6 +159,8 @@ class Roof:
     matrix_gflops: dict[str, float]
     matrix_library: dict[str, str]
     copy_gb_per_s: float
+    matrix_shape: tuple[int, int, int] = (2048, 2048, 2048)
+    """Rows, summands and columns of the product; a run that does not say took this one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,16 +87,21 @@ def measure_roof(device: str, threads: int) -> Roof:
         for library in libraries
         if library != "openvino"
     ]
-    return best_of(found, copies)
+    return best_of(found, copies, _SHAPE[device])
 
 
-def best_of(matrix_gflops: dict[Precision, dict[str, float]], copies: Sequence[float]) -> Roof:
+def best_of(
+    matrix_gflops: dict[Precision, dict[str, float]],
+    copies: Sequence[float],
+    shape: tuple[int, int, int],
+) -> Roof:
     """The highest of each rate, of the rates by precision and library."""
     fastest = {name: max(rates, key=rates.__getitem__) for name, rates in matrix_gflops.items()}
     return Roof(
         matrix_gflops={str(name): matrix_gflops[name][best] for name, best in fastest.items()},
         matrix_library={str(name): best for name, best in fastest.items()},
         copy_gb_per_s=max(copies),
+        matrix_shape=shape,
     )
 
 

@@ -177,6 +177,7 @@ def unlike(run: BenchmarkRun, part: str, field: str, value: object) -> Benchmark
         ("environment", "cpu", "other"),
         ("environment", "gpu", "H100"),
         ("environment", "cores", 64),
+        ("roof", "matrix_shape", (1, 1, 1)),
         ("settings", "threads", 1),
         ("settings", "device", "cuda"),
         ("settings", "images", "noise"),

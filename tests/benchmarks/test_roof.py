@@ -10,10 +10,11 @@ from dinov2rt.runtime.precision import Precision
 
 def test_of_each_rate_the_best_library_counts() -> None:
     rates = {Precision.FP32: {"numpy": 90.0, "torch": 80.0}, Precision.FP16: {"torch": 500.0}}
-    roof = best_of(rates, copies=[11.0, 9.0])
+    roof = best_of(rates, copies=[11.0, 9.0], shape=(4, 5, 6))
     assert roof.matrix_gflops == {"fp32": 90.0, "fp16": 500.0}
     assert roof.matrix_library == {"fp32": "numpy", "fp16": "torch"}
     assert roof.copy_gb_per_s == 11.0
+    assert roof.matrix_shape == (4, 5, 6)
 
 
 def test_this_machine_has_a_roof() -> None:
