@@ -36,6 +36,18 @@ peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({"status": status, "peak_gib": peak_gib}))
 """
 
+# Mapped files are no part of what RLIMIT_DATA limits; what is allocated or copied is.
+LOADED_IN_LITTLE_MEMORY = """
+import resource, sys
+import numpy as np
+import dinov2rt
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+with dinov2rt.load(sys.argv[1], device="cpu", backend=sys.argv[2], precision="fp32") as model:
+    assert model(np.zeros((1, 224, 224, 3), np.uint8)).cls_token.any()
+"""
+LIBRARIES_BYTES = 300 << 20
+
 
 def relative_l2(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
@@ -137,6 +149,16 @@ def test_larger_bundles_give_the_official_features(
             assert_official(model, file, limit)
             if "layer_patch_tokens" in np.load(file):
                 assert_official_layers(model, file)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_larger_weights_take_their_memory_once(larger_bundle: Path, backend: str) -> None:
+    weights = (larger_bundle / "fp32.onnx.data").stat().st_size
+    limit = str(LIBRARIES_BYTES + weights * 6 // 5)
+    command = [sys.executable, "-c", LOADED_IN_LITTLE_MEMORY, str(larger_bundle), backend, limit]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.slow
