@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -62,7 +63,7 @@ _ROUNDED_ON = (range(20, 36), ImageSize(224, 224))
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """What the eager model says: of `cases` every token counts, in `gallery` who is nearest."""
+    """What the eager model says: in `cases` every token counts, in `gallery` CLS and neighbours."""
 
     cases: tuple[GoldenCase, ...]
     gallery: GoldenCase
@@ -190,7 +191,7 @@ def search(
 
 
 def _least(holds: Callable[[int], bool], most: int) -> int:
-    """The least count that `holds`, if more are never worse; `most` if none does."""
+    """The least count that `holds`, if more are never worse; `most`, untried, if no lower does."""
     low, high = -1, 0  # low does not hold
     while high < most and not holds(high):
         low, high = high, min(most, max(1, 2 * high))
@@ -209,25 +210,26 @@ def _measure(model: ir.Model, crops: Crops, limits: Limits, scratch: Path) -> _M
         ir.save(model, file, external_data="int8.onnx.data")
         backend = OpenVinoBackend(file, threads=None)
         try:
-            compared = tuple(
+            compared = [
                 compare(case.name, name, got, case.reference(name), limits)
                 for case in crops.cases
                 for name, got in backend.infer({input_name: case.images}, output_names).items()
-            )
-            return _Measured(compared, _nearest_lost(backend, input_name, crops.gallery))
+            ]
+            cls_tokens = _cls_tokens(backend, input_name, crops.gallery.images)
         finally:
             backend.close()
+    want = crops.gallery.reference("cls_token")
+    compared.append(compare(crops.gallery.name, "cls_token", cls_tokens, want, limits))
+    return _Measured(tuple(compared), nearest_lost(cls_tokens, want))
 
 
-def _nearest_lost(
-    backend: OpenVinoBackend, input_name: str, gallery: GoldenCase
-) -> NDArray[np.float64]:
-    """How much farther than the nearest each crop's neighbour is, by what eager says."""
-    cls_tokens = [
-        backend.infer({input_name: image[None]}, ["cls_token"])["cls_token"]
-        for image in gallery.images
-    ]
-    return nearest_lost(np.concatenate(cls_tokens), gallery.reference("cls_token"))
+def _cls_tokens(
+    backend: OpenVinoBackend, input_name: str, images: NDArray[Any]
+) -> NDArray[np.float32]:
+    """Those of many images, one at a time, since all at once take much memory."""
+    return np.concatenate(
+        [backend.infer({input_name: image[None]}, ["cls_token"])["cls_token"] for image in images]
+    )
 
 
 def _refusal(ranked: Sequence[str], measured: _Measured) -> str:

@@ -107,11 +107,11 @@ class QuantizationEntry:
     """What of an int8 graph stayed float32, and how well the graph then agreed with eager.
 
     `float32` names the products, e.g. `blocks.3.qkv`. Measured at export on crops of photographs
-    that the choice was not made on: `cls_cosine_min` is the smallest cosine of a CLS token,
-    `token_cosine_p1` the smallest first percentile of the other tokens of a crop, `same_nearest`
-    the share of crops whose nearest neighbour among them stayed the same, `kept_nearest` that of
-    crops whose nearest is at least as near up to a tie (`accuracy.NEAREST_TIE`), or None if the
-    bundle was exported before that was measured.
+    that the search for the fewest does not see: `cls_cosine_min` is the smallest cosine of a CLS
+    token, `token_cosine_p1` the smallest first percentile of the other tokens of a crop,
+    `same_nearest` the share of crops whose nearest neighbour among them stayed the same,
+    `kept_nearest` that of crops whose nearest is at least as near up to a tie
+    (`accuracy.NEAREST_TIE`), or None if the bundle was exported before that was measured.
     """
 
     float32: tuple[str, ...]

@@ -13,11 +13,13 @@ import pytest
 import torch
 
 import dinov2rt
+from dinov2rt.cli import main
 from dinov2rt.export.golden import eager_outputs, golden_pixels
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.synthetic import synthetic_state_dict
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.normalization import normalize
+from dinov2rt.runtime.openvino import cannot_run_int8
 from dinov2rt.runtime.variants import find_variant
 
 LIMIT = 1e-5
@@ -174,3 +176,22 @@ def test_intermediate_layers_are_the_official_ones(
     (file,) = (file for file in golden_files(name) if "98x126" in file.name)
     with dinov2rt.load(tmp_path / name) as model:
         assert_official_layers(model, file)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(cannot_run_int8() is not None, reason="int8 needs OpenVINO and VNNI")
+def test_an_int8_graph_holds_its_limits_where_it_is_loaded(tmp_path: Path) -> None:
+    bundle = tmp_path / "int8"
+    arguments = ["--weights", "synthetic:0", "--precision", "fp32,int8", "--out", str(bundle)]
+    assert main(["export", "dinov2_vits14", *arguments]) == 0
+    with dinov2rt.load(bundle, precision="int8") as model:
+        assert "int8 on openvino" in model.describe()
+        report = model.verify()
+        quantization = model.graph.quantization
+    assert report
+    assert 1e-3 < report.relative_l2 < 0.1  # bytes were multiplied, not floats
+    assert quantization is not None
+    assert quantization.cls_cosine_min >= 0.999
+    assert quantization.token_cosine_p1 >= 0.995
+    assert quantization.kept_nearest is not None
+    assert quantization.kept_nearest >= 0.99
