@@ -14,6 +14,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import numpy as np
 
 from dinov2rt.benchmarks.clock import peak_rss_mib, timed
 from dinov2rt.runtime import openvino, ort
-from dinov2rt.runtime.errors import Dinov2rtError, InputError
+from dinov2rt.runtime.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.runtime.inputs import InputFormat
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.normalization import normalize
@@ -46,7 +47,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class LoadTime:
-    """Medians over all processes; `min_ms` is the shortest load.
+    """Medians over all processes but the first; `load_min_ms` is the shortest load of these.
 
     Memory is the most that was resident up to then, in MiB: after the imports, after the load, and
     after one call with one image of 224 x 224. It counts the pages of mapped files.
@@ -73,13 +74,15 @@ def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[Loa
     """Time `load` of the float32 graph on the CPU, `repeats` times in each of `backends`.
 
     Raises:
-        InputError: no repeat, or a backend that there is not.
+        InputError: no repeat, a backend that there is not, or one of them twice.
+        BackendError: a process died.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
-    if repeats < 1 or not set(backends) <= _BACKENDS.keys():
+    different = set(backends)
+    if repeats < 1 or not different <= _BACKENDS.keys() or len(different) < len(backends):
         raise InputError(
             f"repeats {repeats}, backends {','.join(backends)}; "
-            f"allowed are from 1 on, and some of {','.join(_BACKENDS)}"
+            f"allowed are from 1 on, and some of {','.join(_BACKENDS)}, each once"
         )
     samples: dict[str, list[_Sample]] = {backend: [] for backend in backends}
     for _ in range(1 + repeats):
@@ -91,7 +94,13 @@ def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[Loa
 def _in_fresh_process(bundle: Path, backend: str) -> _Sample:
     # spawn: a forked child would inherit the libraries and the memory
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_sample, bundle, backend).result()
+        try:
+            return pool.submit(_sample, bundle, backend).result()
+        except BrokenProcessPool as error:
+            raise BackendError(
+                f"the process that loaded {bundle} with {backend} died, perhaps of too little "
+                f"memory; free some, or leave {backend} out of --backends"
+            ) from error
 
 
 def _sample(bundle: Path, backend: str) -> _Sample:

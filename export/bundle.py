@@ -98,10 +98,11 @@ def export_bundle(
         progress: told what is being done.
 
     Raises:
-        InputError: `out` is in use.
+        InputError: `out` is in use, or cannot be replaced.
         WeightsError: the weights cannot be had or do not fit.
         ExportError: the exported graph is not what it must be, or int8 cannot run here.
     """
+    out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
     _check_target(out, force=force)
     _check_int8(options)
     progress(f"loading {weights}")
@@ -232,12 +233,26 @@ def _save(model: ir.Model, bundle: Path, precision: Precision) -> tuple[FileEntr
 
 
 def _check_target(out: Path, *, force: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists():
+        return
+    if (fixed := _fixed_place(out)) is not None:
+        raise InputError(
+            f"{out} is {fixed}, which a bundle cannot take the place of; "
+            f"choose a folder inside it, such as --out {out / 'bundle'}"
+        )
+    if out.is_dir() and not any(out.iterdir()):
         return
     if not (out / MANIFEST_NAME).is_file():
         raise InputError(f"{out} exists and is no bundle; choose another --out or move it away")
     if not force:
         raise InputError(f"{out} holds a bundle already; --force replaces it, plans included")
+
+
+def _fixed_place(out: Path) -> str | None:
+    """What a folder is that cannot be renamed, or not without harm to who works in it."""
+    if os.path.ismount(out):
+        return "a mount point"
+    return "the current directory" if out.samefile(".") else None
 
 
 @contextmanager
@@ -254,14 +269,19 @@ def _built_beside(out: Path) -> Iterator[Path]:
 
 
 def _swap(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; what stood there is removed only after that."""
+    """Rename `partial` to `out`; what stood there is removed only after that, or put back."""
     if not out.exists():
         partial.rename(out)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    out.rename(old / out.name)
-    partial.rename(out)
-    shutil.rmtree(old)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = aside / out.name
+    try:
+        out.rename(old)
+        partial.rename(out)
+    finally:
+        if not out.exists():
+            old.rename(out)
+        shutil.rmtree(aside)
 
 
 def _umask() -> int:

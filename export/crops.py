@@ -1,5 +1,6 @@
 """Crops of photographs, those that ship with the project: as many as wanted, always the same."""
 
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,18 @@ def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray
 
     The seed decides on the place and on mirroring, and the photographs of the folder take turns.
     """
-    images = [load_image(path) for path in find_images([photos])]
-    return np.stack([_crop(images[seed % len(images)], size, seed) for seed in seeds])
+    paths = find_images([photos])
+
+    def turn(seed: int) -> int:
+        return seed % len(paths)
+
+    crops = np.empty((len(seeds), size.height, size.width, 3), np.uint8)
+    # A folder may hold more than fits into memory: each that is used is loaded once, by itself.
+    for index, same_photo in groupby(sorted(seeds, key=turn), turn):
+        photo = load_image(paths[index])
+        for seed in same_photo:
+            crops[seeds.index(seed)] = _crop(photo, size, seed)
+    return crops
 
 
 def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.uint8]:

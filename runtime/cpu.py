@@ -21,11 +21,15 @@ _X86 = ("x86_64", "amd64")
 
 @dataclass(frozen=True, slots=True)
 class Cpu:
-    """`cores` are those that this process may use."""
+    """`cores` are those that this process may use.
+
+    `instruction_sets_known` is false where the system does not say; then none are listed.
+    """
 
     model: str
     instruction_sets: tuple[str, ...]
     cores: int
+    instruction_sets_known: bool = True
 
     @property
     def multiplies_bytes(self) -> bool:
@@ -41,16 +45,22 @@ def this_cpu() -> Cpu:
         text = ""
     model, instruction_sets = parse_cpuinfo(text)
     return Cpu(
-        model or platform.processor() or platform.machine(), instruction_sets, usable_cores()
+        model or platform.processor() or platform.machine(),
+        instruction_sets or (),
+        usable_cores(),
+        instruction_sets_known=instruction_sets is not None,
     )
 
 
-def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...]]:
-    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo."""
+def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...] | None]:
+    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo.
+
+    Each is None where the text does not say; a CPU that has none of the sets gives an empty tuple.
+    """
     first_core = dict(_key_and_value(line) for line in text.partition("\n\n")[0].splitlines())
     flags = first_core.get("flags", "").split()
     names = tuple(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags)
-    return first_core.get("model name"), names
+    return first_core.get("model name"), names if flags else None
 
 
 def is_x86() -> bool:

@@ -1,5 +1,6 @@
 """OpenVINO, on the CPU."""
 
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,12 @@ from dinov2rt.runtime.optional import require
 INT8_GROUP = 128
 """Channels of a token that share a scale where an int8 graph multiplies: see docs/adr/0009."""
 
+_LEAST_VERSION = (2026, 2)
+"""That of the extra `openvino`; another package may have brought an older one."""
+
 _TELEMETRY = "openvino_telemetry"
+# Modules belong to the process; the lock keeps threads from restoring each other's.
+_import_lock = threading.Lock()
 _PADS = ("pads_begin", "pads_end")
 _NO_PADS = np.zeros(8, np.int64)
 
@@ -29,30 +35,39 @@ def import_openvino() -> ModuleType:
     Raises:
         MissingDependencyError: the package is not installed.
     """
-    # Without this package it uses a stub of its own; the only setting is a file in ~/intel.
-    before = sys.modules.get(_TELEMETRY)
-    sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
-    try:
-        return require("openvino", extra="openvino", purpose="the OpenVINO backend")
-    finally:
-        del sys.modules[_TELEMETRY]
-        if before is not None:
-            sys.modules[_TELEMETRY] = before
+    with _import_lock:
+        # Without this package it uses a stub of its own; the only setting is a file in ~/intel.
+        before = sys.modules.get(_TELEMETRY)
+        sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
+        try:
+            return require("openvino", extra="openvino", purpose="the OpenVINO backend")
+        finally:
+            del sys.modules[_TELEMETRY]
+            if before is not None:
+                sys.modules[_TELEMETRY] = before
 
 
 def cannot_run() -> str | None:
     """Why OpenVINO cannot run here, or None where it can."""
     try:
-        import_openvino()
+        openvino = import_openvino()
     except ImportError as error:
         return str(error)
+    if _is_too_old(openvino.__version__):
+        return (
+            f"openvino {_release(openvino)} is older than {'.'.join(map(str, _LEAST_VERSION))}, "
+            "and its results were not tested; pip install -U 'dinov2rt[openvino]'"
+        )
     return None
 
 
 def cannot_run_int8() -> str | None:
-    """Why OpenVINO cannot run int8 graphs here any faster than float32, or None where it can."""
+    """Why OpenVINO cannot run int8 graphs here any faster than float32, or None where it can.
+
+    An x86 whose instruction sets are not known, as on Windows and macOS, is taken to be able to.
+    """
     cpu = this_cpu()
-    if is_x86() and (cpu.multiplies_bytes or not cpu.instruction_sets):  # it may not be known
+    if is_x86() and (cpu.multiplies_bytes or not cpu.instruction_sets_known):
         return cannot_run()
     return (
         f"{cpu.model} has no VNNI, without which OpenVINO computes int8 graphs in float32, slower "
@@ -71,7 +86,7 @@ class OpenVinoBackend:
 
     def __init__(self, graph: Path, *, threads: int | None) -> None:
         openvino = import_openvino()
-        self.description = f"openvino {openvino.__version__.partition('-')[0]}, cpu"
+        self.description = f"openvino {_release(openvino)}, cpu"
         self._tensor = openvino.Tensor
         self._lock = threading.Lock()
         try:
@@ -135,6 +150,16 @@ class OpenVinoBackend:
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
         self._request.infer()
         return {name: self._request.get_tensor(name).data.copy() for name in outputs}
+
+
+def _release(openvino: ModuleType) -> str:
+    """Its version without the number and the commit of the build, such as "2026.4.1"."""
+    return str(openvino.__version__).partition("-")[0]
+
+
+def _is_too_old(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
+    return numbers is not None and tuple(map(int, numbers.groups())) < _LEAST_VERSION
 
 
 def _options(threads: int | None) -> dict[str, str]:

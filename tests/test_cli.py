@@ -1,4 +1,5 @@
 import dataclasses
+import errno
 import json
 import os
 import pty
@@ -19,6 +20,7 @@ from dinov2rt.cli import main
 from dinov2rt.cli.export import parse_layers
 from dinov2rt.cli.info import parameter_count
 from dinov2rt.cli.verify import parse_sizes
+from dinov2rt.export.bundle import _built_beside
 from dinov2rt.export.golden import PHOTOS
 from dinov2rt.export.state_dict import official_shapes
 from dinov2rt.runtime.accuracy import Golden
@@ -287,6 +289,84 @@ def test_export_to_an_impossible_place_is_one_line(call: Call, tmp_path: Path) -
     result = call("export", "dinov2_vits14", "--weights", "synthetic:0", "--out", out)
     assert result.status == 2
     assert_one_line(result, f"{out} cannot be written", "choose another --out")
+
+
+@pytest.mark.parametrize("out", [".", "missing/..", "link", "../work"])
+def test_export_in_place_of_the_current_directory_is_refused_at_once(
+    call: Call, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    if out == "link":
+        out = "../link"
+        Path(out).symlink_to(work)
+    result = call("export", "dinov2_vits14", "--weights", "missing.pth", "--out", out)
+    assert result.status == 2
+    assert_one_line(result, f"{work} is the current directory, which ", f"--out {work / 'bundle'}")
+
+
+def test_export_in_place_of_a_mount_point_is_refused_at_once(call: Call) -> None:
+    result = call("export", "dinov2_vits14", "--weights", "missing.pth", "--out", "/")
+    assert result.status == 2
+    assert_one_line(result, "/ is a mount point, which ", "--out /bundle")
+
+
+Refuse = Callable[[Callable[[Path, Path], bool]], None]
+
+
+@pytest.fixture
+def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
+    """From now on, renames from here to there fail where the given function says so."""
+
+    def start(refused: Callable[[Path, Path], bool]) -> None:
+        rename = Path.rename
+
+        def watched(path: Path, target: Path) -> Path:
+            if refused(path, target):
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", watched)
+
+    return start
+
+
+@pytest.fixture
+def old_bundle(tmp_path: Path) -> Path:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("old")
+    return bundle
+
+
+def replace_bundle(out: Path) -> None:
+    with _built_beside(out) as partial:
+        (partial / "manifest.json").write_text("new")
+
+
+def test_nothing_is_left_beside_a_bundle_that_replaces_another(old_bundle: Path) -> None:
+    replace_bundle(old_bundle)
+    assert (old_bundle / "manifest.json").read_text() == "new"
+    assert list(old_bundle.parent.iterdir()) == [old_bundle]
+
+
+@pytest.mark.parametrize("prefix", ["bundle", ".bundle."], ids=["the old one", "the new one"])
+def test_a_bundle_that_cannot_be_replaced_stays_where_it_was(
+    old_bundle: Path, prefix: str, refuse: Refuse
+) -> None:
+    refuse(lambda path, _: path.name.startswith(prefix))
+    with pytest.raises(OSError, match="busy"):
+        replace_bundle(old_bundle)
+    assert (old_bundle / "manifest.json").read_text() == "old"
+    assert list(old_bundle.parent.iterdir()) == [old_bundle]
+
+
+def test_a_bundle_that_cannot_be_put_back_is_not_deleted(old_bundle: Path, refuse: Refuse) -> None:
+    refuse(lambda _, target: target == old_bundle)
+    with pytest.raises(OSError, match="busy") as error:
+        replace_bundle(old_bundle)
+    assert (Path(error.value.filename) / "manifest.json").read_text() == "old"
 
 
 # verify

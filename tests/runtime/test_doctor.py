@@ -34,8 +34,12 @@ def test_cpuinfo_gives_the_model_and_the_instruction_sets_of_the_first_core() ->
 
 
 def test_cpuinfo_of_another_kind_of_machine_names_nothing() -> None:
-    assert parse_cpuinfo("processor : 0\nFeatures : fp asimd\n") == (None, ())
-    assert parse_cpuinfo("") == (None, ())
+    assert parse_cpuinfo("processor : 0\nFeatures : fp asimd\n") == (None, None)
+    assert parse_cpuinfo("") == (None, None)
+
+
+def test_a_cpu_without_any_of_the_sets_is_told_from_one_that_is_not_known() -> None:
+    assert parse_cpuinfo("model name : Old\nflags : fpu sse2\n") == ("Old", ())
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,13 @@
 import subprocess
 import sys
 import threading
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +21,19 @@ from dinov2rt.runtime.cpu import this_cpu
 from dinov2rt.runtime.errors import BackendError, InputError
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.openvino import OpenVinoBackend, _steer_products, cannot_run
+from dinov2rt.runtime.openvino import (
+    _LEAST_VERSION,
+    OpenVinoBackend,
+    _steer_products,
+    cannot_run,
+    import_openvino,
+)
+from dinov2rt.runtime.optional import require
 
 NAME = f"openvino {metadata.version('openvino')}, cpu"
 PIXELS = np.full((1, 14, 14, 3), 7, np.uint8)
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
+TELEMETRY = "openvino_telemetry"
 STUB = "openvino.tools.ovc.telemetry_stub"
 needs_avx512 = pytest.mark.skipif(
     "AVX-512" not in this_cpu().instruction_sets, reason="products are steered on AVX-512 alone"
@@ -251,6 +265,57 @@ def test_openvino_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
         "the OpenVINO backend needs the package 'openvino', which is not installed; "
         "pip install 'dinov2rt[openvino]'"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "release"),
+    [("2026.1.0-20999-abc-releases/2026/1", "2026.1.0"), ("2025.4.1", "2025.4.1")],
+)
+def test_an_older_openvino_is_passed_over_and_refused_by_name(
+    version: str, release: str, pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "__version__", version)
+    reason = (
+        f"openvino {release} is older than 2026.2, and its results were not tested; "
+        "pip install -U 'dinov2rt[openvino]'"
+    )
+    assert cannot_run() == reason
+    with load(pooling_bundle, device="cpu") as model:
+        assert "fp32 on onnxruntime" in model.describe()
+    with pytest.raises(BackendError) as error:
+        load(pooling_bundle, backend="openvino")
+    assert str(error.value) == (
+        f"nothing that was asked for runs here (openvino cpu fp32: {reason})"
+    )
+
+
+@pytest.mark.parametrize("version", ["2026.2.0-1-abc", "2026.10.0", "2027.0.0.dev1", "custom_abc"])
+def test_any_other_openvino_runs(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "__version__", version)
+    assert cannot_run() is None
+
+
+def test_the_least_version_is_that_of_the_extra() -> None:
+    extras = tomllib.loads(PYPROJECT.read_text())["project"]["optional-dependencies"]
+    assert extras["openvino"] == [f"openvino>={'.'.join(map(str, _LEAST_VERSION))}"]
+
+
+@pytest.mark.parametrize("before", [ModuleType(TELEMETRY), None])
+def test_threads_that_import_it_at_the_same_time_leave_that_package_to_others(
+    before: ModuleType | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = {name: module for name, module in sys.modules.items() if name != TELEMETRY}
+    modules |= {TELEMETRY: before} if before else {}
+    monkeypatch.setattr(sys, "modules", modules)
+
+    def slowly(*arguments: Any, **options: Any) -> ModuleType:
+        time.sleep(0.1)  # the other thread starts meanwhile
+        return require(*arguments, **options)
+
+    monkeypatch.setattr("dinov2rt.runtime.openvino.require", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda _: import_openvino(), range(2))) == [openvino] * 2
+    assert modules.get(TELEMETRY) is before
 
 
 @pytest.mark.parametrize("before", ["import openvino_telemetry; ", ""])
