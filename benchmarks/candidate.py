@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,11 +52,38 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Phases:
+    """Where the time of one call on a GPU goes, in ms by CUDA events.
+
+    The copies are those of images to the GPU and of outputs from it; what the host does before,
+    between and after them is in none of the three.
+    """
+
+    host_to_device_ms: float
+    compute_ms: float
+    device_to_host_ms: float
+
+
+@runtime_checkable
+class PhaseTimer(Protocol):
+    """What a runner can do beside `Runner`, if it sees the steps of its calls on a GPU."""
+
+    def phases(self, prepared: Any) -> Phases | None:
+        """Those of one call; None where it does not run on a GPU."""
+
+
+def for_any(_: Task) -> bool:
+    """`is_for` of what runs any bundle."""
+    return True
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A way to run a backbone. `open` runs in a fresh process that holds nothing else.
 
-    `cannot_run` says why it cannot on a device, without loading anything large, or None.
-    `libraries` are the modules that `open` needs, imported before its clock starts.
+    `cannot_run` says why it cannot on a device, without loading anything large, or None; `is_for`
+    whether it is meant for the bundle and the device at all. `libraries` are the modules that
+    `open` needs, imported before its clock starts.
     """
 
     name: str
@@ -66,3 +93,4 @@ class Candidate:
     cannot_run: Callable[[Task], str | None]
     open: Callable[[Task], Runner]
     libraries: tuple[str, ...] = ()
+    is_for: Callable[[Task], bool] = for_any

@@ -2,41 +2,93 @@
 
     python -m dinov2rt.benchmarks.gpu_run OUT [--variants V,...] [--weights synthetic:0]
 
-For each variant: export, a plan for this GPU, the accuracy of every backend that runs, then latency
-beside eager and compiled PyTorch. Every step is a process of its own and is noted down in
-OUT/steps.json with what it said, so that one that fails, or takes the driver with it, ends nothing
-but itself. Steps that were done before are not done again: a run that was cut off goes on.
+For each variant: export, a plan for this GPU, the accuracy of every backend that runs; then, for
+each, latency beside eager and compiled PyTorch. Every step is a process of its own and is noted
+down in OUT/steps.json with what it said last (all of it is in OUT/logs), so that one that fails, or
+takes the driver with it, ends nothing but itself. A run that was cut off goes on: a step that
+passed is not taken again, unless something that it builds on was, or it was asked for differently.
 
 It needs the python that has torch on that machine, and the packages of `dinov2rt[bench]`.
 """
 
 import argparse
+import contextlib
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.runtime.variants import variants
+from dinov2rt.runtime.cuda import find_gpu
+from dinov2rt.runtime.errors import BackendError, MissingDependencyError
+from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, variants
 
 _BACKENDS = (
     ("onnxruntime", "fp32"),
     ("onnxruntime", "fp16"),
     ("tensorrt", "fp16"),
 )
-_PASSED = 0
+_GOLDEN_SIDE = NATIVE_GRID * PATCH_SIZE
+"""The longest side of a golden output's image, which a plan has to take to be verified."""
+
+_PASSED, _TIMED_OUT = 0, 124  # the latter as timeout(1) says it
+
+_SAME_NAME = (
+    "jinja2 matplotlib msgspec numpy onnx onnxscript psutil safetensors threadpoolctl torch tqdm"
+)
+_PACKAGES = {name: name for name in _SAME_NAME.split()} | {
+    "cuda": "cuda-python",
+    "ml_dtypes": "ml-dtypes",
+    "onnx_ir": "onnx-ir",
+    "onnxruntime": "onnxruntime-gpu",
+    "PIL": "pillow",
+}
+"""Modules that the steps import, and what brings them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, in the words of `export` and `bench`; a limit of None is none."""
+
+    weights: str
+    batches: str
+    sizes: str
+    bench_options: tuple[str, ...]
+    step_timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of dinov2rt, `made` being the file whose presence says that it was done."""
+    """One command of dinov2rt for one variant.
 
-    name: str
+    `made` is a file that it leaves. One that `is_built_on` makes what the later ones of its variant
+    use. One that is `instead_of` another is taken when that one failed.
+    """
+
+    variant: str
+    task: str
     arguments: tuple[str, ...]
     made: Path | None = None
+    is_built_on: bool = False
+    instead_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Variant and task."""
+        return f"{self.variant} {self.task}"
+
+    @property
+    def command(self) -> str:
+        """As one would type it."""
+        return " ".join(["dinov2rt", *self.arguments])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,73 +97,161 @@ class Outcome:
 
     name: str
     command: str
+    instead_of: str | None
+    machine: str
     status: int
     seconds: float
     said: str
     document: Any
 
 
-def steps(out: Path, variant: str, weights: str, grid: tuple[str, str]) -> Iterator[Step]:
-    """What is to be done for one variant, in order."""
-    bundle, (batches, sizes) = out / "bundles" / variant, grid
-    yield Step(
-        f"{variant} export",
-        ("export", variant, "--weights", weights, "--out", str(bundle)),
-        made=bundle / "manifest.json",
-    )
-    yield Step(f"{variant} build", ("build", str(bundle), "--target", "current"))
+def steps(out: Path, names: Sequence[str], asked: Asked) -> Iterator[Step]:
+    """What is to be done, in order: whether every variant is right before how fast one is."""
+    for variant in names:
+        yield from _accuracy_steps(out, variant, asked)
+    for variant in names:
+        yield from _speed_steps(out, variant, asked)
+
+
+def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
+    bundle = _bundle(out, variant)
+    export = ("export", variant, "--weights", asked.weights, "--out", str(bundle), "--force")
+    yield Step(variant, "export", export, made=bundle / "manifest.json", is_built_on=True)
+    yield from _build_steps(bundle, variant, asked)
     for backend, precision in _BACKENDS:
         choice = ("--device", "cuda", "--backend", backend, "--precision", precision)
-        yield Step(f"{variant} verify {backend} {precision}", ("verify", str(bundle), *choice))
-    yield Step(f"{variant} verify auto", ("verify", str(bundle)))
+        yield Step(variant, f"verify {backend} {precision}", ("verify", str(bundle), *choice))
+    yield Step(variant, "verify auto", ("verify", str(bundle)))
+
+
+def _build_steps(bundle: Path, variant: str, asked: Asked) -> Iterator[Step]:
+    """A plan that takes the largest batch in one pass, as the peers do, and no larger image."""
+    batch, side = _largest(asked.batches), max(_GOLDEN_SIDE, _largest(asked.sizes))
+    build = ("build", str(bundle), "--max-batch", f"{batch}", "--max-size", f"{side}", "--target")
+    current = Step(variant, "build", (*build, "current"), is_built_on=True)
+    yield current
+    # TensorRT for RTX cannot build for some GPUs by name that its open plans may run on.
+    yield Step(variant, "build open", (*build, "open"), is_built_on=True, instead_of=current.name)
+
+
+def _speed_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
     result = out / f"{variant}.json"
-    shape = ("--device", "cuda", "--batch", batches, "--size", sizes, "--out", str(result))
-    yield Step(
-        f"{variant} bench",
-        ("bench", str(bundle), *shape, "--peers", "eager,compile"),
-        made=result,
-    )
-    yield Step(f"{variant} report", ("report", str(result)))
+    cells = ("--device", "cuda", "--batch", asked.batches, "--size", asked.sizes)
+    bench = ("bench", str(_bundle(out, variant)), *cells, "--out", str(result))
+    yield Step(variant, "bench", (*bench, *asked.bench_options), made=result, is_built_on=True)
+    yield Step(variant, "report", ("report", str(result)))
 
 
-def take(step: Step) -> Outcome:
-    """Run a step to its end."""
-    command = [sys.executable, "-m", "dinov2rt", *step.arguments]
+def _bundle(out: Path, variant: str) -> Path:
+    return out / "bundles" / variant
+
+
+def _largest(text: str) -> int:
+    return max(map(int, re.findall(r"\d+", text)))
+
+
+def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) -> Outcome:
+    """Run a step to its end, or until `timeout_s` is over; `log` gets all that it says."""
     started = time.perf_counter()
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True)  # noqa: S603
+    try:
+        status, answer = _run_alone(step.arguments, log, timeout_s)
+        said = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
+    except subprocess.TimeoutExpired:
+        status, answer = _TIMED_OUT, ""
+        said = f"ended after --step-timeout {timeout_s:g} seconds; see {log}"
     return Outcome(
         name=step.name,
-        command=" ".join(["dinov2rt", *step.arguments]),
-        status=done.returncode,
+        command=step.command,
+        instead_of=step.instead_of,
+        machine=machine,
+        status=status,
         seconds=round(time.perf_counter() - started, 1),
-        said=(done.stderr.strip().splitlines() or [""])[-1],
-        document=_document(done.stdout),
+        said=said,
+        document=_document(answer),
     )
 
 
-def run(out: Path, names: list[str], weights: str, grid: tuple[str, str]) -> bool:
+def _run_alone(arguments: Sequence[str], log: Path, timeout_s: float | None) -> tuple[int, str]:
+    """Exit status and output of a process; however it ends, none that it started is left."""
+    command = [sys.executable, "-m", "dinov2rt", *arguments, "--json"]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
+        log.open("w", encoding="utf-8") as said,
+        subprocess.Popen(  # noqa: S603
+            command, stdout=answer, stderr=said, start_new_session=True
+        ) as process,
+    ):
+        try:
+            status = process.wait(timeout_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # the rule: all of them are gone
+                os.killpg(process.pid, signal.SIGKILL)
+        answer.seek(0)
+        return status, answer.read()
+
+
+def run(out: Path, names: Sequence[str], asked: Asked) -> bool:
     """Take every step that is not done yet; true when all of them passed."""
-    file = out / "steps.json"
-    outcomes: dict[str, Any] = _document(file.read_text()) if file.exists() else {}
-    out.mkdir(parents=True, exist_ok=True)
-    for variant in names:
-        for step in steps(out, variant, weights, grid):
-            if _is_done(step, outcomes):
-                continue
-            outcome = take(step)
-            outcomes[step.name] = asdict(outcome)
-            file.write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
-            print(
-                f"{outcome.status:>4} {outcome.seconds:8.1f} s  {step.name}: {outcome.said}",
-                flush=True,
-            )
-    return all(outcome["status"] == _PASSED for outcome in outcomes.values())
+    logs, notes = out / "logs", out / "steps.json"
+    logs.mkdir(parents=True, exist_ok=True)
+    machine, outcomes = _machine(), _read(notes)
+    agenda = list(steps(out, names, asked))
+    for index, step in enumerate(agenda):
+        if not _is_due(step, outcomes, machine):
+            continue
+        log = logs / f"{step.name.replace(' ', '-')}.txt"
+        outcome = take(step, log, machine, asked.step_timeout_s)
+        outcomes[step.name] = asdict(outcome)
+        if step.is_built_on and outcome.status == _PASSED:
+            _forget(outcomes, step.variant, agenda[index + 1 :])
+        _write(notes, outcomes)
+        print(
+            f"{outcome.status:>4} {outcome.seconds:8.1f} s  {step.name}: {outcome.said}",
+            flush=True,
+        )
+    taken = [outcomes[step.name] for step in agenda if step.name in outcomes]
+    return all(outcome["status"] == _PASSED for outcome in taken)
 
 
-def _is_done(step: Step, outcomes: dict[str, Any]) -> bool:
-    if step.made is not None:
-        return step.made.exists()
-    return step.name in outcomes and outcomes[step.name]["status"] == _PASSED
+def _is_due(step: Step, outcomes: dict[str, Any], machine: str) -> bool:
+    """Whether it is still to be taken, here and as it was asked for."""
+    if step.instead_of is not None and outcomes[step.instead_of]["status"] == _PASSED:
+        return False
+    before = outcomes.get(step.name, {})
+    told = [before.get(fact) for fact in ("status", "command", "machine")]
+    is_gone = step.made is not None and not step.made.exists()
+    return is_gone or told != [_PASSED, step.command, machine]
+
+
+def _forget(outcomes: dict[str, Any], variant: str, later: Sequence[Step]) -> None:
+    """Drop what was found out with something that is no longer there."""
+    for step in later:
+        if step.variant == variant:
+            outcomes.pop(step.name, None)
+
+
+def _machine() -> str:
+    """What outcomes hold for; what another GPU or another driver said tells nothing here."""
+    try:
+        gpu = find_gpu()
+    except (BackendError, MissingDependencyError) as error:
+        return str(error)
+    return f"{gpu.name}, driver {gpu.driver}"
+
+
+def _read(notes: Path) -> dict[str, Any]:
+    """The outcomes so far; none where the file is missing or damaged."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = notes.read_text(encoding="utf-8", errors="replace")
+    document = _document(text)
+    return document if isinstance(document, dict) else {}
+
+
+def _write(notes: Path, outcomes: dict[str, Any]) -> None:
+    partial = notes.with_suffix(".partial")
+    partial.write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
+    partial.replace(notes)
 
 
 def _document(text: str) -> Any:
@@ -121,21 +261,76 @@ def _document(text: str) -> Any:
         return None
 
 
+def missing_packages(modules: dict[str, str]) -> str | None:
+    """Which of `modules` are not installed, and the command that adds them; None if all are."""
+    missing = [module for module in modules if find_spec(module) is None]
+    if not missing:
+        return None
+    packages = " ".join(modules[module] for module in missing)
+    return (
+        f"{sys.executable} has no {', '.join(missing)}, without which steps would fail; "
+        f"{sys.executable} -m pip install {packages}"
+    )
+
+
 def main() -> int:
-    """Print a line a step; the exit status is 0 when all passed, else 1."""
+    """Print a line a step; the exit status is 0 when all passed, 2 when none can, else 1."""
+    given = _parser().parse_args()
+    if (reason := missing_packages(_PACKAGES)) is not None:
+        print(reason, file=sys.stderr)
+        return 2
+    for end in (signal.SIGTERM, signal.SIGHUP):  # which ends the step as well, see _run_alone
+        signal.signal(end, lambda *_: sys.exit(1))
+    asked = Asked(
+        weights=given.weights,
+        batches=given.batch,
+        sizes=given.size,
+        bench_options=_bench_options(given),
+        step_timeout_s=given.step_timeout,
+    )
+    return 0 if run(given.out, given.variants.split(","), asked) else 1
+
+
+def _bench_options(given: argparse.Namespace) -> tuple[str, ...]:
+    options = ["--peers", given.peers]
+    if given.seconds is not None:
+        options += ["--seconds", f"{given.seconds:g}"]
+    if given.turns is not None:
+        options += ["--turns", f"{given.turns}"]
+    return tuple(options)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gpu_run", description="prove and measure every variant on the GPU of this machine"
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of bundles and results")
     parser.add_argument(
-        "--variants", default=",".join(variant.name for variant in variants()), metavar="V,..."
+        "--variants",
+        default=",".join(variant.name for variant in variants()),
+        metavar="V,...",
+        help="in this order (default: all, small to giant)",
     )
     parser.add_argument("--weights", default="synthetic:0", help="as for export")
-    parser.add_argument("--batch", default="1,8,32,128", help="images a call")
-    parser.add_argument("--size", default="224,518", help="sides")
-    given = parser.parse_args()
-    grid = (given.batch, given.size)
-    return 0 if run(given.out, given.variants.split(","), given.weights, grid) else 1
+    parser.add_argument("--batch", type=_list, default="1,8,32,128", help="images a call")
+    parser.add_argument("--size", type=_list, default="224,518", help="sides")
+    parser.add_argument("--peers", default="eager,compile", metavar="P,...", help="as for bench")
+    parser.add_argument("--seconds", type=float, help="as for bench")
+    parser.add_argument("--turns", type=int, help="as for bench")
+    parser.add_argument(
+        "--step-timeout",
+        type=float,
+        metavar="S",
+        help="seconds after which a step is ended, and has failed (default: none)",
+    )
+    return parser
+
+
+def _list(text: str) -> str:
+    """`text` as it is, if it is a list of numbers or of sizes."""
+    if re.fullmatch(r"(\d{1,5}(x\d{1,5})?,)*\d{1,5}(x\d{1,5})?", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r}; allowed are numbers as in 1,8 or 224,518x266")
+    return text
 
 
 if __name__ == "__main__":

@@ -6,10 +6,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt._version import __version__
-from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.benchmarks.candidate import Phases, Task
 from dinov2rt.runtime.features import Features, output_names
+from dinov2rt.runtime.geometry import Snap
+from dinov2rt.runtime.inputs import InputFormat, group_images
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.precision import Precision
+
+_ANY_CELL = 2**40
+"""Pixels of one forward pass: the peers run every batch in one, so the product has to as well."""
 
 
 class ProductRunner:
@@ -22,6 +27,7 @@ class ProductRunner:
             backend=backend,
             precision=precision,
             threads=task.threads,
+            max_pixels=_ANY_CELL,
         )
         self._names = output_names(task.manifest.variant)
         self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
@@ -33,6 +39,19 @@ class ProductRunner:
     def run(self, prepared: NDArray[np.uint8]) -> Features:
         """All tokens after the final norm, in host memory."""
         return self._model(prepared, outputs=self._names)
+
+    def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
+        """Those of one call, of a plan in one pass; None of a graph.
+
+        Raises:
+            PlanInputError: it takes several passes.
+        """
+        plan = self._model._choice.plan  # no part of the public API: it is for measuring alone
+        if plan is None:
+            return None
+        input_name = self._model.graph.input_name
+        (group,) = group_images(prepared, InputFormat(input_name), Snap.CROP, _ANY_CELL)
+        return Phases(*plan.phases_ms({input_name: group.images}, self._names))
 
     def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
         """By name, float32."""

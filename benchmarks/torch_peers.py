@@ -7,6 +7,7 @@ synthetic ones than reading a file.
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.benchmarks.candidate import Phases, Task
 from dinov2rt.export.eager_check import weights_of
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.runtime.errors import BackendError
@@ -64,12 +65,26 @@ class TorchRunner:
 
     def run(self, prepared: Tensor) -> Outputs:
         """All tokens, in host memory."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            if self.autocast:
-                stack.enter_context(torch.autocast(self.device, torch.float16))
+        with self._mode():
             tokens = self.forward(prepared.to(self.device))
             return tuple(value.cpu() for value in tokens)
+
+    def phases(self, prepared: Tensor) -> Phases | None:
+        """Those of one call; None on a CPU."""
+        if self.device == "cpu":
+            return None
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
+        with self._mode():
+            marks[0].record()
+            images = prepared.to(self.device)
+            marks[1].record()
+            tokens = self.forward(images)
+            marks[2].record()
+            for value in tokens:
+                value.cpu()
+            marks[3].record()
+        marks[3].synchronize()
+        return Phases(*(before.elapsed_time(after) for before, after in pairwise(marks)))
 
     def outputs(self, result: Outputs) -> Mapping[str, NDArray[np.float32]]:
         """By name, float32."""
@@ -78,6 +93,14 @@ class TorchRunner:
 
     def close(self) -> None:
         """Nothing: what it holds ends with the process."""
+
+    def _mode(self) -> ExitStack:
+        """What every call runs in."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self.autocast:
+            stack.enter_context(torch.autocast(self.device, torch.float16))
+        return stack
 
 
 def open_eager(task: Task, *, autocast: bool) -> TorchRunner:
@@ -125,6 +148,10 @@ def load_all_tokens(manifest: Manifest) -> AllTokens:
 
 def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> TorchRunner:
     torch.set_num_threads(task.threads)
+    # What is labelled float32 must be float32, and on a GPU convolutions are TF32 by default. Said
+    # in the older of two ways, because torch.compile asks in it, which fails after the newer one.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
     return TorchRunner(
         version=f"torch {torch.__version__}",
         device=task.device,

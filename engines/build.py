@@ -1,7 +1,8 @@
 """`build`: a bundle's typed graph in, a plan in the bundle out, or nothing."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from dinov2rt.engines.builder_log import make_logger
 from dinov2rt.engines.configure import configure
 from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.engines.plans import record_plan, write_plan
+from dinov2rt.engines.plans import FOLDER, record_plan, write_plan
 from dinov2rt.engines.profiles import parse_profiles
 from dinov2rt.runtime.errors import BackendError, BuildError, BundleError
 from dinov2rt.runtime.manifest import GraphEntry, Manifest, PlanEntry
@@ -36,6 +37,17 @@ class _Job:
     profiles: Mapping[str, ShapeRange]
     cache_file: Path | None
 
+    @property
+    def plan_name(self) -> str:
+        """What sets the plan apart from others in the bundle."""
+        toolkit = self.toolkit
+        return f"{self.target}-{toolkit.flavour}-{toolkit.version}-{self.graph.precision}"
+
+    @property
+    def refusal(self) -> Path:
+        """Where it is written down why a plan is none."""
+        return self.bundle / FOLDER / f"{self.plan_name}.refused.txt"
+
 
 @dataclass(frozen=True, slots=True)
 class _Built:
@@ -56,7 +68,8 @@ def build_plan(
     """Build a plan from the bundle's graph and put it into the bundle.
 
     It replaces the one for the same target, flavour, version and precision. It counts as unverified
-    until it was compared with the golden outputs on a GPU of its target.
+    until it was compared with the golden outputs on a GPU of its target. Where there is no plan to
+    keep, all that the builder said is kept beside the plans, in a file that the error names.
 
     Args:
         bundle: the bundle's directory.
@@ -133,23 +146,45 @@ def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
     if job.cache_file is not None:
         timing_cache.attach(config, job.cache_file)
     progress(f"building {len(job.profiles)} profiles for {job.target} with {job.toolkit.name}")
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise _failure(job, log.errors)
-    seconds = time.perf_counter() - started
-    _keep_times(job, config, progress)
-    facts = job.toolkit.read_back(plan, log, len(job.profiles))
+    with _evidence(job, log.messages) as evidence:
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise _failure(job, log.errors)
+        seconds = time.perf_counter() - started
+        _keep_times(job, config, progress)
+        facts = job.toolkit.read_back(plan, log, len(job.profiles))
+        evidence.append(facts.layers)
+        fused_attention = fusion.check_kernels(
+            facts.layers, list(job.profiles), job.depth, precision
+        )
     return _Built(
         plan=plan,
         precision=precision,
         input_name=network.get_input(0).name,
         outputs=tuple(network.get_output(index).name for index in range(network.num_outputs)),
         facts=facts,
-        fused_attention=fusion.check_kernels(
-            facts.layers, list(job.profiles), job.depth, precision
-        ),
+        fused_attention=fused_attention,
         seconds=seconds,
     )
+
+
+@contextmanager
+def _evidence(job: _Job, said: list[str]) -> Iterator[list[str]]:
+    """A list to put evidence into; it is kept, with what was `said`, if the plan is refused.
+
+    The machine that could be asked again may be a rare one.
+    """
+    found: list[str] = []
+    try:
+        yield found
+    except BuildError as error:
+        try:
+            job.refusal.parent.mkdir(exist_ok=True)
+            job.refusal.write_text("\n".join([str(error), *found, *said]), encoding="utf-8")
+        except OSError:
+            raise error from None  # that the plan is refused matters more
+        reason = f"{error}; all that the builder said is in {job.refusal}"
+        raise type(error)(reason) from error
 
 
 def _new_builder(toolkit: Toolkit, log: Any) -> Any:
@@ -189,9 +224,10 @@ def _check_memory(job: _Job, facts: BuildFacts) -> None:
 
 def _write(job: _Job, built: _Built) -> PlanEntry:
     toolkit, facts = job.toolkit, built.facts
-    name = f"{job.target}-{toolkit.flavour}-{toolkit.version}-{built.precision}.plan"
+    file = write_plan(job.bundle, f"{job.plan_name}.plan", built.plan)
+    job.refusal.unlink(missing_ok=True)  # of an earlier try
     return PlanEntry(
-        file=write_plan(job.bundle, name, built.plan),
+        file=file,
         flavour=toolkit.flavour,
         version=toolkit.version,
         target=job.target,

@@ -4,10 +4,14 @@ Handles free themselves once nothing refers to them, so that an array on the GPU
 that made it for as long as somebody reads it.
 """
 
+import contextlib
 import ctypes
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,13 +22,16 @@ from dinov2rt.runtime.errors import BackendError
 from dinov2rt.runtime.memory_layout import TensorSpec
 from dinov2rt.runtime.optional import require
 
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
     """The current device.
 
     `target` is its compute capability as in "sm80", `driver` the version of its driver as in
-    "580.65.06", and `cuda` the newest CUDA that the driver runs, (major, minor).
+    "580.65.06", or "unknown (CUDA 13.0)" where nothing tells it, and `cuda` the newest CUDA that
+    the driver runs, (major, minor).
     """
 
     ordinal: int
@@ -43,12 +50,14 @@ def find_gpu() -> Gpu:
     """
     ordinal = call("cudaGetDevice")
     properties = call("cudaGetDeviceProperties", ordinal)
+    cuda = _major_minor(call("cudaDriverGetVersion"))
     return Gpu(
         ordinal=ordinal,
         name=properties.name.decode().rstrip("\0"),
         target=f"sm{properties.major}{properties.minor}",
-        driver=_driver_version(),
-        cuda=_major_minor(call("cudaDriverGetVersion")),
+        # Of an unknown one its CUDA is kept: what was verified with another must not count here.
+        driver=_driver_version() or "unknown (CUDA {}.{})".format(*cuda),
+        cuda=cuda,
     )
 
 
@@ -64,6 +73,8 @@ def needed_cuda() -> tuple[int, int]:
 def call(function: str, *arguments: Any) -> Any:
     """Call `function` of the CUDA runtime and return what it returns besides its status.
 
+    That is None, a value, or a tuple of several.
+
     Raises:
         BackendError: the status is not success.
     """
@@ -72,7 +83,7 @@ def call(function: str, *arguments: Any) -> Any:
     if status != runtime.cudaError_t.cudaSuccess:
         _, message = runtime.cudaGetErrorString(status)
         raise BackendError(f"{function} failed: {message.decode()} ({status.name})")
-    return values[0] if values else None
+    return tuple(values) if len(values) > 1 else next(iter(values), None)
 
 
 class Stream:
@@ -93,10 +104,13 @@ class Stream:
 
 
 class Event:
-    """A point in a stream's work; done from the start, until it is recorded."""
+    """A point in a stream's work; done from the start, until it is recorded.
 
-    def __init__(self) -> None:
-        flags = _runtime().cudaEventDisableTiming
+    One that is `timed` keeps when it was reached, and costs a little more.
+    """
+
+    def __init__(self, *, timed: bool = False) -> None:
+        flags = _runtime().cudaEventDefault if timed else _runtime().cudaEventDisableTiming
         self.handle = int(call("cudaEventCreateWithFlags", flags))
         _free_with(self, "cudaEventDestroy", self.handle)
 
@@ -111,6 +125,29 @@ class Event:
     def synchronize(self) -> None:
         """Wait on the host until the work before it is done."""
         call("cudaEventSynchronize", self.handle)
+
+    def ms_since(self, earlier: "Event") -> float:
+        """Time on the GPU from `earlier` until this one, both of them timed and done."""
+        return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
+
+
+class Stopwatch:
+    """Points in the work of `stream`, `num_marks` of them, and the time between them."""
+
+    def __init__(self, stream: Stream, num_marks: int) -> None:
+        self._stream = stream
+        # All made beforehand: making one in the midst of the work would hold it up.
+        self._events = [Event(timed=True) for _ in range(num_marks)]
+        self._unused = iter(self._events)
+
+    def mark(self) -> None:
+        """Mark what was enqueued so far."""
+        next(self._unused).record(self._stream.handle)
+
+    def laps_ms(self) -> tuple[float, ...]:
+        """From each mark to the next, all of them being set; waits for the last."""
+        self._events[-1].synchronize()
+        return tuple(after.ms_since(before) for before, after in pairwise(self._events))
 
 
 class DeviceMemory:
@@ -214,9 +251,17 @@ def _runtime() -> ModuleType:
     return require("cuda.bindings.runtime", extra="tensorrt", purpose="the TensorRT backend")
 
 
-def _driver_version() -> str:
-    system = require("cuda.core.system", extra="tensorrt", purpose="the TensorRT backend")
-    return ".".join(f"{part:02}" for part in system.get_kernel_mode_driver_version())
+def _driver_version() -> str | None:
+    """That of the driver, or None where neither NVML nor the driver's own file tells."""
+    # Whatever is wrong with NVML, or with a cuda-core of another age, the GPU is there.
+    with contextlib.suppress(Exception):
+        system = require("cuda.core.system", extra="tensorrt", purpose="the version of the driver")
+        return ".".join(f"{part:02}" for part in system.get_kernel_mode_driver_version())
+    with contextlib.suppress(OSError):
+        text = _DRIVER_FILE.read_text(encoding="utf-8", errors="replace")
+        if (version := re.search(r"\s(\d+(\.\d+)+)\s", text)) is not None:
+            return version[1]
+    return None
 
 
 def _major_minor(version: int) -> tuple[int, int]:

@@ -1,7 +1,10 @@
 """ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
+import contextlib
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import numpy as np
@@ -14,6 +17,8 @@ from dinov2rt.runtime.optional import require
 Device = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Without TF32, its default, in which float32 factors are cut to a fraction of 10 bits.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 _ERRORS_ONLY = 3
 
 
@@ -31,6 +36,14 @@ def cannot_run(device: Device) -> str | None:
     )
 
 
+def load_cuda_libraries(ort: ModuleType) -> None:
+    """Load those of CUDA that only pip brought, where a provider would not look for them."""
+    if hasattr(ort, "preload_dlls"):
+        # What it prints of those that are missing is no part of a verb's output.
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+
+
 class OnnxRuntimeBackend:
     """One session over one graph file. Sessions are safe to run from several threads."""
 
@@ -42,11 +55,14 @@ class OnnxRuntimeBackend:
         self.description = f"onnxruntime {ort.__version__}, {device}"
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        if device == "cuda":
+            load_cuda_libraries(ort)
+        provider = (_PROVIDERS[device], _PROVIDER_OPTIONS[device])
         try:
             options.intra_op_num_threads = threads or 0  # 0: one a core
             # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
             self._session: Any = ort.InferenceSession(
-                graph, options, providers=[_PROVIDERS[device]], enable_fallback=False
+                graph, options, providers=[provider], enable_fallback=False
             )
         except Exception as error:  # its errors share no base class
             raise BackendError(

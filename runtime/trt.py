@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dinov2rt.runtime.cuda import call
+from dinov2rt.runtime.cuda import Stopwatch, call
 from dinov2rt.runtime.device_arrays import is_on_gpu
 from dinov2rt.runtime.errors import BackendError
 from dinov2rt.runtime.geometry import ImageSize
@@ -47,15 +47,23 @@ class TensorRTBackend:
         Raises:
             PlanInputError: a shape outside every profile, or padding, which plans cannot do.
         """
-        plan = self._plan  # another thread may close it meanwhile
-        if plan is None:
-            raise BackendError("the model is closed; load it again")
-        images = plan_input(plan.entry, inputs)
-        profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
-        call("cudaSetDevice", plan.gpu.ordinal)  # the current device is a thread's own
-        with self._lane(plan) as lane:
+        with self._prepared(inputs) as (lane, images, profile):
             run = lane.run_on_device if device_outputs else lane.run
             return dict(run(images, profile, outputs))
+
+    def phases_ms(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str]
+    ) -> tuple[float, float, float]:
+        """Time on the GPU of one call's copy to it, computation, and copies from it.
+
+        Raises:
+            PlanInputError: as `infer` does.
+        """
+        with self._prepared(inputs) as (lane, images, profile):
+            watch = Stopwatch(lane.stream, num_marks=4)
+            lane.run(images, profile, outputs, watch.mark)
+            to_device, compute, to_host = watch.laps_ms()
+            return to_device, compute, to_host
 
     def batch_limit(self, size: ImageSize) -> int | None:
         """The most images of `size` that a profile allows; see `Backend.batch_limit`."""
@@ -66,6 +74,18 @@ class TensorRTBackend:
         self._plan = None
         while self._idle:
             self._idle.pop().stream.synchronize()
+
+    @contextmanager
+    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, int]]:
+        """A lane for one call, and the images and the profile that it runs."""
+        plan = self._plan  # another thread may close it meanwhile
+        if plan is None:
+            raise BackendError("the model is closed; load it again")
+        images = plan_input(plan.entry, inputs)
+        profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
+        call("cudaSetDevice", plan.gpu.ordinal)  # the current device is a thread's own
+        with self._lane(plan) as lane:
+            yield lane, images, profile
 
     @contextmanager
     def _lane(self, plan: LoadedPlan) -> Iterator[Lane]:

@@ -1,7 +1,7 @@
 """One stream of work through a plan: its contexts, its buffers and its CUDA graphs."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -29,6 +29,12 @@ from dinov2rt.runtime.trt_flavour import Contexts
 
 _GRAPHS_PER_LANE = 8
 _SCRATCH = "scratch memory"
+
+Mark = Callable[[], None]
+
+
+def _no_mark() -> None:
+    """What is called between the steps of a batch that nobody times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +92,22 @@ class Lane:
         self._input_read = Event()
         self._input_owner: DeviceView | None = None
 
-    def run(self, images: Any, profile: int, outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
-        """The outputs that are asked for, on the host."""
-        bound = self._enqueue(images, profile)
+    def run(
+        self, images: Any, profile: int, outputs: Sequence[str], mark: Mark = _no_mark
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs that are asked for, on the host.
+
+        `mark` is called four times: before the copy of the input is enqueued and after it, after
+        the plan is, and after the copies of the outputs are.
+        """
+        bound = self._enqueue(images, profile, mark)
         specs = {name: bound.outputs[name] for name in outputs}
         layout = MemoryLayout.of({name: spec.num_bytes for name, spec in specs.items()})
         staging = self._pinned("outputs", layout.total_bytes)
         for name, spec in specs.items():
             target = staging.address + layout.offsets[name]
             self.stream.copy(target, bound.addresses[name], spec.num_bytes)
+        mark()
         self.stream.synchronize()
         self._input_owner = None
         return {
@@ -115,31 +128,35 @@ class Lane:
         ready.record(self.stream.handle)
         return arrays
 
-    def _enqueue(self, images: Any, profile: int) -> _Bound:
+    def _enqueue(self, images: Any, profile: int, mark: Mark = _no_mark) -> _Bound:
         """Copy the input and run the plan on it."""
         shape = tuple(images.shape)
         bound = self._graphs.get((profile, shape), partial(self._prepare, profile, shape))
         if bound is None:
             bound = self._bind(self._context, profile, shape)
-        self._copy_in(images, bound.addresses[self._plan.entry.input_name])
+        source, num_bytes = self._source(images)
+        mark()
+        self.stream.copy(bound.addresses[self._plan.entry.input_name], source, num_bytes)
+        self._input_read.record(self.stream.handle)
+        mark()
         self._launch(bound)
+        mark()
         return bound
 
-    def _copy_in(self, images: Any, target: int) -> None:
+    def _source(self, images: Any) -> tuple[int, int]:
+        """Address and bytes of what the GPU can copy: `images` there, or staged on the host."""
         # What the last call copied from may be overwritten or freed only once it was read.
         self._input_read.synchronize()
         if is_on_gpu(images):
             view = view_of(images, self.stream, self._plan.gpu.ordinal)
             self._check_dtype(view.spec.dtype)
             self._input_owner = view
-            self.stream.copy(target, view.address, view.spec.num_bytes)
-        else:
-            self._check_dtype(images.dtype)
-            spec = TensorSpec(images.shape, images.dtype)
-            staging = self._pinned("input", spec.num_bytes)
-            staging.array(0, spec)[...] = images
-            self.stream.copy(target, staging.address, spec.num_bytes)
-        self._input_read.record(self.stream.handle)
+            return view.address, view.spec.num_bytes
+        self._check_dtype(images.dtype)
+        spec = TensorSpec(images.shape, images.dtype)
+        staging = self._pinned("input", spec.num_bytes)
+        staging.array(0, spec)[...] = images
+        return staging.address, spec.num_bytes
 
     def _check_dtype(self, dtype: np.dtype[Any]) -> None:
         expected = self._plan.dtype(self._plan.entry.input_name)

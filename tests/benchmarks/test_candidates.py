@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks import requirements
-from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.candidate import Candidate, PhaseTimer, Runner, Task
 from dinov2rt.benchmarks.candidates import CANDIDATES, find
 from dinov2rt.benchmarks.photo_batch import photo_batch
 from dinov2rt.benchmarks.plain_export import plain_export
@@ -19,7 +19,7 @@ from dinov2rt.export.checkpoint import load_weights
 from dinov2rt.export.golden import eager_case
 from dinov2rt.export.model import load_eager
 from dinov2rt.runtime.errors import BackendError, InputError, WeightsError
-from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.runtime.geometry import ImageSize, Snap
 from dinov2rt.runtime.inputs import InputFormat
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.normalization import normalize
@@ -80,6 +80,33 @@ def test_the_product_gives_the_tokens_of_the_reference(backend: str, task: Task)
         assert distance(runner, task, SIZES[0], batch=2) < 1e-5
         assert runner.version.startswith("dinov2rt ")
         assert f"fp32 on {backend} " in runner.version
+
+
+@pytest.mark.parametrize("name", ["eager", "dinov2rt-onnxruntime-fp32"])
+def test_only_calls_on_a_gpu_have_phases(name: str, bundle_s: Path) -> None:
+    with opened(name, Task(bundle_s, "cpu", threads=1)) as runner:
+        assert isinstance(runner, PhaseTimer)
+        assert runner.phases(runner.prepare(photo_batch(1, SIZES[2]))) is None
+
+
+def test_float32_of_torch_is_float32_on_a_gpu_as_well(bundle_s: Path) -> None:
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = True  # its default
+    with opened("eager", Task(bundle_s, "cpu", threads=1)):
+        assert not torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_the_product_runs_the_largest_batch_in_one_pass(bundle_s: Path) -> None:
+    from dinov2rt.benchmarks.product import ProductRunner
+
+    task = Task(bundle_s, "cpu", threads=1)
+    runner = ProductRunner(task, backend="onnxruntime", precision=Precision.FP32)
+    largest = np.empty((1024, 518, 518, 3), np.uint8)  # not touched, and so no memory
+    (group,) = runner._model._groups(largest, Snap.CROP)
+    assert [len(images) for images in runner._model._passes(group)] == [1024]
+    runner.close()
 
 
 def test_transformers_agrees_on_the_trained_grid(task: Task) -> None:

@@ -88,11 +88,15 @@ def test_scratch_memory_grows_linearly_with_the_number_of_tokens(plan_s_reg: Pla
 
 
 def test_building_again_replaces_the_plan_and_says_what_was_asked_for(
-    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path], trt: Any
 ) -> None:
     bundle = copy_of(bundle_s_reg)
     said: list[str] = []
+    refused = bundle / "plans" / f"sm80-tensorrt_rtx-{trt.__version__}-fp16.refused.txt"
+    refused.parent.mkdir()
+    refused.touch()
     first = build_plan(bundle, SMALL, said.append)
+    assert not refused.exists(), "it is out of date"
     assert any("building 1 profiles for sm80 with tensorrt_rtx" in line for line in said)
     options = dataclasses.replace(SMALL, weight_streaming=True, optimization_level=0)
     second = build_plan(bundle, options)
@@ -121,14 +125,32 @@ def test_float32_attention_fails_the_fusion_proof_and_leaves_the_bundle_as_it_wa
     ],
 )
 def test_a_graph_for_which_the_builder_has_no_fused_kernel_fails(
-    max_batch: int, message: str, bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+    max_batch: int, message: str, bundle_s_reg: Path, copy_of: Callable[[Path], Path], trt: Any
 ) -> None:
     """float32 throughout: honest about its type, but without a dedicated attention kernel."""
     bundle = copy_of(bundle_s_reg)
     options = dataclasses.replace(SMALL, max_batch=max_batch, precision=Precision.FP32)
-    with pytest.raises(FusionError, match=message):
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(FusionError, match=message) as refused:
         build_plan(bundle, options)
-    assert not (bundle / "plans").exists()
+    assert (bundle / "manifest.json").read_bytes() == before
+    (evidence,) = (bundle / "plans").iterdir()
+    assert evidence.name == f"sm80-tensorrt_rtx-{trt.__version__}-fp32.refused.txt"
+    assert str(refused.value).endswith(f"; all that the builder said is in {evidence}")
+    reason, *said = evidence.read_text().splitlines()
+    assert str(refused.value).startswith(reason)
+    assert any("blocks.0/" in line for line in said)
+    assert ("Layers:" in said) == (max_batch == 1), "only then was there a plan to look into"
+
+
+def test_evidence_that_cannot_be_kept_does_not_hide_the_reason(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    (bundle / "plans").touch()  # no folder can be made there
+    options = dataclasses.replace(SMALL, max_batch=1, precision=Precision.FP32)
+    with pytest.raises(FusionError, match=r"the plan is not kept$"):
+        build_plan(bundle, options)
 
 
 def test_a_profile_over_the_memory_limit_is_refused_with_both_figures(

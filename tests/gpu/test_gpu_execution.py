@@ -1,5 +1,6 @@
 """Threads, memory, graphs and arrays on the GPU."""
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,11 +11,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.benchmarks.product import ProductRunner
+from dinov2rt.benchmarks.torch_peers import open_eager
 from dinov2rt.runtime.cuda import call
 from dinov2rt.runtime.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.manifest import FileEntry, Manifest
 from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.precision import Precision
 from dinov2rt.runtime.trt_lane import _GRAPHS_PER_LANE
 
 pytestmark = pytest.mark.gpu
@@ -81,6 +86,38 @@ def test_streamed_batches_come_back_in_their_order(plan: Model, noise: Noise) ->
     for pixels, got in zip(batches, plan.map(batches), strict=True):
         assert isinstance(got, Features)
         np.testing.assert_allclose(got.cls_token, plan(pixels).cls_token, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.usefixtures("plan")  # it is verified by that, or loading it would warn
+def test_the_phases_of_a_call_take_no_longer_than_it(built: Path, noise: Noise) -> None:
+    runner = ProductRunner(Task(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
+    pixels = noise(4, 518, 518)
+    for _ in range(3):  # plain, captured, replayed
+        started = time.perf_counter()
+        phases = runner.phases(pixels)
+        elapsed_ms = 1e3 * (time.perf_counter() - started)
+        assert phases is not None
+        parts = (phases.host_to_device_ms, phases.compute_ms, phases.device_to_host_ms)
+        assert min(parts) > 0
+        assert sum(parts) < elapsed_ms
+    runner.close()
+
+
+@needs_torch
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_phases_of_eager_pytorch_take_no_longer_than_the_call(
+    built: Path, noise: Noise, autocast: bool
+) -> None:
+    runner = open_eager(Task(built, "cuda", 1), autocast=autocast)
+    prepared = runner.prepare(noise(4, 518, 518))
+    runner.run(prepared)
+    started = time.perf_counter()
+    phases = runner.phases(prepared)
+    elapsed_ms = 1e3 * (time.perf_counter() - started)
+    assert phases is not None
+    parts = (phases.host_to_device_ms, phases.compute_ms, phases.device_to_host_ms)
+    assert min(parts) > 0
+    assert sum(parts) < elapsed_ms
 
 
 @needs_torch

@@ -80,6 +80,34 @@ def test_a_failing_device_is_not_left_for_another_one(graph: Path) -> None:
     assert backend._session._enable_fallback is False
 
 
+def test_cuda_libraries_are_loaded_before_a_session_on_a_gpu_and_nothing_is_said_on_stdout(
+    graph: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, *_: object, providers: list[object], **__: object) -> None:
+            calls.append(providers)
+            raise RuntimeError("no GPU")
+
+    def preload() -> None:
+        sys.stdout.write("Failed to load libcudart\n")
+        calls.append(["preload"])
+
+    monkeypatch.setattr(onnxruntime, "preload_dlls", preload)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    for device in ("cpu", "cuda"):
+        with pytest.raises(BackendError, match="no GPU"):
+            OnnxRuntimeBackend(graph, device=device, threads=None)  # type: ignore[arg-type]
+    assert calls == [
+        [("CPUExecutionProvider", {})],
+        ["preload"],
+        [("CUDAExecutionProvider", {"use_tf32": "0"})],
+    ]
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "Failed to load libcudart\n")
+
+
 def test_the_cpu_can_run() -> None:
     assert cannot_run("cpu") is None
 

@@ -2,6 +2,8 @@
 
 import inspect
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -29,6 +31,8 @@ NO_DRIVER = "failed: .+ [(]cudaError(InsufficientDriver|NoDevice)[)]$"
         (cuda.find_gpu, "cudaGetDevice"),
         (cuda.Stream, "cudaStreamCreateWithFlags"),
         (cuda.Event, "cudaEventCreateWithFlags"),
+        (lambda: cuda.Event(timed=True), "cudaEventCreateWithFlags"),
+        (lambda: cuda.call("cudaMemGetInfo"), "cudaMemGetInfo"),
         (lambda: cuda.DeviceMemory(256), "cudaMalloc"),
         (lambda: cuda.PinnedMemory(256), "cudaMallocHost"),
     ],
@@ -47,6 +51,72 @@ def test_every_function_that_is_called_exists() -> None:
     owners = (runtime, runtime.cudaError_t, runtime.cudaMemcpyKind, runtime.cudaStreamCaptureMode)
     missing = {name for name in names if not any(hasattr(owner, name) for owner in owners)}
     assert missing == set()
+
+
+@pytest.mark.parametrize(("values", "result"), [((), None), ((7,), 7), ((0,), 0), ((5, 8), (5, 8))])
+def test_what_a_call_returns_besides_its_status(
+    monkeypatch: pytest.MonkeyPatch, values: tuple[int, ...], result: object
+) -> None:
+    success = runtime.cudaError_t.cudaSuccess
+    answers = SimpleNamespace(cudaError_t=runtime.cudaError_t, ask=lambda: (success, *values))
+    monkeypatch.setattr(cuda, "_runtime", lambda: answers)
+    assert cuda.call("ask") == result
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue Jun  6 22:20:39 2023\n"
+            "GCC version:  gcc version 11.4.0 (Ubuntu 11.4.0-1ubuntu1~22.04)\n",
+            "535.54.03",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build  "
+            "(dvs-builder@U22)  Sun Jul 27 06:51:58 UTC 2025\nGCC version:\n",
+            "580.65.06",
+        ),
+        ("", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("system", [SimpleNamespace(), "not to be had"])
+def test_the_drivers_own_file_tells_where_nvml_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    text: str | None,
+    version: str | None,
+    system: object,
+) -> None:
+    """A cuda-core without the call, or without NVML: `find_gpu` goes on."""
+
+    def require(*_: object, **__: object) -> object:
+        if isinstance(system, str):
+            raise RuntimeError(system)
+        return system
+
+    monkeypatch.setattr(cuda, "require", require)
+    monkeypatch.setattr(cuda, "_DRIVER_FILE", tmp_path / "version")
+    if text is not None:
+        (tmp_path / "version").write_text(text)
+    assert cuda._driver_version() == version
+
+
+def test_nvml_tells_the_driver_as_nvidia_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    system = SimpleNamespace(get_kernel_mode_driver_version=lambda: (580, 65, 6))
+    monkeypatch.setattr(cuda, "require", lambda *_, **__: system)
+    assert cuda._driver_version() == "580.65.06"
+
+
+def test_a_gpu_is_found_though_nothing_tells_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = {
+        "cudaGetDevice": 0,
+        "cudaGetDeviceProperties": SimpleNamespace(name=b"NVIDIA A100\0", major=8, minor=0),
+        "cudaDriverGetVersion": 13000,
+    }
+    monkeypatch.setattr(cuda, "call", lambda function, *_: answers[function])
+    monkeypatch.setattr(cuda, "_driver_version", lambda: None)
+    assert cuda.find_gpu() == cuda.Gpu(0, "NVIDIA A100", "sm80", "unknown (CUDA 13.0)", (13, 0))
 
 
 def test_a_driver_must_know_the_major_version_of_the_libraries() -> None:
