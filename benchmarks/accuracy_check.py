@@ -47,8 +47,8 @@ def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
     return Accuracy(
         passed=all(output.passed for output in compared),
         limits=str(limits),
-        cosine_min=min(output.cosine_min for output in compared),
-        relative_l2=max(output.relative_l2 for output in compared),
+        cosine_min=float(np.min([output.cosine_min for output in compared])),  # NaN if any is
+        relative_l2=float(np.max([output.relative_l2 for output in compared])),
         cls_cosine_min=float(_cosines(outputs, reference, "cls_token").min()),
         patch_cosine_p1=float(np.percentile(_cosines(outputs, reference, "patch_tokens"), 1)),
         nan_count=sum(output.nan_count for output in compared),

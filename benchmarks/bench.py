@@ -1,33 +1,77 @@
 """From bundles to one `BenchmarkRun`: what `dinov2rt bench` does."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dinov2rt._version import __version__
 from dinov2rt.benchmarks.environment import describe_environment
-from dinov2rt.benchmarks.measure import Measured, Request, Say, measure_bundle
+from dinov2rt.benchmarks.gpu_state import GpuState, watched
+from dinov2rt.benchmarks.measure import Measured, Request, Say, measure_bundle, own_candidates
 from dinov2rt.benchmarks.photo_batch import DESCRIPTION
-from dinov2rt.benchmarks.results import SCHEMA_VERSION, BenchmarkRun, BundleFacts, Settings
+from dinov2rt.benchmarks.results import (
+    SCHEMA_VERSION,
+    BenchmarkRun,
+    BundleFacts,
+    Environment,
+    Settings,
+)
 from dinov2rt.benchmarks.roof import measure_roof
+from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.manifest import MANIFEST_NAME, Manifest
 
 
-def bench(bundles: Sequence[Path], request: Request, *, command: str, say: Say) -> BenchmarkRun:
+def bench(
+    bundles: Sequence[Path], request: Request, *, command: str, say: Say
+) -> Iterator[BenchmarkRun]:
     """Measure `bundles` one after the other.
 
+    Gives the run as far as it has come: without any row before the first cell, then after every
+    cell. The last one is whole.
+
     Raises:
-        CandidateError: the reference could not run.
+        InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
+        CandidateError: the reference cannot be loaded.
         BundleError: a bundle cannot be read.
     """
-    facts = [_bundle_facts(bundle) for bundle in bundles]
+    run = _begun(bundles, request, command, say)
+    yield run
+    done, so_far = Measured(), Measured()
+    with watched() as gpu:
+        for bundle in bundles:
+            for so_far in measure_bundle(bundle, request, run.roof, say):
+                yield _with(run, done + so_far)
+            done += so_far
+    yield _with(replace(run, environment=_under_load(run.environment, gpu)), done)
+
+
+def _with(run: BenchmarkRun, measured: Measured) -> BenchmarkRun:
+    return replace(
+        run,
+        candidates=measured.candidates,
+        missing=measured.missing,
+        rows=measured.rows,
+    )
+
+
+def _under_load(environment: Environment, gpu: GpuState) -> Environment:
+    return replace(
+        environment,
+        details=environment.details | gpu.details,
+        warnings=(*environment.warnings, *gpu.warnings),
+    )
+
+
+def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) -> BenchmarkRun:
+    """What is known before the first cell."""
+    facts = tuple(_bundle_facts(bundle) for bundle in bundles)
+    _refuse_one_variant_twice(facts)
+    for bundle in bundles:
+        own_candidates(bundle, request)
     environment = describe_environment(request.device)
     say("measuring what this machine can do at most")
-    roof = measure_roof(request.device, request.threads)
-    measured = Measured()
-    for bundle in bundles:
-        measured.extend(measure_bundle(bundle, request, roof, say))
     return BenchmarkRun(
         schema=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,12 +85,22 @@ def bench(bundles: Sequence[Path], request: Request, *, command: str, say: Say) 
             min_turns=request.min_turns,
         ),
         environment=environment,
-        roof=roof,
-        bundles=tuple(facts),
-        candidates=tuple(measured.candidates),
-        missing=tuple(measured.missing),
-        rows=tuple(measured.rows),
+        roof=measure_roof(request.device, request.threads),
+        bundles=facts,
+        candidates=(),
+        missing=(),
+        rows=(),
     )
+
+
+def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
+    variants = [bundle.variant for bundle in facts]
+    for variant in variants:
+        if variants.count(variant) > 1:
+            raise InputError(
+                f"{variants.count(variant)} bundles of {variant}, whose rows could not be told "
+                "apart; measure one after the other and compare with --against"
+            )
 
 
 def _bundle_facts(bundle: Path) -> BundleFacts:

@@ -17,6 +17,7 @@ from dinov2rt.benchmarks.requirements import (
     cannot_run_product,
     cannot_run_torch,
     cannot_run_transformers,
+    product_is_for,
 )
 from dinov2rt.runtime.errors import InputError
 from dinov2rt.runtime.precision import Precision
@@ -120,6 +121,7 @@ def _product(backend: str, precision: Precision) -> Candidate:
         precision=precision,
         is_peer=False,
         cannot_run=partial(cannot_run_product, backend=backend, precision=precision),
+        is_for=partial(product_is_for, backend=backend, precision=precision),
         open=partial(_open_product, backend=backend, precision=precision),
         libraries=(f"{_ROOM}.product", *_LIBRARIES[backend]),
     )

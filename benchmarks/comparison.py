@@ -1,17 +1,30 @@
 """Two runs on one machine: what became faster or slower, beyond the noise between them."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
 from dinov2rt.benchmarks.formats import ratio_text, significant
-from dinov2rt.benchmarks.movement import Movement, Noise, measure_noise, movement
+from dinov2rt.benchmarks.movement import Movement, Noise, measure_noise, movement, rate_ratio
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.tables import Table
 from dinov2rt.runtime.errors import InputError
 
 _RowKey = tuple[Cell, str]
+
+_MACHINE = ("machine", "cpu", "gpu", "cores", "affinity")
+_MACHINE_SETTINGS = (
+    "governor",
+    "turbo off",
+    "boost",
+    "cgroup cpu.max",
+    "cgroup cpu quota in us",
+    "cgroup cpu period in us",
+    "GPU driver",
+    "GPU power limit",
+)
+"""The details of an environment that somebody chose; clocks, heat and throttling come and go."""
 
 
 class Verdict(StrEnum):
@@ -78,7 +91,7 @@ def compare(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
     Raises:
         InputError: the runs are of unlike machines, settings or weights, or share no row.
     """
-    _refuse_unlike(old, new)
+    refuse_unlike(old, new)
     old_rows, new_rows = _rows(old), _rows(new)
     lost = _lost_rows(old_rows, new)
     shared = [key for key in old_rows if key in new_rows or key in lost]
@@ -88,21 +101,23 @@ def compare(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
     return Comparison(
         noise=noise,
         changes=tuple(
-            _change(old, old_rows[key], new_rows.get(key) or lost[key], noise) for key in shared
+            _change(old, new, old_rows[key], new_rows.get(key) or lost[key], noise)
+            for key in shared
         ),
         only_old=_names(key for key in old_rows if key not in shared),
         only_new=_names(key for key in new_rows if key not in old_rows),
     )
 
 
-def _refuse_unlike(old: BenchmarkRun, new: BenchmarkRun) -> None:
-    here, there = _conditions(new), _conditions(old)
-    weights_here, weights_there = _weights(new), _weights(old)
-    for variant in weights_here.keys() & weights_there.keys():
-        name = f"weights of {variant}"
-        here[name], there[name] = weights_here[variant], weights_there[variant]
-    for name in sorted(here):
-        if here[name] != there[name]:
+def refuse_unlike(old: BenchmarkRun, new: BenchmarkRun) -> None:
+    """Refuse runs that cannot be compared; `new` needs no rows yet.
+
+    Raises:
+        InputError: the runs are of unlike machines, settings or weights.
+    """
+    there, here = _conditions(old), _conditions(new)
+    for name in sorted(there.keys() & here.keys()):
+        if there[name] != here[name]:
             raise InputError(
                 f"the runs differ in {name}: {there[name]!r} in the old one, {here[name]!r} in the "
                 "new one; compare runs of one machine, with equal settings and weights"
@@ -110,22 +125,19 @@ def _refuse_unlike(old: BenchmarkRun, new: BenchmarkRun) -> None:
 
 
 def _conditions(run: BenchmarkRun) -> dict[str, Any]:
-    environment = {
-        f"environment.{name}": getattr(run.environment, name)
-        for name in ("machine", "cpu", "gpu", "cores")
-    }
-    settings = {
-        f"settings.{field.name}": getattr(run.settings, field.name)
-        for field in fields(run.settings)
-    }
-    # times are compared by the matrix rate, which depends on the product that it was measured with
-    return environment | settings | {"roof.matrix_shape": run.roof.matrix_shape}
-
-
-def _weights(run: BenchmarkRun) -> dict[str, str]:
+    """What must be equal in two runs, by name, where both have it."""
+    machine, roof = run.environment, run.roof
     return {
-        bundle.variant: f"{bundle.weights_source} ({bundle.weights_sha256})"
-        for bundle in run.bundles
+        **{f"environment.{name}": getattr(machine, name) for name in _MACHINE},
+        **{f"environment.details.{name}": machine.details.get(name) for name in _MACHINE_SETTINGS},
+        **{f"settings.{name}": value for name, value in asdict(run.settings).items()},
+        # times are compared by the matrix rate, which depends on the product and who computes it
+        "roof.matrix_shape": roof.matrix_shape,
+        **{f"roof.matrix_library.{name}": value for name, value in roof.matrix_library.items()},
+        **{
+            f"weights of {bundle.variant}": f"{bundle.weights_source} ({bundle.weights_sha256})"
+            for bundle in run.bundles
+        },
     }
 
 
@@ -147,8 +159,8 @@ def _names(keys: Iterable[_RowKey]) -> tuple[str, ...]:
     return tuple(f"{cell} {candidate}" for cell, candidate in keys)
 
 
-def _change(old: BenchmarkRun, before: Row, after: Row, noise: Noise) -> Change:
-    moved = movement(before, after)
+def _change(old: BenchmarkRun, new: BenchmarkRun, before: Row, after: Row, noise: Noise) -> Change:
+    moved = movement(before, after, rate_ratio(old, new, before))
     return Change(
         cell=before.cell,
         candidate=before.candidate,

@@ -10,6 +10,7 @@ says.
 
 import argparse
 import json
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.candidate import Task
-from dinov2rt.benchmarks.clock import peak_rss_mib, timed
+from dinov2rt.benchmarks.clock import rss_mib, timed
 from dinov2rt.benchmarks.flops import flops, quadratic_flops
 from dinov2rt.benchmarks.photo_batch import photo_batch
 from dinov2rt.benchmarks.roof import matrix_gflops, matrix_product, measure_roof
@@ -39,6 +40,22 @@ _MAP_SIDE = 224
 _MAP_TURNS = 3
 
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What to measure: (batch, side) of each shape, and `images` through `model.map`, or 0."""
+
+    shapes: tuple[tuple[int, int], ...]
+    seconds: float
+    images: int
+    map_batch: int
+
+    @property
+    def max_pixels(self) -> int:
+        """Of the largest batch, that of `model.map` included, so that none is run in parts."""
+        mapped = [(self.map_batch, _MAP_SIDE)] if self.images else []
+        return max(batch * side**2 for batch, side in (*self.shapes, *mapped))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +83,8 @@ class Point:
 class MapRate:
     """`model.map` beside single calls with the same batch, in turns; images/s of the whole job.
 
-    `ratio` is the median over the turns; `growth_mib` is what the peak of memory rose by during
-    the second half of all turns.
+    `ratio` is the median over the turns; `rss_growth_mib` is what the process held in memory after
+    the last turn, less what it held after the first.
     """
 
     batch: int
@@ -75,7 +92,7 @@ class MapRate:
     map_images_per_s: float
     calls_images_per_s: float
     ratio: float
-    growth_mib: float
+    rss_growth_mib: float
 
 
 def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> list[Point]:
@@ -107,11 +124,11 @@ def map_rate(model: Model, batch: int, images: int) -> MapRate:
         "calls": lambda: _exhaust(model(pixels) for pixels in _copies(crops, count)),
     }
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    peaks = []
+    held_mib = []
     for _ in range(_MAP_TURNS):
         for name, way in ways.items():
             taken[name].append(timed(way)[0] / 1e3)
-        peaks.append(peak_rss_mib())
+        held_mib.append(rss_mib())
     done = count * batch
     ratios = [calls / mapped for calls, mapped in zip(taken["calls"], taken["map"], strict=True)]
     return MapRate(
@@ -120,7 +137,7 @@ def map_rate(model: Model, batch: int, images: int) -> MapRate:
         map_images_per_s=done / statistics.median(taken["map"]),
         calls_images_per_s=done / statistics.median(taken["calls"]),
         ratio=statistics.median(ratios),
-        growth_mib=peaks[-1] - peaks[len(peaks) // 2],
+        rss_growth_mib=held_mib[-1] - held_mib[0],
     )
 
 
@@ -167,36 +184,75 @@ def _text(points: Sequence[Point], mapped: MapRate | None) -> str:
     if mapped is not None:
         lines.append(
             f"map over {mapped.images} images, batch {mapped.batch}: {mapped.map_images_per_s:.1f} "
-            f"images/s, {mapped.ratio:.3f} of single calls; memory rose by {mapped.growth_mib:.1f} "
-            "MiB in the second half"
+            f"images/s, {mapped.ratio:.3f} of single calls; memory rose by "
+            f"{mapped.rss_growth_mib:.1f} MiB from the first turn to the last"
         )
     return "\n".join(lines)
 
 
-def _numbers(text: str) -> list[int]:
-    if not all(number.isdigit() and int(number) for number in text.split(",")):
-        raise InputError(f"{text!r}; allowed are whole numbers from 1, separated by commas")
-    return [int(number) for number in text.split(",")]
-
-
-def main() -> int:
-    """Print the measurement; the exit status is 0, or 2 for bad input."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="growth", description="cost by batch and side")
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--batch", default=_BATCHES, help=f"at side 224 (default: {_BATCHES})")
     parser.add_argument("--size", default=_SIDES, help=f"at batch 1 (default: {_SIDES})")
-    parser.add_argument("--seconds", type=float, default=2.0, help="a shape (default: 2)")
-    parser.add_argument("--images", type=int, default=1000, help="for map; 0 leaves it out")
-    parser.add_argument("--map-batch", type=int, default=8, help="for map (default: 8)")
+    parser.add_argument("--seconds", default="2", help="a shape (default: 2)")
+    parser.add_argument("--images", default="1000", help="for map; 0 leaves it out (default: 1000)")
+    parser.add_argument("--map-batch", default="8", help="for map (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
-    given = parser.parse_args()
+    return parser
+
+
+def _request(given: argparse.Namespace) -> _Request:
+    batches, sides = _counts("batch", given.batch), _counts("size", given.size)
+    return _Request(
+        shapes=(
+            *((batch, _MAP_SIDE) for batch in batches),
+            *((1, side) for side in sides if side != _MAP_SIDE),
+        ),
+        seconds=_seconds(given.seconds),
+        images=_count("images", given.images, least=0),
+        map_batch=_count("map-batch", given.map_batch, least=1),
+    )
+
+
+def _counts(option: str, text: str) -> list[int]:
+    if not all(_is_count(number, least=1) for number in text.split(",")):
+        raise InputError(f"--{option} {text!r}; allowed are whole numbers from 1, as in 1,8,32")
+    return [int(number) for number in text.split(",")]
+
+
+def _count(option: str, text: str, *, least: int) -> int:
+    if not _is_count(text, least=least):
+        raise InputError(f"--{option} {text!r}; allowed is a whole number from {least}")
+    return int(text)
+
+
+def _is_count(text: str, *, least: int) -> bool:
+    return text.isascii() and text.isdecimal() and int(text) >= least
+
+
+def _seconds(text: str) -> float:
     try:
-        shapes = [(batch, _MAP_SIDE) for batch in _numbers(given.batch)]
-        shapes += [(1, side) for side in _numbers(given.size) if side != _MAP_SIDE]
-        largest = max(batch * side**2 for batch, side in shapes)
-        with load(given.bundle, device="cpu", max_pixels=largest) as model:
-            points = curve(model, shapes, given.seconds)
-            mapped = map_rate(model, given.map_batch, given.images) if given.images else None
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"--seconds {text!r}; allowed is a finite number from 0")
+    return seconds
+
+
+def _measure(bundle: Path, request: _Request) -> tuple[list[Point], MapRate | None]:
+    with load(bundle, device="cpu", max_pixels=request.max_pixels) as model:
+        points = curve(model, request.shapes, request.seconds)
+        mapped = map_rate(model, request.map_batch, request.images) if request.images else None
+    return points, mapped
+
+
+def main() -> int:
+    """Print the measurement; the exit status is 0, or 2 for bad input."""
+    given = _parser().parse_args()
+    try:
+        points, mapped = _measure(given.bundle, _request(given))
     except Dinov2rtError as error:
         print(f"growth: {error}", file=sys.stderr)
         return error.exit_status

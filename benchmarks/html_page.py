@@ -9,10 +9,12 @@ from markupsafe import Markup
 from dinov2rt.benchmarks.formats import percent, precision_name, significant
 from dinov2rt.benchmarks.markdown import READING, method
 from dinov2rt.benchmarks.plots import plot_groups
+from dinov2rt.benchmarks.readme_table import measured_chip
 from dinov2rt.benchmarks.results import BenchmarkRun
 from dinov2rt.benchmarks.summary import Standing, cells, duels, sentences
 from dinov2rt.benchmarks.svg import PALETTE, Marks
 from dinov2rt.benchmarks.tables import (
+    COLD_START,
     cold_start_table,
     environment_table,
     latency_table,
@@ -43,6 +45,7 @@ def to_html(run: BenchmarkRun) -> str:
     variants = tuple(dict.fromkeys(facts.variant for facts in run.candidates))
     return environment.get_template("report.html").render(
         run=run,
+        chip=measured_chip(run),
         palette=PALETTE,
         sentences=sentences(run),
         tiles=_tiles(run),
@@ -58,6 +61,7 @@ def to_html(run: BenchmarkRun) -> str:
         ],
         phases=phase_table(run),
         missing=missing_table(run),
+        cold_start_reading=COLD_START,
         cold_start=[cold_start_table(run, variant) for variant in variants],
         method=method(run.settings),
         reading=READING,

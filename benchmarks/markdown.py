@@ -6,6 +6,7 @@ from dinov2rt.benchmarks.formats import one_line
 from dinov2rt.benchmarks.results import BenchmarkRun, Settings
 from dinov2rt.benchmarks.summary import cells, sentences
 from dinov2rt.benchmarks.tables import (
+    COLD_START,
     Table,
     cold_start_table,
     environment_table,
@@ -41,8 +42,8 @@ def method(settings: Settings) -> str:
     """How it was measured, in a sentence."""
     return (
         f"Measured on {settings.device} with {settings.threads} threads, on {settings.images}: "
-        f"{settings.seconds_per_candidate:g} seconds for each candidate and cell, cut into turns "
-        f"that all candidates of a cell take in changing order, at least {settings.min_turns} each."
+        f"all candidates of a cell take turns in changing order, at least {settings.min_turns} "
+        f"each, until one of them has had {settings.seconds_per_candidate:g} seconds in its turns."
     )
 
 
@@ -83,6 +84,7 @@ def _rest(run: BenchmarkRun) -> Iterable[str]:
         if table:
             yield from _titled(table)
     yield "## Cold start and memory"
+    yield _bullets(COLD_START)
     for variant in dict.fromkeys(facts.variant for facts in run.candidates):
         yield from _titled(cold_start_table(run, variant), level=3)
 

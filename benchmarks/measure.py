@@ -2,11 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from statistics import median
-from typing import Self
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,31 +20,33 @@ from dinov2rt.benchmarks.results import (
     CandidateFacts,
     Cell,
     Floor,
+    LatencyReport,
     Missing,
     Roof,
     Row,
 )
 from dinov2rt.benchmarks.roof import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.statistics import summarise
-from dinov2rt.benchmarks.worker import CandidateError, Loaded, Outputs, Worker
-from dinov2rt.runtime.errors import Dinov2rtError
+from dinov2rt.benchmarks.worker import CandidateError, Loaded, Memory, Outputs, Worker
+from dinov2rt.runtime.errors import Dinov2rtError, InputError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.precision import Precision
 
 Say = Callable[[str], None]
 
-_LOADS = 5
+LOADS = 5
 """Fresh processes that load a candidate of ours, the median of whose times counts; a peer, which
 may export or compile for minutes, is loaded once."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure; `seconds` is the time of one candidate at one cell.
+    """What to measure; a cell ends once a candidate has had `seconds` in it.
 
-    `reference` gives the outputs that all others are compared with. Of `own`, those that do not
-    apply to a bundle or device are left out; of `peers`, each that cannot run is named.
+    `reference` gives the outputs that all others are compared with. Of `own`, those that are not
+    for a bundle or device are left out; of the others and of `peers`, each that cannot run is
+    named.
     """
 
     own: tuple[Candidate, ...]
@@ -59,19 +60,21 @@ class Request:
     min_turns: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of one bundle."""
+    """What came of bundles so far."""
 
-    rows: list[Row] = field(default_factory=list)
-    candidates: list[CandidateFacts] = field(default_factory=list)
-    missing: list[Missing] = field(default_factory=list)
+    rows: tuple[Row, ...] = ()
+    candidates: tuple[CandidateFacts, ...] = ()
+    missing: tuple[Missing, ...] = ()
 
-    def extend(self, other: Self) -> None:
-        """Take in what came of another bundle."""
-        self.rows += other.rows
-        self.candidates += other.candidates
-        self.missing += other.missing
+    def __add__(self, other: "Measured") -> "Measured":
+        """What came of other bundles as well."""
+        return Measured(
+            self.rows + other.rows,
+            self.candidates + other.candidates,
+            self.missing + other.missing,
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -96,28 +99,45 @@ class _Limit:
     copy_gb_per_s: float
 
 
-def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Measured:
-    """Measure one bundle.
+def own_candidates(bundle: Path, request: Request) -> tuple[Candidate, ...]:
+    """Those of `request.own` that are for the bundle and the device.
 
     Raises:
-        CandidateError: the reference could not run, so that no accuracy can be told.
+        InputError: none is; the message says why.
+    """
+    task = Task(bundle, request.device, request.threads)
+    found = tuple(candidate for candidate in request.own if candidate.is_for(task))
+    if not found:
+        reasons = {str(candidate.cannot_run(task)): None for candidate in request.own}
+        raise InputError(
+            f"of dinov2rt nothing that was asked for is for {bundle} on {request.device}: "
+            f"{'; '.join(reasons)}"
+        )
+    return found
+
+
+def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iterator[Measured]:
+    """Measure one bundle; gives what came of it so far, after every cell.
+
+    Raises:
+        InputError: nothing of dinov2rt is for it.
+        CandidateError: the reference cannot be loaded, so that no accuracy can be told.
         BundleError: no limits are known for the precision of a candidate.
     """
     task = Task(bundle, request.device, request.threads)
-    manifest, measured = task.manifest, Measured()
-    candidates = (*(own for own in request.own if own.cannot_run(task) is None), *request.peers)
-    variant = manifest.variant.name
+    variant, candidates = task.manifest.variant.name, own_candidates(bundle, request)
     with ExitStack() as stack:
         reference = stack.enter_context(Worker(request.reference, task))
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
         reference.load()
-        entrants = _enter(task, candidates, measured, stack, say)
+        entrants, missing = _enter(task, (*candidates, *request.peers), stack, say)
         limit = _enter_limit(task, entrants, roof, stack)
+        rows: list[Row] = []
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
-            measured.rows += _measure_cell(cell, entrants, limit, reference, request)
-        measured.candidates += [_facts(variant, entrant) for entrant in entrants]
-    return measured
+            rows += _measure_cell(cell, entrants, limit, reference, request)
+            facts = tuple(_facts(variant, entrant) for entrant in entrants)
+            yield Measured(tuple(rows), facts, tuple(missing))
 
 
 def _cells(variant: str, request: Request) -> Iterator[Cell]:
@@ -126,30 +146,33 @@ def _cells(variant: str, request: Request) -> Iterator[Cell]:
 
 
 def _enter(
-    task: Task, candidates: Sequence[Candidate], measured: Measured, stack: ExitStack, say: Say
-) -> list[_Entrant]:
+    task: Task, candidates: Sequence[Candidate], stack: ExitStack, say: Say
+) -> tuple[list[_Entrant], list[Missing]]:
     """Load the candidates one after the other; who cannot is noted down as missing."""
-    entrants = []
+    entrants, missing, variant = [], [], task.manifest.variant.name
     for candidate in candidates:
         reason = candidate.cannot_run(task)
-        try:
-            if reason is None:
-                say(f"{task.manifest.variant.name}: loading {candidate.name}")
-                entrants.append(_load(candidate, task, stack))
-        except CandidateError as error:
-            reason = str(error)
         if reason is not None:
-            measured.missing.append(Missing(task.manifest.variant.name, candidate.name, reason))
-    return entrants
+            missing.append(Missing(variant, candidate.name, reason))
+            continue
+        say(f"{variant}: loading {candidate.name}")
+        try:
+            entrants.append(_load(candidate, task, stack))
+        except CandidateError as error:
+            is_own = not candidate.is_peer
+            missing.append(Missing(variant, candidate.name, str(error), failed=is_own))
+    return entrants, missing
 
 
 def _load(candidate: Candidate, task: Task, stack: ExitStack) -> _Entrant:
     times = []
-    for _ in range(0 if candidate.is_peer else _LOADS - 1):
+    for _ in range(0 if candidate.is_peer else LOADS - 1):
         with Worker(candidate, task) as worker:
             times.append(worker.load())
-    worker = stack.enter_context(Worker(candidate, task))
-    times.append(worker.load())
+    with ExitStack() as attempt:  # who cannot be loaded keeps no memory
+        worker = attempt.enter_context(Worker(candidate, task))
+        times.append(worker.load())
+        stack.enter_context(attempt.pop_all())
     return _Entrant(
         worker,
         Loaded(
@@ -168,6 +191,8 @@ def _enter_limit(task: Task, entrants: Sequence[_Entrant], roof: Roof, stack: Ex
             product_ = matrix_product(roof.matrix_library[precision], precision)
             products[precision] = stack.enter_context(Worker(product_, task))
             products[precision].load()
+    if roof.copy_gb_per_s is None:
+        raise AssertionError("a roof that was just measured is whole")
     return _Limit(task.manifest, products, roof.copy_gb_per_s)
 
 
@@ -179,7 +204,11 @@ def _measure_cell(
     request: Request,
 ) -> list[Row]:
     pixels = photo_batch(cell.batch, cell.size)
-    want = reference.show(pixels).outputs
+    try:
+        want = reference.show(pixels).outputs
+    except CandidateError as error:
+        failure = f"there is nothing to compare with: {error}"
+        return [Row(cell, entrant.candidate.name, failure=failure) for entrant in entrants]
     rows: dict[str, Row] = {}
     contestants = []
     for entrant in entrants:
@@ -232,13 +261,23 @@ def _inaccuracy(accuracy: Accuracy) -> str:
 def _timed(row: Row, contestant: Contestant) -> Row:
     if contestant.failure is not None:
         return replace(row, failure=contestant.failure)
-    samples = [time for turn in contestant.turns for time in turn.samples_ms]
+    turns = contestant.turns
+    samples = [time for turn in turns for time in turn.samples_ms]
     latency = replace(
         summarise(samples, _medians_ms(contestant), row.cell.batch),
-        stolen=max(turn.stolen for turn in contestant.turns),
+        stolen=max(turn.stolen for turn in turns),
         disturbed_turns=len(contestant.disturbed),
+        others=fmean((turn.others for turn in turns), weights=[turn.spent_s for turn in turns]),
     )
-    return replace(row, latency=latency)
+    return replace(row, latency=_with_phases(latency, contestant.worker))
+
+
+def _with_phases(latency: LatencyReport, worker: Worker) -> LatencyReport:
+    try:
+        phases = worker.phases()
+    except CandidateError:  # the times of its calls stand, whatever became of it afterwards
+        phases = None
+    return latency if phases is None else replace(latency, **asdict(phases))
 
 
 def _floor(
@@ -262,8 +301,7 @@ def _medians_ms(contestant: Contestant) -> list[float]:
 
 
 def _facts(variant: str, entrant: _Entrant) -> CandidateFacts:
-    memory = entrant.worker.memory()
-    candidate = entrant.candidate
+    candidate, memory = entrant.candidate, _memory(entrant.worker)
     return CandidateFacts(
         variant=variant,
         candidate=candidate.name,
@@ -275,5 +313,13 @@ def _facts(variant: str, entrant: _Entrant) -> CandidateFacts:
         load_ms=entrant.loaded.load_ms,
         first_call_ms=entrant.first_call_ms,
         peak_rss_mib=memory.peak_rss_mib,
-        peak_device_mib=memory.peak_device_mib,
+        peak_device_mib=memory.device_mib,
     )
+
+
+def _memory(worker: Worker) -> Memory:
+    """What it holds; unknown of a process that has died."""
+    try:
+        return worker.memory()
+    except CandidateError:
+        return Memory(None, None)

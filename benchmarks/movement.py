@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from dinov2rt.benchmarks.results import BenchmarkRun, LatencyReport, Row
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell, LatencyReport, Row
 from dinov2rt.benchmarks.statistics import Interval
+from dinov2rt.runtime.precision import Precision
 
 _LEAST_NOISE = 1.03
 """A factor that is never beyond noise: clocks and memory layout alone move a run that far."""
@@ -19,7 +20,7 @@ class Movement:
 
     The interval of `ratio` leaves out 1 exactly where the intervals of the two medians do not
     overlap. `normalised` is the ratio of latency times the matrix rate beside it, which a machine
-    at another clock leaves alone; None where a run has no rate for the precision.
+    at another clock leaves alone; None where the runs share no rate at the cell.
     """
 
     ratio: Interval
@@ -41,14 +42,37 @@ class Noise:
     source: str
 
 
-def movement(before: Row, after: Row) -> Movement | None:
-    """How the latency of a candidate at a cell moved; None unless it was timed in both runs."""
+def movement(before: Row, after: Row, rate: float | None) -> Movement | None:
+    """How the latency of a candidate at a cell moved; None unless it was timed in both runs.
+
+    `rate` is the `rate_ratio` of the two runs there.
+    """
     if before.latency is None or after.latency is None:
         return None
     ratio = _ratio(before.latency, after.latency)
-    if before.floor is None or after.floor is None:
-        return Movement(ratio, None)
-    return Movement(ratio, ratio.median * after.floor.matrix_gflops / before.floor.matrix_gflops)
+    return Movement(ratio, None if rate is None else rate * ratio.median)
+
+
+def rate_ratio(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> float | None:
+    """The new matrix rate at the cell of `row` over the old one; None where they share none.
+
+    It is that in the precision of `row`, or else that in float32 or any other: int8 has no rate of
+    its own, and another clock moves all of them alike.
+    """
+    before, after = _matrix_rates(old, row.cell), _matrix_rates(new, row.cell)
+    for precision in (old.facts(row).precision, Precision.FP32, *before):
+        if precision in before and precision in after:
+            return after[precision] / before[precision]
+    return None
+
+
+def _matrix_rates(run: BenchmarkRun, cell: Cell) -> dict[str, float]:
+    """What took turns with the rows of a cell, in GFLOP/s by precision."""
+    return {
+        run.facts(row).precision: row.floor.matrix_gflops
+        for row in run.rows
+        if row.cell == cell and row.floor
+    }
 
 
 def _ratio(before: LatencyReport, after: LatencyReport) -> Interval:
@@ -71,7 +95,7 @@ def measure_noise(old: BenchmarkRun, new: BenchmarkRun) -> Noise:
         for before in old.rows
         if (after := new_rows.get((before.cell, before.candidate)))
         and _is_unchanged_peer(old, new, before)
-        and (moved := movement(before, after))
+        and (moved := movement(before, after, rate_ratio(old, new, before)))
     ]
     if not factors:
         return Noise(_NOISE_WITHOUT_PEERS, "assumed, as no peer ran unchanged in both")

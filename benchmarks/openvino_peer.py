@@ -15,7 +15,10 @@ from dinov2rt.runtime.normalization import normalize
 
 
 class OpenVinoPeer:
-    """A compiled model for each file; the first call compiles it, and the file is made before."""
+    """The compiled model of one file; the first call compiles it, and the file is made before.
+
+    One of another shape takes its place: its user would have no more than one either.
+    """
 
     version = f"openvino {openvino.__version__}"
 
@@ -23,7 +26,7 @@ class OpenVinoPeer:
         self._task = task
         self._files = GraphFiles(task, "openvino")
         self._core = openvino.Core()
-        self._compiled: dict[Path, Any] = {}
+        self._compiled: tuple[Path | None, Any] = (None, None)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The normalised images, float32 [B, 3, H, W]."""
@@ -42,13 +45,14 @@ class OpenVinoPeer:
 
     def close(self) -> None:
         """Free the models and delete the files."""
-        self._compiled.clear()
+        self._compiled = (None, None)
         self._files.close()
 
     def _model(self, file: Path) -> Any:
-        if file not in self._compiled:
-            self._compiled[file] = self._core.compile_model(file, "CPU", self._options())
-        return self._compiled[file]
+        if file != self._compiled[0]:
+            self._compiled = (None, None)  # freed before the next one is made
+            self._compiled = (file, self._core.compile_model(file, "CPU", self._options()))
+        return self._compiled[1]
 
     def _options(self) -> dict[str, str]:
         return {

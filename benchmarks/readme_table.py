@@ -64,6 +64,12 @@ def result_files(results: Path) -> tuple[Path, ...]:
     return tuple(sorted(results.glob("*/*.json")))
 
 
+def measured_chip(run: BenchmarkRun) -> str:
+    """The GPU or CPU that `run` measured: a machine with a GPU has runs of both."""
+    machine = run.environment
+    return (run.settings.device == "cuda" and machine.gpu) or machine.cpu
+
+
 def _updated(readme: Path, results: Path) -> str:
     text = _read(readme)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
@@ -88,9 +94,8 @@ def _read(readme: Path) -> str:
 
 def _conditions(run: BenchmarkRun) -> str:
     """Where and with what a run was made: runs that share it share a table."""
-    machine = run.environment
     return (
-        f"**{machine.machine}**: {machine.gpu or machine.cpu}, {run.settings.threads} threads, "
+        f"**{run.environment.machine}**: {measured_chip(run)}, {run.settings.threads} threads, "
         f"device {run.settings.device}, {run.created[:10]}, dinov2rt {run.version}, "
         f"weights {', '.join(dict.fromkeys(bundle.weights_source for bundle in run.bundles))}"
     )
@@ -98,12 +103,22 @@ def _conditions(run: BenchmarkRun) -> str:
 
 def _blocks(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
     yield _conditions(runs[0])
-    for warning in dict.fromkeys(text for run in runs for text in run.environment.warnings):
-        yield f"Warning: {warning}"
+    yield from _warnings(runs)
     rows = tuple(_row(duel) for duel in _latency_duels(runs))
     yield (
         str(Table("", _HEADER, rows, labels=3)) if rows else "No latency beside a peer's was taken."
     )
+
+
+def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
+    """One line for all runs: what each says of its machine stands in its report."""
+    warned = {bundle.variant for run in runs if run.environment.warnings for bundle in run.bundles}
+    if warned:
+        names = ", ".join(variant.name for variant in variants() if variant.name in warned)
+        yield (
+            f"Warning: runs of {names} carry warnings about the state of the machine; "
+            "their reports hold the details"
+        )
 
 
 def _latency_duels(runs: Sequence[BenchmarkRun]) -> list[Duel]:

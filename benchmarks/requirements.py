@@ -75,7 +75,18 @@ def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str
         return f"the bundle holds no {precision} graph; export it with --precision {precision}"
     if precision is Precision.INT8:
         return openvino.cannot_run_int8()
-    return lacks("openvino") if backend == "openvino" else ort.cannot_run(_device(task))
+    return openvino.cannot_run() if backend == "openvino" else ort.cannot_run(_device(task))
+
+
+def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
+    """Whether dinov2rt has such a graph or plan for the device, or the bundle should have."""
+    graphs = [graph.precision for graph in task.manifest.graphs]
+    if backend == "tensorrt":
+        plans = [plan.precision for plan in task.manifest.plans]
+        return task.device == "cuda" and (precision in plans or precision is Precision.FP16)
+    on_cpu = (Precision.FP32, Precision.INT8) if backend == "openvino" else (Precision.FP32,)
+    on_gpu = () if backend == "openvino" else (Precision.FP32, Precision.FP16, Precision.BF16)
+    return precision in graphs and precision in (on_cpu if task.device == "cpu" else on_gpu)
 
 
 def _cannot_run_plan(task: Task, precision: Precision) -> str | None:

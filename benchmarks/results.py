@@ -4,6 +4,7 @@ Times are in ms, sizes in MiB; what does not apply is None. msgspec reads and wr
 and checks it against these types.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -41,10 +42,12 @@ class LatencyReport:
     `p50_low_ms` and `p50_high_ms` bound the median at 95 % by order statistics of `turns_ms`, the
     medians of the single turns: turn i of every candidate of a cell ran side by side, so that the
     ratio of two of them holds on a machine whose speed changes. A percentile or bound that the
-    samples cannot tell is None. The three phases are there on a GPU alone.
+    samples cannot tell is None. The three phases are there on a GPU alone: CUDA events in a few
+    calls more, see `candidate.Phases`.
 
     `stolen` is the largest share of all cores' time that the host of a virtual machine gave to
-    others during one of the turns; `disturbed_turns` were taken again for that reason.
+    others during one of the turns; `disturbed_turns` were taken again for that reason. `others` is
+    the share that other processes of this machine had, over all turns.
     """
 
     p50_ms: float
@@ -58,6 +61,7 @@ class LatencyReport:
     turns_ms: tuple[float, ...]
     stolen: float = 0.0
     disturbed_turns: int = 0
+    others: float = 0.0
     host_to_device_ms: float | None = None
     compute_ms: float | None = None
     device_to_host_ms: float | None = None
@@ -121,8 +125,9 @@ class CandidateFacts:
     """What a candidate is, for one variant, measured in the process that holds it alone.
 
     `import_ms` is what its libraries take in a fresh process, `load_ms` from there to a model that
-    can be called; `first_call_ms` is the first call at the first cell, None if none succeeded;
-    `peak_rss_mib` covers the whole run.
+    can be called; `first_call_ms` is the first call at the first cell, None if none succeeded.
+    `peak_rss_mib` covers all cells, None if the process did not live to tell;
+    `peak_device_mib` is what the driver says that it holds of the GPU at the end.
     """
 
     variant: str
@@ -134,17 +139,21 @@ class CandidateFacts:
     import_ms: float
     load_ms: float
     first_call_ms: float | None
-    peak_rss_mib: float
+    peak_rss_mib: float | None
     peak_device_mib: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A candidate that was asked for and is not in the run, and why."""
+    """A candidate that was asked for and is not in the run, and why.
+
+    `failed` are those of dinov2rt that should run here, and could not be loaded.
+    """
 
     variant: str
     candidate: str
     reason: str
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +162,12 @@ class Roof:
 
     `matrix_gflops` is the rate of a large product, by precision, `matrix_library` the library that
     reached it and whose product takes turns with the candidates from then on (`Floor`);
-    `copy_gb_per_s` counts bytes read plus bytes written.
+    `copy_gb_per_s` counts bytes read plus bytes written, None in runs before it was measured right.
     """
 
     matrix_gflops: dict[str, float]
     matrix_library: dict[str, str]
-    copy_gb_per_s: float
+    copy_gb_per_s: float | None
     matrix_shape: tuple[int, int, int] = (2048, 2048, 2048)
     """Rows, summands and columns of the product; a run that does not say took this one."""
 
@@ -207,6 +216,11 @@ class BundleFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class _Versioned:
+    schema: int
+
+
+@dataclass(frozen=True, slots=True)
 class BenchmarkRun:
     """One run of `dinov2rt bench`, written once, read by `report` and `--against`."""
 
@@ -230,17 +244,18 @@ class BenchmarkRun:
             InputError: it cannot be read, or is of another form.
         """
         try:
-            run = msgspec.json.decode(file.read_bytes(), type=cls)
+            document = file.read_bytes()
+            schema = msgspec.json.decode(document, type=_Versioned).schema
+            if schema != SCHEMA_VERSION:
+                raise InputError(
+                    f"{file} has schema {schema}, this version reads {SCHEMA_VERSION}; "
+                    "measure again"
+                )
+            return msgspec.json.decode(document, type=cls)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from error
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise InputError(f"{file} is no result of `dinov2rt bench` ({error})") from error
-        if run.schema != SCHEMA_VERSION:
-            raise InputError(
-                f"{file} has schema {run.schema}, this version reads {SCHEMA_VERSION}; "
-                "measure again"
-            )
-        return run
 
     def facts(self, row: Row) -> CandidateFacts:
         """What the candidate of `row` is.
@@ -261,13 +276,15 @@ class BenchmarkRun:
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
 
     def write(self, file: Path) -> None:
-        """Write the document.
+        """Write the document, in place of one that may be there, whole or not at all.
 
         Raises:
             InputError: it cannot be written there.
         """
+        beside = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self.to_json() + "\n", encoding="utf-8")
+            beside.write_text(self.to_json() + "\n", encoding="utf-8")
+            beside.replace(file)
         except OSError as error:
             raise InputError(f"{file} cannot be written ({error.strerror})") from error

@@ -215,12 +215,13 @@ def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
 def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
     count = _COPY_BYTES[task.device]
     if library == "numpy":
-        given, taken = np.zeros(count, np.uint8), np.ones(count, np.uint8)
+        # Ones: the system backs zeros that nobody wrote with one and the same page, in a cache.
+        given, taken = np.ones(count, np.uint8), np.ones(count, np.uint8)
         return Work(lambda: np.copyto(taken, given))
     import torch
 
     torch.set_num_threads(task.threads)
-    source = torch.zeros(count, dtype=torch.uint8, device=task.device)
+    source = torch.ones(count, dtype=torch.uint8, device=task.device)
     target = torch.ones_like(source)
     return Work(_finished(lambda: target.copy_(source), task.device))
 

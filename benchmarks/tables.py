@@ -16,8 +16,12 @@ from dinov2rt.benchmarks.formats import (
     ratio_text,
     significant,
 )
+from dinov2rt.benchmarks.measure import LOADS
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.summary import fastest, ratio_to_fastest_peer, rows_at
+
+_OTHERS_AT_MOST = 0.05
+"""The share of the cores' time from which on other processes are told of."""
 
 _LATENCY_HEADER = (
     "candidate",
@@ -25,6 +29,8 @@ _LATENCY_HEADER = (
     "median ms (95 %)",
     "p90 ms",
     "p99 ms",
+    "least ms",
+    "calls",
     "images/s",
     "time ÷ fastest peer (95 %)",
     "of the limit",
@@ -102,6 +108,11 @@ def _disturbances(rows: Sequence[Row]) -> Iterator[str]:
                 f"{row.candidate}: the host gave up to {row.latency.stolen:.0%} of the cores' time "
                 "to others during a turn, so its times may be too long"
             )
+        if row.latency and row.latency.others > _OTHERS_AT_MOST:
+            yield (
+                f"{row.candidate}: other processes had {row.latency.others:.0%} of the cores' time "
+                "during its turns, so its times may be too long"
+            )
 
 
 def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
@@ -120,11 +131,13 @@ def _time_columns(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
     latency = row.latency
     if latency is None:
         why = "failed accuracy" if row.accuracy and not row.accuracy.passed else "did not run"
-        return (why, *[NOTHING] * 4)
+        return (why, *[NOTHING] * 6)
     return (
         median_text(latency),
         significant(latency.p90_ms),
         significant(latency.p99_ms),
+        significant(latency.min_ms),
+        f"{latency.samples:,}",
         significant(latency.images_per_s),
         _ratio_column(run, row),
     )
@@ -154,6 +167,16 @@ def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
     )
     own = frozenset(i for i, facts in enumerate(candidates) if not facts.is_peer)
     return Table(variant, _COLD_HEADER, rows, labels=3, own=own)
+
+
+COLD_START = (
+    f"dinov2rt is loaded {LOADS} times, each in a process of its own, and the median counts; a "
+    "peer is loaded once, its files perhaps not yet in the page cache.",
+    "What a candidate compiles for a shape is in its first call; the plain ONNX export and the "
+    "conversion to OpenVINO are loaded there as well.",
+    "Memory is the most that was resident over all cells, mapped files included.",
+)
+"""What the figures of `cold_start_table` are."""
 
 
 def phase_table(run: BenchmarkRun) -> Table | None:
@@ -207,7 +230,11 @@ def roof_table(run: BenchmarkRun) -> Table:
         if beside := _rates_beside(run, precision):
             least, most = significant(min(beside)), significant(max(beside))
             rates.append((f"{what}, beside the candidates", f"{least} to {most} GFLOP/s"))
-    copy = ("copy bandwidth, reading plus writing", f"{significant(roof.copy_gb_per_s)} GB/s")
+    measured = roof.copy_gb_per_s
+    copy = (
+        "copy bandwidth, reading plus writing",
+        "not measured" if measured is None else f"{significant(measured)} GB/s",
+    )
     return Table("The machine's limit", ("what", "measured"), (*rates, copy), labels=2)
 
 
@@ -221,5 +248,9 @@ def _rates_beside(run: BenchmarkRun, precision: str) -> list[float]:
 
 def weights_table(run: BenchmarkRun) -> Table:
     """Which weights were run."""
-    rows = tuple((each.variant, each.weights_source, each.weights_sha256) for each in run.bundles)
-    return Table("Weights", ("variant", "source", "SHA-256"), rows, labels=3)
+    rows = tuple(
+        (each.variant, each.weights_source, each.weights_sha256, each.manifest_sha256)
+        for each in run.bundles
+    )
+    header = ("variant", "source", "SHA-256", "SHA-256 of the manifest")
+    return Table("Weights", header, rows, labels=4)

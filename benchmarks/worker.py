@@ -7,7 +7,7 @@ import signal
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from multiprocessing.connection import Connection
 from statistics import median
 from types import TracebackType
@@ -16,15 +16,15 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.candidate import Candidate, Runner, Task
-from dinov2rt.benchmarks.clock import peak_rss_mib, stolen_s, timed
+from dinov2rt.benchmarks.candidate import Candidate, Phases, PhaseTimer, Runner, Task
+from dinov2rt.benchmarks.clock import busy_s, peak_rss_mib, stolen_s, timed
+from dinov2rt.benchmarks.gpu_state import memory_held_mib
 from dinov2rt.runtime.errors import Dinov2rtError
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
-# A call that is shorter finds caches and thread pools cold after another candidate's turn, so one
-# more goes before it, off the clock; in a longer one that does not show.
-_NEEDS_WARM_UP_S = 1.0
+_PHASE_CALLS = 5
+"""Calls whose phases are taken, the median of which counts."""
 
 
 class CandidateError(Dinov2rtError):
@@ -52,13 +52,15 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The times of calls in a row, and the share of all cores' time that the host gave to others.
+    """The times of calls in a row, and the shares of all cores' time that others had meanwhile.
 
-    `stolen` is 0 on a machine of one's own.
+    `stolen` is what the host of a virtual machine gave to others, `others` what other processes of
+    this machine took; ticks of 10 ms make both inexact in a short turn.
     """
 
     samples_ms: tuple[float, ...]
     stolen: float
+    others: float = 0.0
 
     @property
     def spent_s(self) -> float:
@@ -73,10 +75,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The most that the process has held, in MiB."""
+    """What the process has held, in MiB: at most on the host, and by now on the GPU."""
 
-    peak_rss_mib: float
-    peak_device_mib: float | None
+    peak_rss_mib: float | None
+    device_mib: float | None
 
 
 class Worker:
@@ -99,9 +101,13 @@ class Worker:
         """Take `pixels` [B, H, W, 3] as the images from now on, and call once."""
         return self._ask("show", pixels)  # type: ignore[no-any-return]
 
-    def turn(self, seconds: float) -> Turn:
-        """Call for `seconds`, at least once."""
-        return self._ask("turn", seconds)  # type: ignore[no-any-return]
+    def turn(self, seconds: float, *, warm_up: bool = True) -> Turn:
+        """Call for `seconds`, at least once; with `warm_up` after one call off the clock."""
+        return self._ask("turn", seconds, warm_up)  # type: ignore[no-any-return]
+
+    def phases(self) -> Phases | None:
+        """Where the time of a call on a GPU goes; None elsewhere, or where it cannot be told."""
+        return self._ask("phases")  # type: ignore[no-any-return]
 
     def memory(self) -> Memory:
         """What the process has held so far."""
@@ -152,7 +158,6 @@ class _Session:
         self._task = task
         self._runner: Runner | None = None
         self._prepared: Any = None
-        self._call_s = 0.0
 
     def load(self) -> Loaded:
         import_ms, _ = timed(self._import_libraries)
@@ -163,25 +168,39 @@ class _Session:
     def show(self, pixels: NDArray[np.uint8]) -> Shown:
         self._prepared = self._loaded.prepare(pixels)
         first_ms, result = timed(self._call)
-        self._call_s = first_ms / 1e3
         # Copied, because a runner may give views of memory that its next call reuses.
         outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
         return Shown(outputs, first_ms)
 
-    def turn(self, seconds: float) -> Turn:
-        if self._call_s < _NEEDS_WARM_UP_S:
+    def turn(self, seconds: float, warm_up: bool) -> Turn:
+        if warm_up:
             self._call()
         samples_ms: list[float] = []
-        stolen_before, starts = stolen_s(), time.perf_counter()
+        stolen, busy, own = stolen_s(), busy_s(), time.process_time()
+        starts = time.perf_counter()
         while not samples_ms or time.perf_counter() < starts + seconds:
             samples_ms.append(timed(self._call)[0])
-        elapsed = time.perf_counter() - starts
-        self._call_s = min(samples_ms) / 1e3
-        stolen = (stolen_s() - stolen_before) / (elapsed * (os.cpu_count() or 1))
-        return Turn(tuple(samples_ms), stolen)
+        all_cores_s = (time.perf_counter() - starts) * (os.cpu_count() or 1)
+        own = time.process_time() - own
+        return Turn(
+            tuple(samples_ms),
+            stolen=(stolen_s() - stolen) / all_cores_s,
+            others=max(0.0, busy_s() - busy - own) / all_cores_s,
+        )
+
+    def phases(self) -> Phases | None:
+        if not isinstance(self._runner, PhaseTimer):
+            return None
+        taken = [self._runner.phases(self._prepared) for _ in range(_PHASE_CALLS)]
+        known = [phases for phases in taken if phases is not None]
+        if not known:
+            return None
+        return Phases(
+            *(median(getattr(each, one.name) for each in known) for one in fields(Phases))
+        )
 
     def memory(self) -> Memory:
-        return Memory(peak_rss_mib(), getattr(self._runner, "peak_device_mib", None))
+        return Memory(peak_rss_mib(), memory_held_mib(os.getpid()))
 
     def close(self) -> None:
         if self._runner is not None:

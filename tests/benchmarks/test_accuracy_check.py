@@ -51,6 +51,15 @@ def test_nan_never_passes() -> None:
     assert accuracy.nan_count == 1
 
 
+def test_nan_in_any_output_makes_the_worst_of_all_nan() -> None:
+    got = tokens()
+    got["patch_tokens"][1, 7, 0] = np.nan
+    accuracy = check(got, tokens(), LIMITS)
+    assert not accuracy.passed
+    assert np.isnan([accuracy.relative_l2, accuracy.cosine_min]).all()
+    assert accuracy.nan_count == 1
+
+
 def test_outputs_of_another_shape_are_refused() -> None:
     got = tokens()
     got["patch_tokens"] = got["patch_tokens"][:, :299]

@@ -31,8 +31,16 @@ def test_every_candidate_has_a_row_at_every_cell(result: Path) -> None:
     candidates = {facts.candidate: facts for facts in run.candidates}
     assert set(candidates) == {"eager", *OWN}
     assert len(run.rows) == 12
-    assert all(facts.load_ms > 0 and facts.peak_rss_mib > 50 for facts in run.candidates)
+    for facts in run.candidates:
+        assert facts.load_ms > 0
+        assert facts.peak_rss_mib is not None
+        assert facts.peak_rss_mib > 50
+    assert not file_beside(result).exists()
     assert not any(candidates[name].is_peer for name in OWN)
+
+
+def file_beside(result: Path) -> Path:
+    return result.with_name(f"{result.name}.partial")
 
 
 def test_every_row_has_time_accuracy_and_its_distance_from_the_limit(result: Path) -> None:
@@ -65,8 +73,42 @@ def test_a_run_compares_with_an_earlier_one(
     out = capsys.readouterr().out
     assert "dinov2_vits14_reg 1x28x28" in out
     assert "only in the old run" in out
-    assert main([*argv, "--threads", "2"]) == 2
+
+
+def test_an_unlike_run_is_refused_before_its_first_cell(
+    result: Path, bundle_s_reg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(bundle_s_reg), "--peers", "none", "--size", "28", "--device", "cpu"]
+    argv += ["--seconds", "0.1", "--threads", "2", "--against", str(result)]
+    assert main([*argv, "--out", str(tmp_path / "run.json")]) == 2
     assert "settings.threads: 1 in the old one, 2 in the new one" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_for_the_bundle_is_refused_by_name(
+    bundle_s_reg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["bench", str(bundle_s_reg), "--device", "cpu"]
+    assert main([*argv, "--backend", "tensorrt"]) == 2
+    assert "plans run on NVIDIA GPUs alone" in capsys.readouterr().err
+    assert main([*argv, "--precision", "int8"]) == 2
+    assert "the bundle holds no int8 graph" in capsys.readouterr().err
+
+
+def test_two_bundles_of_one_variant_are_refused(
+    bundle_s_reg: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(bundle_s_reg), str(bundle_s_reg), "--device", "cpu"]) == 2
+    assert "2 bundles of dinov2_vits14_reg, whose rows" in capsys.readouterr().err
+
+
+def test_a_result_that_cannot_be_kept_is_refused_before_the_first_cell(
+    bundle_s_reg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    argv = ["bench", str(bundle_s_reg), "--peers", "none", "--device", "cpu", "--size", "2044"]
+    assert main([*argv, "--batch", "64", "--out", str(tmp_path / "file" / "run.json")]) == 2
+    assert "run.json.partial cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -76,7 +118,10 @@ def test_a_run_compares_with_an_earlier_one(
         (["--batch", "0"], "--batch '0'; allowed are whole numbers from 1"),
         (["--size", "13"], "sizes '13'"),
         (["--seconds", "0"], "--seconds 0.0"),
+        (["--seconds", "nan"], "--seconds nan"),
+        (["--seconds", "inf"], "--seconds inf"),
         (["--turns", "x"], "--turns 'x'"),
+        (["--turns", "6,8"], "--turns '6,8'; allowed is one whole number"),
         (["--threads", "0"], "--threads 0"),
         (["--device", "tpu"], "--device 'tpu'; allowed are auto, cpu, cuda"),
         (["--backend", "tvm"], "unknown backend 'tvm'"),

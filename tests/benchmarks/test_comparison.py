@@ -3,14 +3,14 @@ from dataclasses import replace
 
 import pytest
 
-from dinov2rt.benchmarks.comparison import Change, Comparison, Verdict, compare
+from dinov2rt.benchmarks.comparison import Change, Comparison, Verdict, compare, refuse_unlike
 from dinov2rt.benchmarks.results import BenchmarkRun, Missing, Row
 from dinov2rt.runtime.errors import InputError
 
 Timed = Callable[[Row, float], Row]
 Factors = Mapping[str, float]
 
-OWN = "dinov2rt-ort"
+OWN, INT8 = "dinov2rt-ort", "dinov2rt-int8"
 
 
 @pytest.fixture
@@ -103,6 +103,48 @@ def test_a_slower_machine_is_no_regression(
     assert moved.normalised == pytest.approx(1)
 
 
+def with_int8(run: BenchmarkRun) -> BenchmarkRun:
+    """The run with another candidate of dinov2rt's, which has no matrix rate of its own."""
+    own = [row for row in run.rows if row.candidate == OWN]
+    facts = [each for each in run.candidates if each.candidate == OWN]
+    return replace(
+        run,
+        rows=(*(replace(row, candidate=INT8, floor=None) for row in own), *run.rows),
+        candidates=(
+            *run.candidates,
+            *(replace(each, candidate=INT8, precision="int8") for each in facts),
+        ),
+    )
+
+
+def test_a_row_without_a_matrix_rate_takes_that_of_its_cell(
+    benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
+) -> None:
+    everything = dict.fromkeys((each.candidate for each in benchmark_run.candidates), 1.15)
+    old, slower = with_int8(benchmark_run), with_int8(again(everything, rate=1 / 1.15))
+    comparison = compare(old, slower)
+    assert comparison
+    assert verdicts(comparison, INT8) == {Verdict.WITHIN_NOISE}
+    moved = change(comparison, INT8).movement
+    assert moved is not None
+    assert moved.normalised == pytest.approx(1)
+    comparison = compare(old, with_int8(again({OWN: 1.15})))
+    assert verdicts(comparison, INT8) == {Verdict.SLOWER}
+
+
+def test_without_any_rate_at_the_cell_the_times_alone_count(
+    benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
+) -> None:
+    def without_rates(run: BenchmarkRun) -> BenchmarkRun:
+        return replace(run, rows=tuple(replace(row, floor=None) for row in run.rows))
+
+    comparison = compare(without_rates(benchmark_run), without_rates(again({OWN: 1.1})))
+    assert verdicts(comparison) == {Verdict.SLOWER}
+    moved = change(comparison).movement
+    assert moved is not None
+    assert moved.normalised is None
+
+
 def test_a_matrix_rate_that_alone_moved_proves_nothing(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
@@ -177,6 +219,7 @@ def unlike(run: BenchmarkRun, part: str, field: str, value: object) -> Benchmark
         ("environment", "cpu", "other"),
         ("environment", "gpu", "H100"),
         ("environment", "cores", 64),
+        ("environment", "affinity", (1,)),
         ("roof", "matrix_shape", (1, 1, 1)),
         ("settings", "threads", 1),
         ("settings", "device", "cuda"),
@@ -195,6 +238,60 @@ def test_unlike_runs_are_refused(
         f"the runs differ in {part}.{field}: {had!r} in the old one, {value!r} in the new one; "
         "compare runs of one machine, with equal settings and weights"
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "governor",
+        "turbo off",
+        "boost",
+        "cgroup cpu.max",
+        "cgroup cpu quota in us",
+        "cgroup cpu period in us",
+        "GPU driver",
+        "GPU power limit",
+    ],
+)
+def test_other_settings_of_the_machine_are_refused(name: str, benchmark_run: BenchmarkRun) -> None:
+    details = benchmark_run.environment.details
+    new = unlike(benchmark_run, "environment", "details", {**details, name: "other"})
+    had = details.get(name)
+    with pytest.raises(
+        InputError, match=rf"in environment.details.{name}: {had!r} in the old one, 'other' in"
+    ):
+        compare(benchmark_run, new)
+
+
+@pytest.mark.parametrize(
+    "name", ["GPU SM clock", "GPU memory clock", "GPU temperature in C", "GPU throttled by"]
+)
+def test_what_comes_and_goes_is_not_refused(name: str, benchmark_run: BenchmarkRun) -> None:
+    details = {**benchmark_run.environment.details, name: "other"}
+    assert compare(benchmark_run, unlike(benchmark_run, "environment", "details", details))
+
+
+def test_a_matrix_rate_by_another_library_is_refused(benchmark_run: BenchmarkRun) -> None:
+    libraries = {"fp32": "openvino", "bf16": "torch"}
+    new = unlike(benchmark_run, "roof", "matrix_library", libraries)
+    with pytest.raises(
+        InputError, match=r"in roof.matrix_library.fp32: 'numpy' in the old one, 'openvino' in"
+    ):
+        compare(benchmark_run, new)
+
+
+def test_a_precision_that_one_run_has_no_rate_for_is_not_refused(
+    benchmark_run: BenchmarkRun,
+) -> None:
+    libraries = {"fp32": "numpy", "fp16": "torch"}
+    assert compare(benchmark_run, unlike(benchmark_run, "roof", "matrix_library", libraries))
+
+
+def test_a_run_is_refused_before_it_has_rows(benchmark_run: BenchmarkRun) -> None:
+    begun = replace(benchmark_run, rows=(), candidates=(), missing=())
+    refuse_unlike(benchmark_run, begun)
+    with pytest.raises(InputError, match=r"^the runs differ in settings.threads: 2 in"):
+        refuse_unlike(benchmark_run, unlike(begun, "settings", "threads", 1))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -89,7 +90,7 @@ def test_a_candidate_runs_in_a_process_of_its_own() -> None:
     np.testing.assert_array_equal(shown.outputs["cls_token"], PIXELS.mean(axis=(1, 2), dtype="f4"))
     assert shown.first_call_ms >= 1
     assert 1 < memory.peak_rss_mib < 4096
-    assert memory.peak_device_mib is None
+    assert memory.device_mib is None
 
 
 def test_a_turn_fills_its_time_with_calls() -> None:
@@ -117,6 +118,45 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
 
 
+@pytest.mark.parametrize("slowest_ms", [500.0, 1500.0])
+def test_all_warm_up_or_none_does(slowest_ms: float) -> None:
+    asked: dict[float, list[bool]] = {1.0: [], slowest_ms: []}
+
+    class Timed:
+        def __init__(self, time_ms: float) -> None:
+            self.time_ms = time_ms
+
+        def turn(self, _: float, *, warm_up: bool) -> Turn:
+            asked[self.time_ms].append(warm_up)
+            return Turn((self.time_ms,), 0.0)
+
+    contestants = [Contestant(cast(Worker, Timed(time_ms))) for time_ms in asked]
+    take_turns(contestants, seconds=0.0, min_turns=3)
+    later = slowest_ms < 1000
+    assert asked == {time_ms: [True, later, later] for time_ms in asked}
+
+
+def test_a_call_off_the_clock_is_taken_where_it_was_asked_for() -> None:
+    with sleeper("third", ways_to_fail="third call") as worker:
+        worker.load()
+        worker.show(PIXELS)
+        worker.turn(0.0, warm_up=False)
+        with pytest.raises(CandidateError, match="no more calls"):
+            worker.turn(0.0, warm_up=False)
+
+
+def test_what_other_processes_take_is_told() -> None:
+    with sleeper("alone", 0.5) as worker:
+        worker.load()
+        worker.show(PIXELS)
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            try:
+                turn = worker.turn(0.5, warm_up=False)
+            finally:
+                other.kill()
+    assert turn.others > 0.3 / (os.cpu_count() or 1)
+
+
 def test_at_least_the_turns_asked_for_are_taken() -> None:
     with sleeper("slow", 0.02) as worker:
         worker.load()
@@ -132,7 +172,7 @@ class Disturbed:
     def __init__(self, *stolen: float) -> None:
         self.stolen = iter(stolen)
 
-    def turn(self, seconds: float) -> Turn:
+    def turn(self, seconds: float, *, warm_up: bool) -> Turn:  # noqa: ARG002
         stolen = next(self.stolen)
         return Turn((1e3 * seconds * (1 + stolen),), stolen)
 
@@ -161,7 +201,7 @@ def test_how_long_a_turn_took_does_not_choose_it() -> None:
     times = iter([Turn((1.0,), 0.5), Turn((9.0,), 0.1), Turn((5.0,), 0.3), Turn((1e6,), 0.3)])
 
     class Scripted:
-        def turn(self, _: float) -> Turn:
+        def turn(self, _: float, *, warm_up: bool) -> Turn:  # noqa: ARG002
             return next(times)
 
     contestant = Contestant(cast(Worker, Scripted()))

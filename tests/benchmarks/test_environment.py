@@ -2,13 +2,14 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from dinov2rt.benchmarks.environment import describe_environment, machine_name
-from dinov2rt.benchmarks.gpu_state import gpu_state
+from dinov2rt.benchmarks.gpu_state import GpuState, gpu_state, memory_held_mib, watched
 from dinov2rt.runtime.cpu import Cpu
 from dinov2rt.runtime.doctor import Gpu, examine
 
@@ -107,6 +108,40 @@ def test_a_throttled_gpu_is_warned_of(tmp_path: Path, monkeypatch: pytest.Monkey
     put_nvidia_smi(tmp_path, "0x0000000000000044", monkeypatch)
     state = gpu_state()
     assert state.warnings == ("the GPU is throttled by: power cap, heat, by hardware",)
+
+
+def test_a_gpu_is_watched_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_nvidia_smi(tmp_path, "0x1", monkeypatch)
+    samples = ("345 MHz, 0 %, 0x1", "1980 MHz, 99 %, 0x0", "1755 MHz, 100 %, 0x4", "[N/A], 99 %, x")
+    program = tmp_path / "nvidia-smi"
+    lines = program.read_text().splitlines()
+    said = " ".join(f"'{sample}'" for sample in samples)
+    loop = f"  *utilization*) printf '%s\\n' {said}; exec sleep 60 ;;"
+    program.write_text("\n".join([*lines[:2], loop, *lines[2:], ""]))
+    with watched() as gpu:
+        time.sleep(0.5)
+    assert gpu.details["GPU SM clock under load"] == (
+        "1868 MHz in the median, 1755 at least, 2 samples"
+    )
+    assert gpu.warnings == ("under load the GPU was throttled by: power cap",)
+
+
+def test_without_a_gpu_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with watched() as gpu:
+        pass
+    assert gpu == GpuState()
+    assert memory_held_mib(os.getpid()) is None
+
+
+def test_memory_that_a_process_holds_is_found_by_its_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '12, 100 MiB\\n123, 3210 MiB\\n7, [N/A]\\n'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert [memory_held_mib(pid) for pid in (123, 12, 7, 3)] == [3210, 100, None, None]
 
 
 def test_without_a_gpu_there_is_nothing_to_say(

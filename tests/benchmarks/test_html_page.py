@@ -228,6 +228,19 @@ def test_foreign_text_is_never_markup(benchmark_run: BenchmarkRun) -> None:
     assert "openvino <2026>" not in html
 
 
+@pytest.mark.parametrize(("device", "chip"), [("cpu", "Invented CPU | 8 GHz"), ("cuda", "A GPU")])
+def test_the_heading_names_what_was_measured(
+    device: str, chip: str, benchmark_run: BenchmarkRun
+) -> None:
+    run = replace(
+        benchmark_run,
+        environment=replace(benchmark_run.environment, gpu="A GPU"),
+        settings=replace(benchmark_run.settings, device=device),
+        rows=benchmark_run.rows[:5],
+    )
+    assert f'<p class="quiet">{chip}, 2 threads,\ndevice {device}.' in to_html(run)
+
+
 def test_one_cell_is_enough_for_a_page(benchmark_run: BenchmarkRun) -> None:
     html = to_html(replace(benchmark_run, rows=benchmark_run.rows[:5]))
     assert html.count("<figure>") == 3

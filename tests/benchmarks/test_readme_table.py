@@ -30,8 +30,7 @@ def test_the_table_is_written_between_the_comments(readme: Path, results: Path) 
     assert not is_stale(readme, results)
     assert text.startswith(f"# before\n\n{BEGIN}\n\n**test-machine**: Invented CPU")
     assert text.endswith(f"|\n\n{END}\n\nafter\n")
-    assert "Warning: the machine was busy" in text
-    assert "old" not in text
+    assert "\nold\n" not in text
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| dinov2_vit")]
     assert [row[1].strip() for row in rows] == ["1 × 224×224", "1 × 518×518"] * 2
     assert rows[1][5].strip() == "openvino &lt;2026>"
@@ -56,8 +55,53 @@ def test_runs_of_one_machine_share_a_table(
     write(readme, results)
     text = readme.read_text()
     assert text.count("**test-machine**: Invented CPU") == 1
-    assert text.count("Warning: the machine was busy") == 1
+    assert text.count("\nWarning: ") == 1
     assert text.count("| dinov2_vit") == rows, "what both hold stands there once"
+
+
+def test_one_line_names_the_variants_whose_runs_carry_warnings(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    small, base = benchmark_run.bundles
+    environment = benchmark_run.environment
+    for name, bundles, warnings in (
+        ("cpu", (base,), ("the load average is 1.3",)),
+        ("later", (small,), ("the load average is 1.5",)),
+        ("quiet", (replace(small, variant="dinov2_vitl14"),), ()),
+    ):
+        state = replace(environment, warnings=warnings)
+        replace(benchmark_run, bundles=bundles, environment=state).write(
+            results / "test-machine" / f"{name}.json"
+        )
+    write(readme, results)
+    text = readme.read_text()
+    assert text.count("Warning: ") == 1
+    assert (
+        "\n\nWarning: runs of dinov2_vits14_reg, dinov2_vitb14 carry warnings about the state of "
+        "the machine; their reports hold the details\n\n|" in text
+    )
+
+
+def test_without_warnings_nothing_warns(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    quiet = replace(benchmark_run.environment, warnings=())
+    replace(benchmark_run, environment=quiet).write(results / "test-machine" / "cpu.json")
+    write(readme, results)
+    assert "Warning" not in readme.read_text()
+
+
+@pytest.mark.parametrize(("device", "chip"), [("cpu", "Invented CPU | 8 GHz"), ("cuda", "A GPU")])
+def test_a_table_is_headed_by_what_was_measured(
+    device: str, chip: str, readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    replace(
+        benchmark_run,
+        environment=replace(benchmark_run.environment, gpu="A GPU"),
+        settings=replace(benchmark_run.settings, device=device),
+    ).write(results / "test-machine" / "cpu.json")
+    write(readme, results)
+    assert f"**test-machine**: {chip}, 2 threads, device {device}," in readme.read_text()
 
 
 def test_of_two_runs_that_hold_a_cell_the_one_with_more_candidates_counts(

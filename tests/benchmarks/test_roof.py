@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from dinov2rt.benchmarks.candidate import Task
-from dinov2rt.benchmarks.roof import best_of, matrix_gflops, matrix_product, measure_roof
+from dinov2rt.benchmarks.roof import (
+    _COPY_BYTES,
+    _copy,
+    best_of,
+    matrix_gflops,
+    matrix_product,
+    measure_roof,
+)
 from dinov2rt.benchmarks.worker import CandidateError, Turn, Worker
 from dinov2rt.runtime.precision import Precision
 
@@ -22,7 +29,19 @@ def test_this_machine_has_a_roof() -> None:
     assert set(roof.matrix_gflops) == {"fp32"}
     assert roof.matrix_library["fp32"] in ("numpy", "openvino", "torch")
     assert roof.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that
+    assert roof.copy_gb_per_s is not None
     assert roof.copy_gb_per_s > 0.1
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_what_is_copied_lies_in_memory(library: str) -> None:
+    """Zeros that nobody wrote are one page of the kernel's, and copy at the speed of a cache."""
+    with Worker(_copy(library), Task(Path(), "cpu", 1)) as worker:
+        worker.load()
+        worker.turn(0.0)
+        held_mib = worker.memory().peak_rss_mib
+    assert held_mib is not None
+    assert held_mib > 2 * _COPY_BYTES["cpu"] / 2**20
 
 
 def test_the_rate_is_the_work_over_the_median_call_of_a_turn() -> None:

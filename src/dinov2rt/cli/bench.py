@@ -1,5 +1,6 @@
 """`dinov2rt bench`: how fast, how accurate, and what else could run the same model here."""
 
+import math
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
@@ -55,16 +56,28 @@ def _run(arguments: Namespace) -> Outcome:
     require_export_room("bench")
     for package in ("msgspec", "psutil", "PIL"):
         require(package, extra="bench", purpose="bench")
-    from dinov2rt.benchmarks.bench import bench
     from dinov2rt.benchmarks.results import BenchmarkRun
 
     earlier = None if arguments.against is None else BenchmarkRun.read(arguments.against)
-    request = _request(arguments)
+    return _outcome(_measure(arguments, earlier), earlier)
+
+
+def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "BenchmarkRun":
+    """The whole run. What is there so far lies beside --out, should the rest fail."""
+    from dinov2rt.benchmarks.bench import bench
+    from dinov2rt.benchmarks.comparison import refuse_unlike
+
+    out: Path | None = arguments.out
+    so_far = None if out is None else out.with_name(f"{out.name}.partial")
     command = shlex.join(["dinov2rt", *sys.argv[1:]])
-    run = bench(arguments.bundles, request, command=command, say=progress)
-    if arguments.out is not None:
-        run.write(arguments.out)
-    return _outcome(run, earlier)
+    for run in bench(arguments.bundles, _request(arguments), command=command, say=progress):
+        if earlier is not None and not run.rows:  # minutes before it has some
+            refuse_unlike(earlier, run)
+        if so_far is not None:
+            run.write(so_far)
+    if out is not None and so_far is not None:
+        so_far.replace(out)
+    return run
 
 
 def _request(arguments: Namespace) -> "Request":
@@ -72,20 +85,20 @@ def _request(arguments: Namespace) -> "Request":
     from dinov2rt.benchmarks.measure import Request
 
     device = _device(arguments.device)
-    if arguments.seconds <= 0:
+    if not 0 < arguments.seconds < math.inf:
         raise InputError(f"--seconds {arguments.seconds}; allowed are seconds above 0")
     (reference,) = find(["eager"])
     names = [] if arguments.peers == "none" else arguments.peers.split(",")
     return Request(
         own=own(arguments.backend, arguments.precision),
-        peers=peers(names, device),
+        peers=tuple(dict.fromkeys(peers(names, device))),
         reference=reference,
-        batches=parse_counts("batch", arguments.batch),
-        sizes=tuple(parse_sizes(arguments.size)),
+        batches=tuple(dict.fromkeys(parse_counts("batch", arguments.batch))),
+        sizes=tuple(dict.fromkeys(parse_sizes(arguments.size))),
         device=device,
         threads=_threads(arguments.threads),
         seconds=arguments.seconds,
-        min_turns=parse_counts("turns", arguments.turns)[0],
+        min_turns=_turns(arguments.turns),
     )
 
 
@@ -99,6 +112,13 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     if len(counts) < len(text.split(",")) or min(counts) < 1:
         raise InputError(f"--{option} {text!r}; allowed are whole numbers from 1, as in 1,8,32")
     return counts
+
+
+def _turns(text: str) -> int:
+    counts = parse_counts("turns", text)
+    if len(counts) > 1:
+        raise InputError(f"--turns {text!r}; allowed is one whole number from 1")
+    return counts[0]
 
 
 def _device(name: str) -> str:
@@ -126,13 +146,24 @@ def _outcome(run: "BenchmarkRun", earlier: "BenchmarkRun | None") -> Outcome:
 
     document: dict[str, Any] = {"run": run}
     lines = [_text(run)]
-    passed: object = all(row.failure is None for row in run.rows if not run.facts(row).is_peer)
+    passed: object = _has_passed(run)
     if earlier is not None:
         comparison = compare(earlier, run)
         document["comparison"] = comparison
         lines.append(str(comparison))
         passed = passed and bool(comparison)
     return Outcome(document, "\n\n".join(lines), status_of(passed))
+
+
+def _has_passed(run: "BenchmarkRun") -> bool:
+    """Whether dinov2rt was timed with every bundle, and nothing of it failed."""
+    own = [row for row in run.rows if not run.facts(row).is_peer]
+    variants = {row.cell.variant for row in own}
+    return (
+        all(row.failure is None for row in own)
+        and not any(missing.failed for missing in run.missing)
+        and all(bundle.variant in variants for bundle in run.bundles)
+    )
 
 
 def _text(run: "BenchmarkRun") -> str:
