@@ -85,7 +85,7 @@ def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) ->
             min_turns=request.min_turns,
         ),
         environment=environment,
-        roof=measure_roof(request.device, request.threads),
+        roof=measure_roof(request.device, request.threads, request.matrix_library),
         bundles=facts,
         candidates=(),
         missing=(),

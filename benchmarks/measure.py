@@ -1,8 +1,8 @@
 """One bundle, every candidate, every cell: loaded, checked against eager, then timed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -46,7 +46,7 @@ class Request:
 
     `reference` gives the outputs that all others are compared with. Of `own`, those that are not
     for a bundle or device are left out; of the others and of `peers`, each that cannot run is
-    named.
+    named. `matrix_library` is that of an earlier run to compare with, by precision.
     """
 
     own: tuple[Candidate, ...]
@@ -58,6 +58,7 @@ class Request:
     threads: int
     seconds: float
     min_turns: int
+    matrix_library: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ to find the fastest library; the product of that one then takes turns with the m
 so that a machine that slows down lowers the limit and the candidates alike.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -37,6 +37,7 @@ _PRECISIONS = {
     "cpu": (Precision.FP32,),
     "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
 }
+_NONE_CHOSEN: Mapping[str, str] = {}
 _SECONDS, _TURNS = 0.3, 5
 """Of each rate and library, before the run."""
 
@@ -63,8 +64,11 @@ class Work:
         """The process ends with it."""
 
 
-def measure_roof(device: str, threads: int) -> Roof:
+def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CHOSEN) -> Roof:
     """The best of the libraries that are there, on a "cpu" or "cuda" device; some seconds.
+
+    A precision that has its library `chosen` takes that one where it is there, as two runs can be
+    compared only by one and the same.
 
     Raises:
         BackendError: no library is there to measure with.
@@ -87,16 +91,20 @@ def measure_roof(device: str, threads: int) -> Roof:
         for library in libraries
         if library != "openvino"
     ]
-    return best_of(found, copies, _SHAPE[device])
+    return best_of(found, copies, _SHAPE[device], chosen)
 
 
 def best_of(
     matrix_gflops: dict[Precision, dict[str, float]],
     copies: Sequence[float],
     shape: tuple[int, int, int],
+    chosen: Mapping[str, str] = _NONE_CHOSEN,
 ) -> Roof:
-    """The highest of each rate, of the rates by precision and library."""
-    fastest = {name: max(rates, key=rates.__getitem__) for name, rates in matrix_gflops.items()}
+    """The highest of each rate, or that of the library `chosen`, by precision and library."""
+    fastest = {
+        name: chosen[name] if chosen.get(name) in rates else max(rates, key=rates.__getitem__)
+        for name, rates in matrix_gflops.items()
+    }
     return Roof(
         matrix_gflops={str(name): matrix_gflops[name][best] for name, best in fastest.items()},
         matrix_library={str(name): best for name, best in fastest.items()},

@@ -30,12 +30,12 @@ EXPORT_LIMIT_GIB = 20
 
 # The exporter's own process, so that the peak is its alone.
 MEASURED_EXPORT = """
-import json, resource, sys
+import json, sys
+from dinov2rt.benchmarks.clock import peak_rss_mib
 from dinov2rt.cli import main
 status = main(["export", sys.argv[1], "--weights", "synthetic:0", "--out", sys.argv[2],
                "--layers", "last4"])
-peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"status": status, "peak_gib": peak_gib}))
+print(json.dumps({"status": status, "peak_gib": peak_rss_mib() / 2**10}))
 """
 
 # Mapped files are no part of what RLIMIT_DATA limits; what is allocated or copied is.

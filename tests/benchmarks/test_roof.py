@@ -24,6 +24,14 @@ def test_of_each_rate_the_best_library_counts() -> None:
     assert roof.matrix_shape == (4, 5, 6)
 
 
+def test_the_library_of_an_earlier_run_is_kept_where_it_is_there() -> None:
+    rates = {Precision.FP32: {"numpy": 90.0, "torch": 80.0}}
+    roof = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "torch"})
+    assert (roof.matrix_library, roof.matrix_gflops) == ({"fp32": "torch"}, {"fp32": 80.0})
+    roof = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "openvino", "fp16": "torch"})
+    assert roof.matrix_library == {"fp32": "numpy"}
+
+
 def test_this_machine_has_a_roof() -> None:
     roof = measure_roof("cpu", 1)
     assert set(roof.matrix_gflops) == {"fp32"}

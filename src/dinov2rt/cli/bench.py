@@ -4,6 +4,7 @@ import math
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,10 @@ def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "Benchmark
     out: Path | None = arguments.out
     so_far = None if out is None else out.with_name(f"{out.name}.partial")
     command = shlex.join(["dinov2rt", *sys.argv[1:]])
-    for run in bench(arguments.bundles, _request(arguments), command=command, say=progress):
+    request = _request(arguments)
+    if earlier is not None:
+        request = replace(request, matrix_library=earlier.roof.matrix_library)
+    for run in bench(arguments.bundles, request, command=command, say=progress):
         if earlier is not None and not run.rows:  # minutes before it has some
             refuse_unlike(earlier, run)
         if so_far is not None:
