@@ -1,6 +1,7 @@
 """ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Without TF32, its default, in which float32 factors are cut to a fraction of 10 bits.
 _PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 _ERRORS_ONLY = 3
+_LEAST_ON_CUDA = (1, 25)
+"""The first with the kernels of microsoft/onnxruntime#27542; see #28025 for the one before."""
 
 
 def cannot_run(device: Device) -> str | None:
@@ -29,10 +32,21 @@ def cannot_run(device: Device) -> str | None:
     except ImportError as error:
         return str(error)
     if _PROVIDERS[device] in ort.get_available_providers():
-        return None
+        return _too_old(ort.__version__) if device == "cuda" else None
     return (
         f"onnxruntime {ort.__version__} here has no {_PROVIDERS[device]}; "
         "pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU"
+    )
+
+
+def _too_old(version: str) -> str | None:
+    """Why a version is none for GPUs: 1.24.4 computed Attention on the CPU, and did not say so."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
+    if numbers is None or tuple(map(int, numbers.groups())) >= _LEAST_ON_CUDA:
+        return None
+    return (
+        f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))} and computes "
+        "attention on the CPU; pip install -U 'dinov2rt[cuda]'"
     )
 
 

@@ -1,4 +1,5 @@
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import onnxruntime
 import pytest
 
 from dinov2rt.runtime.errors import BackendError
-from dinov2rt.runtime.ort import OnnxRuntimeBackend, cannot_run
+from dinov2rt.runtime.ort import _LEAST_ON_CUDA, OnnxRuntimeBackend, cannot_run
 
 NAME = f"onnxruntime {onnxruntime.__version__}"
 PIXELS = np.full((1, 14, 14, 3), 7, np.uint8)
@@ -78,6 +79,33 @@ def test_closed(graph: Path) -> None:
 def test_a_failing_device_is_not_left_for_another_one(graph: Path) -> None:
     backend = OnnxRuntimeBackend(graph, device="cpu", threads=1)
     assert backend._session._enable_fallback is False
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [
+        ("1.24.4", "onnxruntime 1.24.4 is older than 1.25 and computes attention on the CPU"),
+        ("1.25.0", None),
+        ("1.32.0", None),
+        ("2.0.1", None),
+        ("main", None),
+    ],
+)
+def test_a_version_that_leaves_attention_to_the_cpu_is_none_for_gpus(
+    version: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPU"]
+    )
+    found = cannot_run("cuda")
+    assert found is None if reason is None else found is not None and found.startswith(reason)
+
+
+def test_the_least_version_on_gpus_is_that_of_the_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (requirement, *_) = project["project"]["optional-dependencies"]["cuda"]
+    assert requirement == f"onnxruntime-gpu>={'.'.join(map(str, _LEAST_ON_CUDA))}"
 
 
 def test_cuda_libraries_are_loaded_before_a_session_on_a_gpu_and_nothing_is_said_on_stdout(

@@ -46,7 +46,9 @@ def _text(found: Diagnosis) -> str:
 
 
 def _cpu(cpu: Cpu) -> str:
-    sets = ", ".join(cpu.instruction_sets) or "no AVX2, AVX-512, VNNI or AMX"
+    none = "no AVX2, AVX-512, VNNI or AMX"
+    unknown = "instruction sets not known"
+    sets = ", ".join(cpu.instruction_sets) or (none if cpu.instruction_sets_known else unknown)
     return f"{cpu.model}; {sets}; {cpu.cores} cores usable"
 
 
