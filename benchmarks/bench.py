@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dinov2rt._version import __version__
+from dinov2rt.benchmarks.candidate import Task
+from dinov2rt.benchmarks.entrants import Say, own_candidates
 from dinov2rt.benchmarks.environment import describe_environment
 from dinov2rt.benchmarks.gpu_state import GpuState, watched
-from dinov2rt.benchmarks.measure import Measured, Request, Say, measure_bundle, own_candidates
+from dinov2rt.benchmarks.measure import Measured, Request, measure_bundle
 from dinov2rt.benchmarks.photo_batch import DESCRIPTION
 from dinov2rt.benchmarks.results import (
     SCHEMA_VERSION,
@@ -69,7 +71,7 @@ def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) ->
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
     _refuse_one_variant_twice(facts)
     for bundle in bundles:
-        own_candidates(bundle, request)
+        own_candidates(request.own, Task(bundle, request.device, request.threads))
     environment = describe_environment(request.device)
     say("measuring what this machine can do at most")
     return BenchmarkRun(

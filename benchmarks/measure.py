@@ -1,11 +1,11 @@
 """One bundle, every candidate, every cell: loaded, checked against eager, then timed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dinov2rt.benchmarks.accuracy_check import check, limits_for
 from dinov2rt.benchmarks.candidate import Candidate, Task
 from dinov2rt.benchmarks.contest import Contestant, take_turns
+from dinov2rt.benchmarks.entrants import Entrant, Say, enter, facts_of, own_candidates
 from dinov2rt.benchmarks.flops import floor
 from dinov2rt.benchmarks.photo_batch import photo_batch
 from dinov2rt.benchmarks.results import (
@@ -27,17 +28,11 @@ from dinov2rt.benchmarks.results import (
 )
 from dinov2rt.benchmarks.roof import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.statistics import summarise
-from dinov2rt.benchmarks.worker import CandidateError, Loaded, Memory, Outputs, Worker
-from dinov2rt.runtime.errors import Dinov2rtError, InputError
+from dinov2rt.benchmarks.worker import CandidateError, Outputs, Worker
+from dinov2rt.runtime.errors import Dinov2rtError
 from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.manifest import Manifest
 from dinov2rt.runtime.precision import Precision
-
-Say = Callable[[str], None]
-
-LOADS = 5
-"""Fresh processes that load a candidate of ours, the median of whose times counts; a peer, which
-may export or compile for minutes, is loaded once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,19 +73,6 @@ class Measured:
         )
 
 
-@dataclass(slots=True, eq=False)
-class _Entrant:
-    """A loaded candidate, for all cells."""
-
-    worker: Worker
-    loaded: Loaded
-    first_call_ms: float | None = None
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.worker.candidate
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Limit:
     """The machine's limit for one bundle: the matrix products that take turns in every cell."""
@@ -98,23 +80,6 @@ class _Limit:
     manifest: Manifest
     products: dict[Precision, Worker]
     copy_gb_per_s: float
-
-
-def own_candidates(bundle: Path, request: Request) -> tuple[Candidate, ...]:
-    """Those of `request.own` that are for the bundle and the device.
-
-    Raises:
-        InputError: none is; the message says why.
-    """
-    task = Task(bundle, request.device, request.threads)
-    found = tuple(candidate for candidate in request.own if candidate.is_for(task))
-    if not found:
-        reasons = {str(candidate.cannot_run(task)): None for candidate in request.own}
-        raise InputError(
-            f"of dinov2rt nothing that was asked for is for {bundle} on {request.device}: "
-            f"{'; '.join(reasons)}"
-        )
-    return found
 
 
 def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iterator[Measured]:
@@ -126,18 +91,18 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iter
         BundleError: no limits are known for the precision of a candidate.
     """
     task = Task(bundle, request.device, request.threads)
-    variant, candidates = task.manifest.variant.name, own_candidates(bundle, request)
+    variant, candidates = task.manifest.variant.name, own_candidates(request.own, task)
     with ExitStack() as stack:
         reference = stack.enter_context(Worker(request.reference, task))
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
         reference.load()
-        entrants, missing = _enter(task, (*candidates, *request.peers), stack, say)
+        entrants, missing = enter(task, (*candidates, *request.peers), stack, say)
         limit = _enter_limit(task, entrants, roof, stack)
         rows: list[Row] = []
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
             rows += _measure_cell(cell, entrants, limit, reference, request)
-            facts = tuple(_facts(variant, entrant) for entrant in entrants)
+            facts = tuple(facts_of(variant, entrant) for entrant in entrants)
             yield Measured(tuple(rows), facts, tuple(missing))
 
 
@@ -146,45 +111,7 @@ def _cells(variant: str, request: Request) -> Iterator[Cell]:
         yield Cell(variant, batch, size.height, size.width)
 
 
-def _enter(
-    task: Task, candidates: Sequence[Candidate], stack: ExitStack, say: Say
-) -> tuple[list[_Entrant], list[Missing]]:
-    """Load the candidates one after the other; who cannot is noted down as missing."""
-    entrants, missing, variant = [], [], task.manifest.variant.name
-    for candidate in candidates:
-        reason = candidate.cannot_run(task)
-        if reason is not None:
-            missing.append(Missing(variant, candidate.name, reason))
-            continue
-        say(f"{variant}: loading {candidate.name}")
-        try:
-            entrants.append(_load(candidate, task, stack))
-        except CandidateError as error:
-            is_own = not candidate.is_peer
-            missing.append(Missing(variant, candidate.name, str(error), failed=is_own))
-    return entrants, missing
-
-
-def _load(candidate: Candidate, task: Task, stack: ExitStack) -> _Entrant:
-    times = []
-    for _ in range(0 if candidate.is_peer else LOADS - 1):
-        with Worker(candidate, task) as worker:
-            times.append(worker.load())
-    with ExitStack() as attempt:  # who cannot be loaded keeps no memory
-        worker = attempt.enter_context(Worker(candidate, task))
-        times.append(worker.load())
-        stack.enter_context(attempt.pop_all())
-    return _Entrant(
-        worker,
-        Loaded(
-            times[-1].version,
-            import_ms=median(each.import_ms for each in times),
-            load_ms=median(each.load_ms for each in times),
-        ),
-    )
-
-
-def _enter_limit(task: Task, entrants: Sequence[_Entrant], roof: Roof, stack: ExitStack) -> _Limit:
+def _enter_limit(task: Task, entrants: Sequence[Entrant], roof: Roof, stack: ExitStack) -> _Limit:
     """Start a matrix product in each precision of `entrants` that the machine has a rate for."""
     products = {}
     for precision in dict.fromkeys(entrant.candidate.precision for entrant in entrants):
@@ -199,7 +126,7 @@ def _enter_limit(task: Task, entrants: Sequence[_Entrant], roof: Roof, stack: Ex
 
 def _measure_cell(
     cell: Cell,
-    entrants: Sequence[_Entrant],
+    entrants: Sequence[Entrant],
     limit: _Limit,
     reference: Worker,
     request: Request,
@@ -232,7 +159,7 @@ def _measure_cell(
 
 def _checked(
     cell: Cell,
-    entrant: _Entrant,
+    entrant: Entrant,
     pixels: NDArray[np.uint8],
     want: Outputs,
     manifest: Manifest,
@@ -299,28 +226,3 @@ def _floor(
 
 def _medians_ms(contestant: Contestant) -> list[float]:
     return [turn.median_ms for turn in contestant.turns]
-
-
-def _facts(variant: str, entrant: _Entrant) -> CandidateFacts:
-    candidate, memory = entrant.candidate, _memory(entrant.worker)
-    return CandidateFacts(
-        variant=variant,
-        candidate=candidate.name,
-        title=candidate.title,
-        version=entrant.loaded.version,
-        precision=str(candidate.precision),
-        is_peer=candidate.is_peer,
-        import_ms=entrant.loaded.import_ms,
-        load_ms=entrant.loaded.load_ms,
-        first_call_ms=entrant.first_call_ms,
-        peak_rss_mib=memory.peak_rss_mib,
-        peak_device_mib=memory.device_mib,
-    )
-
-
-def _memory(worker: Worker) -> Memory:
-    """What it holds; unknown of a process that has died."""
-    try:
-        return worker.memory()
-    except CandidateError:
-        return Memory(None, None)

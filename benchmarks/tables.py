@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dinov2rt.benchmarks.contest import STOLEN_AT_MOST
+from dinov2rt.benchmarks.entrants import LOADS
 from dinov2rt.benchmarks.formats import (
     NOTHING,
     cosine,
@@ -16,7 +17,6 @@ from dinov2rt.benchmarks.formats import (
     ratio_text,
     significant,
 )
-from dinov2rt.benchmarks.measure import LOADS
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.summary import fastest, ratio_to_fastest_peer, rows_at
 

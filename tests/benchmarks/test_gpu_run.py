@@ -13,16 +13,14 @@ import pytest
 from dinov2rt.benchmarks import gpu_run
 from dinov2rt.benchmarks.gpu_run import (
     _PACKAGES,
-    Asked,
     Outcome,
-    Step,
     _bench_options,
     _parser,
     missing_packages,
     run,
-    steps,
     take,
 )
+from dinov2rt.benchmarks.gpu_steps import Asked, Step, steps
 
 ASKED = Asked("synthetic:0", "1,8", "224", ("--peers", "eager"))
 TASKS = [
