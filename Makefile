@@ -49,7 +49,7 @@ bench: setup ## Latency of VARIANT beside all peers, from synthetic weights unle
 	$(RUN) report artifacts/bench/$(VARIANT).json
 
 bench-gpu: ## On a GPU machine, with the torch of its PYTHON: accuracy and latency of every variant
-	PYTHONPATH=src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m dinov2rt.benchmarks.gpu_run artifacts/gpu
+	PYTHONPATH=src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m dinov2rt.benchmarks.gpu.run artifacts/gpu
 
 report: setup ## Pages of the committed results, and the README's table from them
 	$(RUN) report

@@ -11,8 +11,8 @@ from typing import Self
 
 import msgspec
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import InputError
 
 SCHEMA_VERSION = 2
 
@@ -288,3 +288,12 @@ class BenchmarkRun:
             beside.replace(file)
         except OSError as error:
             raise InputError(f"{file} cannot be written ({error.strerror})") from error
+
+
+STOLEN_AT_MOST = 0.03
+"""The share of all cores' time that a host may give to others before a turn is taken again."""
+
+
+LOADS = 5
+"""Fresh processes that load a candidate of ours, the median of whose times counts; a peer, which
+may export or compile for minutes, is loaded once."""

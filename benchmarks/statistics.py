@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from dinov2rt.benchmarks.results import LatencyReport
-from dinov2rt.runtime.errors import InputError
+from dinov2rt.errors import InputError
 
 _ONE_IN = 40
 """What a 95 % interval leaves out on each side is one case in 40."""

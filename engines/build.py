@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.engines import fusion, timing_cache
 from dinov2rt.engines.builder_log import make_logger
 from dinov2rt.engines.configure import configure
 from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.engines.plans import FOLDER, record_plan, write_plan
-from dinov2rt.engines.profiles import parse_profiles
-from dinov2rt.runtime.errors import BackendError, BuildError, BundleError
-from dinov2rt.runtime.manifest import GraphEntry, Manifest, PlanEntry
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.profiles import ProfileEntry, ShapeRange
+from dinov2rt.engines.profile_syntax import parse_profiles
+from dinov2rt.errors import BackendError, BuildError, BundleError
 
 Progress = Callable[[str], None]
 

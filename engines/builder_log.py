@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dinov2rt.runtime.errors import BuildError
+from dinov2rt.errors import BuildError
 
 _SCRATCH = re.compile(r"Total Activation Memory: (\d+)")
 _WEIGHTS = re.compile(r"Total Weights Memory: (\d+)")

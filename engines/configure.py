@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from dinov2rt.bundle.profiles import ShapeRange
 from dinov2rt.engines.flavours import Toolkit
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
-from dinov2rt.engines.profiles import tensor_shape
-from dinov2rt.runtime.errors import BuildError
-from dinov2rt.runtime.profiles import ShapeRange
+from dinov2rt.engines.profile_syntax import tensor_shape
+from dinov2rt.errors import BuildError
 
 
 def configure(

@@ -8,12 +8,12 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from dinov2rt.bundle.manifest import Flavour
 from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, parse_weight_bytes
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.runtime.cuda import Gpu, find_gpu
-from dinov2rt.runtime.errors import BackendError, BuildError, InputError, MissingDependencyError
-from dinov2rt.runtime.manifest import Flavour
-from dinov2rt.runtime.trt_flavour import import_tensorrt
+from dinov2rt.errors import BackendError, BuildError, InputError, MissingDependencyError
+from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
+from dinov2rt.runtime.tensorrt.flavour import import_tensorrt
 
 CURRENT = "current"
 OPEN = "open"

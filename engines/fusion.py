@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dinov2rt.runtime.errors import FusionError
-from dinov2rt.runtime.precision import Precision
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import FusionError
 
 NO_KERNEL = "was not supported by a dedicated kernel"
 """What the builder says of an attention that it may not take apart and cannot fuse."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import PATCH_SIZE
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import PATCH_SIZE
+from dinov2rt.errors import InputError
 
 
 class HardwareCompatibility(StrEnum):

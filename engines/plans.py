@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.runtime.errors import BuildError
-from dinov2rt.runtime.manifest import FileEntry, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import FileEntry, Manifest, PlanEntry
+from dinov2rt.errors import BuildError
 
 FOLDER = "plans"
 

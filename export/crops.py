@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.images import find_images, load_image
 
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.export.checkpoint import Weights, load_weights
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.golden import PHOTOS, eager_case
 from dinov2rt.export.model import load_eager
-from dinov2rt.runtime.accuracy import GoldenCase
-from dinov2rt.runtime.errors import InputError, WeightsError
-from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.runtime.images import find_images, load_image
-from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.manifest import GraphEntry, Manifest
 
 _Crop = tuple[str, NDArray[np.uint8]]
 

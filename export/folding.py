@@ -7,13 +7,21 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dinov2rt.export.typed import module_of
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.export.surgery import (
+    add_initializer,
+    array_of,
+    bypass,
+    module_of,
+    nodes_of,
+    producer_of,
+    set_array,
+)
 
 
 def fold_layer_scale(model: ir.Model) -> None:
     """`γ · (x W + b)` is `x (W γ) + b γ`: LayerScale goes into the projection before it."""
-    for scale in _nodes(model, "Mul"):
+    for scale in nodes_of(model, "Mul"):
         added = scale.inputs[0]
         gamma = scale.inputs[1]
         if gamma is None or gamma.name is None or not gamma.name.endswith(".gamma"):
@@ -22,8 +30,8 @@ def fold_layer_scale(model: ir.Model) -> None:
         product = producer_of(add.inputs[0])
         factor = array_of(gamma)
         for weight in (product.inputs[1], add.inputs[1]):
-            _set(weight, array_of(weight) * factor)
-        _remove(model, scale, add.outputs[0])
+            set_array(weight, array_of(weight) * factor)
+        bypass(model.graph, scale, add.outputs[0])
         del model.graph.initializers[gamma.name]
 
 
@@ -34,8 +42,8 @@ def fold_attention_scale(model: ir.Model, variant: Variant) -> None:
             value = model.graph.initializers[f"blocks.{index}.qkv.{kind}"]
             scaled = array_of(value).copy()
             scaled[..., : variant.embed_dim] *= np.float32(variant.head_dim**-0.5)
-            _set(value, scaled)
-    for attention in _nodes(model, "Attention"):
+            set_array(value, scaled)
+    for attention in nodes_of(model, "Attention"):
         attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
 
 
@@ -44,7 +52,7 @@ def fold_norms(model: ir.Model) -> None:
 
     Norms whose output is used otherwise, as the final one's, stay as they are.
     """
-    for norm in _nodes(model, "LayerNormalization"):
+    for norm in nodes_of(model, "LayerNormalization"):
         products = [use.node for use in norm.outputs[0].uses()]
         if any(product.op_type != "MatMul" for product in products):
             continue
@@ -52,9 +60,9 @@ def fold_norms(model: ir.Model) -> None:
         for product in products:
             weight = array_of(product.inputs[1]).astype(np.float64)
             bias = _bias_of(product)
-            _set(bias, (array_of(bias) + shift @ weight).astype(np.float32))
-            _set(product.inputs[1], (scale[:, None] * weight).astype(np.float32))
-        _set(norm.inputs[1], np.ones_like(scale, np.float32))
+            set_array(bias, (array_of(bias) + shift @ weight).astype(np.float32))
+            set_array(product.inputs[1], (scale[:, None] * weight).astype(np.float32))
+        set_array(norm.inputs[1], np.ones_like(scale, np.float32))
         norm.resize_inputs(2)
 
 
@@ -63,7 +71,7 @@ def split_qkv(model: ir.Model) -> None:
 
     The weights may be float32, or int8 behind a DequantizeLinear.
     """
-    for split in _nodes(model, "Split"):
+    for split in nodes_of(model, "Split"):
         add = producer_of(split.inputs[0])
         product = producer_of(add.inputs[0])
         if not module_of(product).endswith(".qkv"):
@@ -112,41 +120,3 @@ def _parts(value: ir.Value | None, split: ir.Node) -> list[ir.Value]:
         graph.insert_before(split, own)
         parts.append(own.outputs[0])
     return parts
-
-
-def _nodes(model: ir.Model, op_type: str) -> list[ir.Node]:
-    return [node for node in model.graph if node.op_type == op_type]
-
-
-def producer_of(value: ir.Value | None) -> ir.Node:
-    """The node whose output `value` is."""
-    node = value.producer() if value is not None else None
-    if node is None:
-        raise ValueError(f"{value} is no node's output")
-    return node
-
-
-def array_of(value: ir.Value | None) -> np.ndarray:
-    """What the initializer `value` holds."""
-    if value is None or value.const_value is None:
-        raise ValueError(f"{value} is no initializer")
-    return value.const_value.numpy()
-
-
-def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """A new initializer of `graph`."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-    value = ir.val(name, dtype=tensor.dtype, shape=array.shape, const_value=tensor)
-    graph.initializers.add(value)
-    return value
-
-
-def _set(value: ir.Value | None, array: np.ndarray) -> None:
-    if value is None:
-        raise ValueError("no value to set")
-    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
-
-
-def _remove(model: ir.Model, node: ir.Node, replacement: ir.Value) -> None:
-    ir.convenience.replace_all_uses_with(node.outputs[0], replacement)
-    model.graph.remove(node, safe=True)

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from dinov2rt.runtime.normalization import IMAGENET_MEAN, IMAGENET_STD
+from dinov2rt.bundle.normalization import IMAGENET_MEAN, IMAGENET_STD
 
 PADDING_INPUT = "padding"
 

@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import FloatArray, InputFormat, output_names
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.accuracy import GoldenCase
-from dinov2rt.runtime.features import FloatArray, output_names
-from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.images import load_image
-from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.normalization import normalize
 
 PHOTOS = Path(__file__).parent / "photos"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.export.model import LAYER_NORM_EPS
 from dinov2rt.export.position import PositionTable
-from dinov2rt.export.state_dict import StateDict
-from dinov2rt.runtime.variants import PATCH_SIZE, Variant
+from dinov2rt.export.weights.state_dict import StateDict
 
 
 class Affine(nn.Module):

@@ -9,19 +9,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from dinov2rt.bundle.accuracy import OutputAccuracy, compare
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.limits import FLOAT32_ERROR, FLOAT32_LIMITS, INT8_LIMITS, Limits
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.accuracy import (
-    FLOAT32_ERROR,
-    FLOAT32_LIMITS,
-    INT8_LIMITS,
-    GoldenCase,
-    Limits,
-    OutputAccuracy,
-    compare,
-)
-from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.precision import Precision
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 

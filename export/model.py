@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, Variant
+from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
+from dinov2rt.errors import InputError
 
 LAYER_NORM_EPS = 1e-6
 POSITION_OFFSET = 0.1

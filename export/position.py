@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinov2rt.runtime.variants import NATIVE_GRID, Variant
+from dinov2rt.bundle.variants import NATIVE_GRID, Variant
 
 _PAD = 2  # taps reach two rows over the border; repeating the edge stands for clamping the index
 

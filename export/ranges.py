@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dinov2rt.errors import ExportError
 from dinov2rt.export.model import Dinov2
 from dinov2rt.export.typed import FLOAT16_MAX, WAY_OUT
-from dinov2rt.runtime.errors import ExportError
 
 Ranges = dict[str, float]
 """The largest |activation| by tensor, e.g. `blocks.3.down`."""

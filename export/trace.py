@@ -15,10 +15,10 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
+from dinov2rt.bundle.signature import output_names
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import ExportError
 from dinov2rt.export.graph import ExportGraph
-from dinov2rt.runtime.errors import ExportError
-from dinov2rt.runtime.features import output_names
-from dinov2rt.runtime.variants import Variant
 
 OPSET = 23
 """The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""

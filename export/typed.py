@@ -13,8 +13,9 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from dinov2rt.runtime.errors import ExportError
-from dinov2rt.runtime.precision import Precision
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import ExportError
+from dinov2rt.export.surgery import array_of, module_of
 
 Policy = Callable[[ir.Node], bool]
 """Whether a node that computes in float32 as traced is to compute in half precision."""
@@ -42,11 +43,6 @@ WAY_OUT = 'leave "fp16" out of the precisions; "bf16" and "fp32" hold it'
 
 _MOVES = ("Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Transpose")
 """Operators that compute nothing, and so keep the type that they are given."""
-
-
-def module_of(node: ir.Node) -> str:
-    """The module that a node was traced from, e.g. `blocks.3.qkv`."""
-    return (node.name or "").partition("/")[0]
 
 
 def autocast(node: ir.Node) -> bool:
@@ -136,18 +132,12 @@ class _Typing:
 
     def _round(self, weight: ir.Value) -> None:
         """Replace an initializer's tensor; the original, which clones share, is left as it is."""
-        exact = _array(weight)
+        exact = array_of(weight)
         with np.errstate(over="ignore"):
             rounded = exact.astype(self.format.numpy_type)
         _check_fit(str(weight.name), exact, rounded, self.format)
         weight.const_value = ir.tensor(rounded, name=weight.name)
         weight.type = ir.TensorType(self.data_type)
-
-
-def _array(weight: ir.Value) -> np.ndarray:
-    if weight.const_value is None:
-        raise ValueError(f"{weight} is no initializer")
-    return weight.const_value.numpy()
 
 
 def _check_fit(name: str, exact: np.ndarray, rounded: np.ndarray, half: _Format) -> None:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import ImageSize, Padding, Snap
-from dinov2rt.runtime.inputs import ImageGroup, InputFormat
+from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.inputs import ImageGroup
 
 _DTYPES = {InputFormat.PIXELS: "uint8", InputFormat.IMAGES: "float32"}
 _SHAPES = {InputFormat.PIXELS: "[B, H, W, 3]", InputFormat.IMAGES: "[B, 3, H, W]"}

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dinov2rt.runtime import openvino, ort
+from dinov2rt.optional import require
+from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.backends.onnxruntime import Device
 from dinov2rt.runtime.cpu import Cpu, this_cpu
-from dinov2rt.runtime.optional import require
-from dinov2rt.runtime.ort import Device
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")

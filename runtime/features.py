@@ -1,29 +1,13 @@
 """What the model returns, and what its outputs are called."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import Grid
-from dinov2rt.runtime.variants import Variant
-
-FloatArray = NDArray[np.floating[Any]]
-
-
-def layer_output_names(layer: int) -> tuple[str, str]:
-    """Names of the CLS and the patch tokens of an intermediate block, counted from 0."""
-    return f"layer_{layer}_cls_token", f"layer_{layer}_patch_tokens"
-
-
-def output_names(variant: Variant, layers: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """Names of a graph's outputs, in order."""
-    registers = ("register_tokens",) if variant.num_registers else ()
-    levels = (name for layer in layers for name in layer_output_names(layer))
-    return ("cls_token", *registers, "patch_tokens", *levels)
+from dinov2rt.bundle.geometry import Grid
+from dinov2rt.bundle.signature import FloatArray, layer_output_names
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.inputs import ImageGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,3 +75,13 @@ class Features:
     def _on_grid(self, name: str) -> FloatArray:
         value = self._output(name)
         return value.reshape(len(value), self.grid.rows, self.grid.cols, -1)
+
+
+def scatter(groups: Iterable[tuple[ImageGroup, Features]]) -> list[Features]:
+    """Each image's own features, back in the caller's order."""
+    placed = {
+        position: features[index]
+        for group, features in groups
+        for index, position in enumerate(group.positions)
+    }
+    return [placed[position] for position in sorted(placed)]

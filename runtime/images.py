@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, BinaryIO, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import ImageSize
-from dinov2rt.runtime.optional import require
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import InputError
+from dinov2rt.optional import require
 
 if TYPE_CHECKING:
     from PIL.Image import Image

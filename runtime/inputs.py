@@ -1,30 +1,20 @@
 """What a caller hands in, checked and grouped into batches that a graph can take."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.geometry import Grid, ImageSize, Padding, Snap
+from dinov2rt.bundle.geometry import Grid, ImageSize, Padding, Snap
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import InputError
 from dinov2rt.runtime.images import resize
-from dinov2rt.runtime.normalization import normalize
 
 Images = NDArray[Any] | Sequence[NDArray[Any]]
-
-
-class InputFormat(StrEnum):
-    """What a graph takes; the value is its input's name."""
-
-    PIXELS = "pixels"
-    """uint8 [B, H, W, 3], RGB."""
-    IMAGES = "images"
-    """float32 [B, 3, H, W], scaled to 0..1 and normalised with the ImageNet statistics."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -210,13 +200,3 @@ def _format(
         return images, padding
     rows, cols = (padding.top, padding.bottom), (padding.left, padding.right)
     return np.pad(images, ((0, 0), (0, 0), rows, cols)), Padding()
-
-
-def scatter(groups: Iterable[tuple[ImageGroup, Features]]) -> list[Features]:
-    """Each image's own features, back in the caller's order."""
-    placed = {
-        position: features[index]
-        for group, features in groups
-        for index, position in enumerate(group.positions)
-    }
-    return [placed[position] for position in sorted(placed)]

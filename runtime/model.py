@@ -12,18 +12,20 @@ from typing import Any, Literal, Self, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.accuracy import AccuracyReport, Golden, GoldenCase
-from dinov2rt.runtime.backend import Backend
-from dinov2rt.runtime.device_arrays import is_on_gpu
+from dinov2rt.bundle.accuracy import AccuracyReport
+from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
+from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.remote import is_url, local_bundle
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import PATCH_SIZE, Variant
+from dinov2rt.errors import AccuracyError, BundleError, InputError, PlanWarning
+from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.device_inputs import device_group
-from dinov2rt.runtime.errors import AccuracyError, BundleError, InputError, PlanWarning
-from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.geometry import ImageSize, Padding, Snap
-from dinov2rt.runtime.inputs import ImageGroup, InputFormat, group_images, scatter
-from dinov2rt.runtime.manifest import GraphEntry, Manifest
-from dinov2rt.runtime.remote_bundle import is_url, local_bundle
+from dinov2rt.runtime.features import Features, scatter
+from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+from dinov2rt.runtime.inputs import ImageGroup, group_images
 from dinov2rt.runtime.selection import Choice, select
-from dinov2rt.runtime.variants import PATCH_SIZE, Variant
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
 DEFAULT_MAX_PIXELS = 2**22

@@ -8,17 +8,24 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from dinov2rt.runtime import openvino, ort
-from dinov2rt.runtime.backend import Backend
+from dinov2rt.bundle.manifest import (
+    FileEntry,
+    GraphEntry,
+    Manifest,
+    PlanEntry,
+    graph_of,
+    rebuild_command,
+)
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.backends.fallback import FallbackBackend
+from dinov2rt.runtime.backends.onnxruntime import Device, OnnxRuntimeBackend
+from dinov2rt.runtime.backends.openvino import OpenVinoBackend
+from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.cpu import is_x86
-from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
-from dinov2rt.runtime.fallback import FallbackBackend
-from dinov2rt.runtime.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
-from dinov2rt.runtime.openvino import OpenVinoBackend
-from dinov2rt.runtime.ort import Device, OnnxRuntimeBackend
-from dinov2rt.runtime.plan_checks import graph_of, rebuild_command
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.trt import TensorRTBackend, open_plan
+from dinov2rt.runtime.tensorrt.backend import TensorRTBackend, open_plan
 
 BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")

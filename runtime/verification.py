@@ -6,12 +6,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dinov2rt.runtime.accuracy import AccuracyReport, GoldenCase, compare
-from dinov2rt.runtime.backend import Backend
-from dinov2rt.runtime.cuda import Gpu
-from dinov2rt.runtime.errors import PlanWarning
-from dinov2rt.runtime.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
-from dinov2rt.runtime.profile_choice import PlanInputError
+from dinov2rt.bundle.accuracy import AccuracyReport, compare
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
+from dinov2rt.errors import PlanInputError, PlanWarning
+from dinov2rt.runtime.backends.protocol import Backend
+from dinov2rt.runtime.gpu.cuda import Gpu
 
 
 def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]) -> AccuracyReport:

@@ -1,20 +1,28 @@
-"""Bundles that many tests share: made once per session, never changed."""
+"""Bundles and models that many tests share: made once per session, never changed."""
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
-from dinov2rt.export.bundle import ExportOptions, export_bundle
-from dinov2rt.runtime.chunks import Chunk, ImageFiles
-from dinov2rt.runtime.feature_dataset import FeatureDataset
-from dinov2rt.runtime.feature_files import ImageFeatures
-from dinov2rt.runtime.feature_table import FeatureType
-from dinov2rt.runtime.geometry import Grid, ImageSize
-from dinov2rt.runtime.variants import Variant, find_variant
+from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, WeightsEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.extraction.chunks import Chunk, ImageFiles
+from dinov2rt.extraction.dataset import FeatureDataset
+from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.runtime.model import Model, load
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -35,6 +43,12 @@ def bundle_s(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_s_reg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ViT-S with registers, from synthetic weights."""
     return _export("dinov2_vits14_reg", tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def trt() -> Any:
+    """TensorRT for RTX, the flavour that builds without a GPU."""
+    return pytest.importorskip("tensorrt_rtx")
 
 
 @pytest.fixture
@@ -103,3 +117,98 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
         return dataset.folder
 
     return write
+
+
+OUTPUTS = ("cls_token", "patch_tokens")
+
+
+@pytest.fixture(scope="session")
+def bundle_normalized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The weights of `bundle_s_reg` with normalised input and the layers 2 and 11."""
+    bundle = tmp_path_factory.mktemp("bundles") / "normalized"
+    options = ExportOptions(InputFormat.IMAGES, layers=(2, 11), precisions=(Precision.FP32,))
+    export_bundle(find_variant("dinov2_vits14_reg"), "synthetic:0", bundle, options)
+    return bundle
+
+
+@pytest.fixture(scope="session")
+def model_plain(bundle_s: Path) -> Iterator[Model]:
+    with load(bundle_s, device="cpu") as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def model(bundle_s_reg: Path) -> Iterator[Model]:
+    with load(bundle_s_reg, device="cpu") as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def model_normalized(bundle_normalized: Path) -> Iterator[Model]:
+    with load(bundle_normalized, device="cpu") as model:
+        yield model
+
+
+@pytest.fixture
+def pooling_bundle(tmp_path: Path) -> Path:
+    """A bundle for one test alone, whose model does no more than average pixels.
+
+    `cls_token` [B, 3] is the mean colour of an image, `patch_tokens` [B, h·w, 3] those of its
+    patches.
+    """
+    bundle = tmp_path / "pooling"
+    bundle.mkdir()
+    _save_pooling_graph(bundle / "fp32.onnx")
+    _pooling_golden().write(bundle / "golden.npz")
+    graph = GraphEntry(
+        precision=Precision.FP32,
+        opset=17,
+        input_name="pixels",
+        outputs=OUTPUTS,
+        layers=(),
+        files=tuple(FileEntry.of(bundle, name) for name in ("fp32.onnx", "fp32.onnx.data")),
+    )
+    Manifest(
+        schema=SCHEMA_VERSION,
+        variant=find_variant("dinov2_vits14"),
+        weights=WeightsEntry(source="synthetic:0", sha256="0" * 64),
+        graphs=(graph,),
+        golden=FileEntry.of(bundle, "golden.npz"),
+    ).write(bundle)
+    return bundle
+
+
+def _save_pooling_graph(file: Path) -> None:
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["cast"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["cast", "gain"], ["scaled"]),
+        helper.make_node("Transpose", ["scaled"], ["planar"], perm=[0, 3, 1, 2]),
+        helper.make_node("ReduceMean", ["planar"], ["cls_token"], axes=[2, 3], keepdims=0),
+        helper.make_node(
+            "AveragePool", ["planar"], ["pooled"], kernel_shape=[14, 14], strides=[14, 14]
+        ),
+        helper.make_node("Constant", [], ["flat"], value_ints=[0, 3, -1]),
+        helper.make_node("Reshape", ["pooled", "flat"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["patch_tokens"], perm=[0, 2, 1]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pooling",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["b", "h", "w", 3])],
+        [
+            helper.make_tensor_value_info("cls_token", TensorProto.FLOAT, ["b", 3]),
+            helper.make_tensor_value_info("patch_tokens", TensorProto.FLOAT, ["b", "n", 3]),
+        ],
+        [onnx.numpy_helper.from_array(np.ones(3, np.float32), "gain")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(
+        model, file, save_as_external_data=True, location=f"{file.name}.data", size_threshold=0
+    )
+
+
+def _pooling_golden() -> Golden:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 42, 3), dtype=np.uint8)
+    patches = pixels.reshape(2, 2, 14, 3, 14, 3).mean((2, 4), dtype=np.float32)
+    means = (pixels.mean((1, 2), dtype=np.float32), patches.reshape(2, 6, 3))
+    return Golden((GoldenCase("28x42", pixels, dict(zip(OUTPUTS, means, strict=True))),))

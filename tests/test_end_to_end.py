@@ -13,14 +13,14 @@ import pytest
 import torch
 
 import dinov2rt
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.cli import main
 from dinov2rt.export.golden import eager_outputs, golden_pixels
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.runtime.geometry import ImageSize
-from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.openvino import cannot_run_int8
-from dinov2rt.runtime.variants import find_variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
+from dinov2rt.runtime.backends.openvino import cannot_run_int8
 
 LIMIT = 1e-5
 SMALL = ["dinov2_vits14", "dinov2_vits14_reg"]
@@ -168,7 +168,7 @@ def test_larger_weights_take_their_memory_once(larger_bundle: Path, backend: str
 def test_intermediate_layers_are_the_official_ones(
     name: str, tmp_path: Path, golden_files: Callable[[str], list[Path]]
 ) -> None:
-    from dinov2rt.export.bundle import ExportOptions, export_bundle
+    from dinov2rt.export.exporter import ExportOptions, export_bundle
 
     export_bundle(
         find_variant(name), "synthetic:0", tmp_path / name, ExportOptions(layers=(8, 9, 10, 11))

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from dinov2rt._version import __version__
 
 if TYPE_CHECKING:
-    from dinov2rt.runtime.accuracy import AccuracyReport
-    from dinov2rt.runtime.errors import Dinov2rtError, PlanWarning
+    from dinov2rt.bundle.accuracy import AccuracyReport
+    from dinov2rt.bundle.variants import Variant, variants
+    from dinov2rt.errors import Dinov2rtError, PlanWarning
     from dinov2rt.runtime.features import Features, LayerFeatures
     from dinov2rt.runtime.images import load_image
     from dinov2rt.runtime.model import Model, load
-    from dinov2rt.runtime.variants import Variant, variants
 
 __all__ = [
     "AccuracyReport",
@@ -36,16 +36,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "AccuracyReport": "accuracy",
+    "AccuracyReport": "bundle.accuracy",
     "Dinov2rtError": "errors",
-    "Features": "features",
-    "LayerFeatures": "features",
-    "Model": "model",
+    "Features": "runtime.features",
+    "LayerFeatures": "runtime.features",
+    "Model": "runtime.model",
     "PlanWarning": "errors",
-    "Variant": "variants",
-    "load": "model",
-    "load_image": "images",
-    "variants": "variants",
+    "Variant": "bundle.variants",
+    "load": "runtime.model",
+    "load_image": "runtime.images",
+    "variants": "bundle.variants",
 }
 
 
@@ -53,7 +53,7 @@ def __getattr__(name: str) -> Any:
     # A public name is imported when it is first used: numpy alone takes a tenth of a second.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dinov2rt.runtime.{_MODULES[name]}"), name)
+    return getattr(importlib.import_module(f"dinov2rt.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -11,16 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.analysis.pca import draw_pca, patch_pca
+from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.export.bundle import ExportOptions, export_bundle
+from dinov2rt.errors import BackendError, MissingDependencyError, PlanWarning
+from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.cuda import find_gpu
-from dinov2rt.runtime.errors import BackendError, MissingDependencyError, PlanWarning
+from dinov2rt.runtime.gpu.cuda import find_gpu
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.pca import draw_pca, patch_pca
-from dinov2rt.runtime.variants import PATCH_SIZE, find_variant
 
 _VARIANT = "dinov2_vits14_reg"
 _WEIGHTS = "synthetic:0"

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dinov2rt.benchmarks.statistics import median_interval, paired_ratio, percentile, summarise
-from dinov2rt.runtime.errors import InputError
+from dinov2rt.errors import InputError
 
 times = st.floats(min_value=1e-3, max_value=1e6)
 samples = st.lists(times, min_size=1, max_size=120)

@@ -8,16 +8,10 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from dinov2rt.bundle.manifest import FileEntry, Manifest
 from dinov2rt.engines.builder_log import make_logger
-from dinov2rt.runtime.manifest import FileEntry, Manifest
 
 EditGraph = Callable[[ir.Graph], None]
-
-
-@pytest.fixture(scope="session")
-def trt() -> Any:
-    """TensorRT for RTX, the flavour that builds without a GPU."""
-    return pytest.importorskip("tensorrt_rtx")
 
 
 @pytest.fixture

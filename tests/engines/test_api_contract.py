@@ -32,7 +32,7 @@ def _import_beside(name: str) -> Any:
 bindings, recorder = _import_beside("bindings"), _import_beside("recorder")
 
 VERSIONS = ("10.16.1.11", "11.4.0.106")
-OWNERS = {"engines/flavours.py", "runtime/trt_flavour.py"}
+OWNERS = {"engines/flavours.py", "tensorrt/flavour.py"}
 """The one module of each room that may use what only one flavour has."""
 
 _CLASS_OF = {
@@ -45,7 +45,10 @@ _CLASS_OF = {
     "parser": "OnnxParser",
     "runtime": "Runtime",
 }
-_CLASS_OF_IN = {"engines": _CLASS_OF, "runtime": _CLASS_OF | {"config": "IRuntimeConfig"}}
+_FOLDERS = {
+    "engines": _CLASS_OF,
+    "runtime/tensorrt": _CLASS_OF | {"config": "IRuntimeConfig"},
+}
 _SOURCES = Path(dinov2rt.__file__).parent
 
 Touched = dict[str, set[str]]
@@ -79,11 +82,13 @@ def touched_by_build(
 def touched_in_source() -> Touched:
     """What the source uses of the classes that its variables are named after."""
     touched: Touched = {}
-    files = [*(_SOURCES / "engines").glob("*.py"), *(_SOURCES / "runtime").glob("trt*.py")]
-    for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for name in _names_in(tree, _CLASS_OF_IN[file.parent.name]):
-            touched.setdefault(name, set()).add(f"{file.parent.name}/{file.name}")
+    for folder, class_of in _FOLDERS.items():
+        files = list((_SOURCES / folder).glob("*.py"))
+        assert files, f"{folder} holds no source: this test would check nothing"
+        for file in files:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+            for name in _names_in(tree, class_of):
+                touched.setdefault(name, set()).add(f"{file.parent.name}/{file.name}")
     return touched
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import find_variant, variants
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.runtime.errors import BuildError, BundleError, FusionError, InputError
-from dinov2rt.runtime.manifest import Flavour, Manifest, PlanEntry
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import find_variant, variants
+from dinov2rt.errors import BuildError, BundleError, FusionError, InputError
 
 pytestmark = pytest.mark.usefixtures("trt")
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_built_is_refused_before_anything_is_read(bundle_s_reg: P
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [variant.name for variant in variants()])
 def test_every_variant_builds(name: str, tmp_path: Path) -> None:
-    from dinov2rt.export.bundle import ExportOptions, export_bundle
+    from dinov2rt.export.exporter import ExportOptions, export_bundle
 
     variant = find_variant(name)
     export_bundle(variant, "synthetic:0", tmp_path / name, ExportOptions())

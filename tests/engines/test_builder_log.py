@@ -3,7 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, parse_weight_bytes
-from dinov2rt.runtime.errors import BuildError
+from dinov2rt.errors import BuildError
 
 LOG = [
     "Detected 1 inputs and 3 output network tensors.",

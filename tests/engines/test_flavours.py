@@ -3,11 +3,11 @@ from typing import Any
 
 import pytest
 
+from dinov2rt.bundle.manifest import Flavour
 from dinov2rt.engines.flavours import Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
-from dinov2rt.runtime.cuda import Gpu, find_gpu
-from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
-from dinov2rt.runtime.manifest import Flavour
+from dinov2rt.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
 
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.65.06", (13, 0))
 

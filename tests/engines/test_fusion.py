@@ -5,9 +5,9 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.engines.fusion import BlockFacts, check_kernels, check_network, read_network
-from dinov2rt.runtime.errors import FusionError
-from dinov2rt.runtime.precision import Precision
+from dinov2rt.errors import FusionError
 
 Parse = Callable[[Path], tuple[Any, Any]]
 DEPTH = 12

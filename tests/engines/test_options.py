@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
-from dinov2rt.runtime.errors import InputError
+from dinov2rt.errors import InputError
 
 
 @pytest.mark.parametrize(

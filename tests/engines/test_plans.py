@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.engines.plans import record_plan, write_plan
-from dinov2rt.runtime.errors import BuildError
-from dinov2rt.runtime.manifest import Flavour, Manifest, PlanEntry
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.profiles import ProfileEntry, ShapeRange
+from dinov2rt.errors import BuildError
 
 
 def _entry(bundle: Path, content: bytes) -> PlanEntry:

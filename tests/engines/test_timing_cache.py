@@ -3,10 +3,10 @@ from typing import Any
 
 import pytest
 
+from dinov2rt.bundle.manifest import Flavour
 from dinov2rt.engines.flavours import Toolkit
 from dinov2rt.engines.timing_cache import attach, default_file, save
-from dinov2rt.runtime.cuda import Gpu
-from dinov2rt.runtime.manifest import Flavour
+from dinov2rt.runtime.gpu.cuda import Gpu
 
 # Its caches hold nothing, and it says so; but they are read and written like those of tensorrt.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]iming cache.*:DeprecationWarning")

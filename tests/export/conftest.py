@@ -6,10 +6,10 @@ from collections.abc import Callable
 import onnx_ir as ir
 import pytest
 
+from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.graph import ExportGraph
-from dinov2rt.export.synthetic import synthetic_state_dict
 from dinov2rt.export.trace import trace
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 
 @pytest.fixture(scope="session")

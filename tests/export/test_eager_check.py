@@ -5,12 +5,12 @@ import pytest
 from PIL import Image
 
 import dinov2rt
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.eager_check import eager_cases
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.errors import InputError, WeightsError
-from dinov2rt.runtime.geometry import ImageSize
 from dinov2rt.runtime.images import load_image
-from dinov2rt.runtime.manifest import GraphEntry, Manifest
 
 SMALL = ImageSize(28, 45)
 

@@ -7,21 +7,21 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
+from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.folding import (
-    array_of,
     fold,
     fold_attention_scale,
     fold_layer_scale,
     fold_norms,
     split_qkv,
 )
-from dinov2rt.export.gptq import to_nearest
 from dinov2rt.export.graph import ExportGraph, constant_prefix
-from dinov2rt.export.int8 import product_weights, to_int8
+from dinov2rt.export.int8.gptq import to_nearest
+from dinov2rt.export.int8.graph import product_weights, to_int8
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.synthetic import synthetic_state_dict
+from dinov2rt.export.surgery import array_of
 from dinov2rt.export.trace import trace
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 IMAGES = np.random.default_rng(3).standard_normal((2, 3, 70, 99), dtype=np.float32)
 FLOAT32_NOISE = 2e-6

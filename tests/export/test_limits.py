@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits, float32_limits
 from dinov2rt.export.model import Dinov2, load_eager
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.runtime.accuracy import GoldenCase
-from dinov2rt.runtime.geometry import ImageSize
-from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.manifest import Manifest
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.errors import InputError
 from dinov2rt.export.model import Dinov2, load_eager
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.variants import Variant, find_variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 # The official model against itself, with other kernels, is at about 1e-6.
 FLOAT32_NOISE = 5e-6

@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from dinov2rt.bundle.variants import NATIVE_GRID, Variant
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.position import PositionTable, cubic_kernel
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.runtime.variants import NATIVE_GRID, Variant
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 GRIDS = [(1, 1), (1, 2), (8, 8), (7, 9), (16, 16), (16, 23), (36, 37), (37, 38), (45, 70), (74, 74)]
 

@@ -10,14 +10,14 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import ExportError
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.export.typed import module_of
-from dinov2rt.runtime.errors import ExportError
-from dinov2rt.runtime.manifest import Manifest
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.export.surgery import module_of
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 IMAGES = np.random.default_rng(1).standard_normal((2, 3, 42, 57), dtype=np.float32)
 FLOAT32_NOISE = 1e-5

@@ -13,19 +13,20 @@ import pytest
 import torch
 
 import dinov2rt
-from dinov2rt.benchmarks.precision_candidates import CHOSEN
-from dinov2rt.benchmarks.precision_study import study
-from dinov2rt.export.bundle import ExportOptions
+from dinov2rt.benchmarks.studies.precision_candidates import CHOSEN
+from dinov2rt.benchmarks.studies.precision_study import study
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import ExportError, InputError
+from dinov2rt.export.exporter import ExportOptions
 from dinov2rt.export.folding import fold_attention_scale
 from dinov2rt.export.golden import eager_outputs, golden_pixels
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.synthetic import synthetic_state_dict
-from dinov2rt.export.typed import half_outputs, module_of, to_half
-from dinov2rt.runtime.errors import ExportError, InputError
-from dinov2rt.runtime.geometry import ImageSize
-from dinov2rt.runtime.normalization import normalize
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import Variant
+from dinov2rt.export.surgery import module_of
+from dinov2rt.export.typed import half_outputs, to_half
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 HALF = {Precision.FP16: ir.DataType.FLOAT16, Precision.BF16: ir.DataType.BFLOAT16}
 

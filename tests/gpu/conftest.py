@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.export.bundle import ExportOptions, export_bundle
-from dinov2rt.runtime.cuda import Gpu, find_gpu
-from dinov2rt.runtime.errors import BackendError, MissingDependencyError
-from dinov2rt.runtime.inputs import InputFormat
+from dinov2rt.errors import BackendError, MissingDependencyError
+from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.variants import find_variant
 
 MAX_BATCH = 4
 _VARIANT = "dinov2_vits14_reg"

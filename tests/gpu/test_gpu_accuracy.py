@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.accuracy import Limits, compare
-from dinov2rt.runtime.cuda import Gpu
-from dinov2rt.runtime.errors import PlanWarning
+from dinov2rt.bundle.accuracy import compare
+from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.errors import PlanInputError, PlanWarning
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.manifest import Manifest
+from dinov2rt.runtime.gpu.cuda import Gpu
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.profile_choice import PlanInputError
 
 pytestmark = pytest.mark.gpu
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.cuda import (
+from dinov2rt.errors import BackendError, InputError
+from dinov2rt.runtime.gpu.cuda import (
     DeviceMemory,
     Event,
     Gpu,
@@ -18,9 +19,8 @@ from dinov2rt.runtime.cuda import (
     call,
     capture,
 )
-from dinov2rt.runtime.device_arrays import DeviceArray, is_on_gpu, view_of
-from dinov2rt.runtime.errors import BackendError, InputError
-from dinov2rt.runtime.memory_layout import TensorSpec
+from dinov2rt.runtime.gpu.device_arrays import DeviceArray, is_on_gpu, view_of
+from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("gpu")]
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.candidate import Task
-from dinov2rt.benchmarks.product import ProductRunner
-from dinov2rt.benchmarks.torch_peers import open_eager
-from dinov2rt.runtime.cuda import call
-from dinov2rt.runtime.errors import BackendError, BundleError, InputError
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.own import ProductRunner
+from dinov2rt.benchmarks.peers.pytorch import open_eager
+from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.manifest import FileEntry, Manifest
+from dinov2rt.runtime.gpu.cuda import call
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.trt_lane import _GRAPHS_PER_LANE
+from dinov2rt.runtime.tensorrt.lane import _GRAPHS_PER_LANE
 
 pytestmark = pytest.mark.gpu
 

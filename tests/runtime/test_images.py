@@ -7,8 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import InputError
 from dinov2rt.runtime.images import Preprocess, find_images, load_image, resize, write_png
 
 PHOTOS = Path(__file__).parents[2] / "export/photos"

@@ -6,13 +6,14 @@ import PIL.Image
 import pytest
 import torch
 
-from dinov2rt.runtime.errors import InputError
+from dinov2rt.bundle.geometry import Grid, ImageSize, Snap
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import InputError
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.geometry import Grid, ImageSize, Snap
 from dinov2rt.runtime.images import resize
-from dinov2rt.runtime.inputs import InputFormat, group_images
+from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.model import Model, load
-from dinov2rt.runtime.normalization import normalize
 
 UINT8 = "uint8 [B, H, W, 3] or [H, W, 3]"
 FLOAT = "float32 [B, 3, H, W] or [3, H, W]"

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 import dinov2rt
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.runtime import openvino
-from dinov2rt.runtime.errors import BackendError, InputError
-from dinov2rt.runtime.openvino import cannot_run_int8
-from dinov2rt.runtime.precision import Precision
+from dinov2rt.errors import BackendError, InputError
+from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.backends.openvino import cannot_run_int8
 
 
 @pytest.mark.parametrize(

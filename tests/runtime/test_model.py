@@ -12,17 +12,11 @@ import onnxruntime
 import pytest
 
 import dinov2rt
-from dinov2rt.runtime.accuracy import Golden, GoldenCase
-from dinov2rt.runtime.errors import (
-    AccuracyError,
-    BackendError,
-    BundleError,
-    Dinov2rtError,
-    InputError,
-)
+from dinov2rt.bundle.geometry import Grid
+from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.errors import AccuracyError, BackendError, BundleError, Dinov2rtError, InputError
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.geometry import Grid
-from dinov2rt.runtime.manifest import FileEntry, Manifest
 from dinov2rt.runtime.model import Model, load
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (2, 28, 42, 3), dtype=np.uint8)

@@ -8,11 +8,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dinov2rt.runtime import ort, selection
-from dinov2rt.runtime.backend import Backend
-from dinov2rt.runtime.errors import BackendError, BundleError, InputError
-from dinov2rt.runtime.manifest import GraphEntry, Manifest
-from dinov2rt.runtime.precision import Precision
+from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import BackendError, BundleError, InputError
+from dinov2rt.runtime import selection
+from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.selection import Choice, select
 
 NAME = f"onnxruntime {onnxruntime.__version__}"

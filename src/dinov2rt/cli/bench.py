@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dinov2rt.cli.bundles import require_export_room
+from dinov2rt.bundle.remote import local_bundle
+from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.cli.verify import parse_sizes
+from dinov2rt.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.optional import require
 from dinov2rt.runtime.cpu import usable_cores
-from dinov2rt.runtime.cuda import find_gpu
-from dinov2rt.runtime.errors import BackendError, InputError, MissingDependencyError
-from dinov2rt.runtime.optional import require
-from dinov2rt.runtime.remote_bundle import local_bundle
+from dinov2rt.runtime.gpu.cuda import find_gpu
 from dinov2rt.runtime.selection import DEVICES
 
 if TYPE_CHECKING:
-    from dinov2rt.benchmarks.measure import Request
+    from dinov2rt.benchmarks.harness.measure import Request
     from dinov2rt.benchmarks.results import BenchmarkRun
 
 _PEERS = "eager,compile,transformers,openvino,onnxruntime"
@@ -65,8 +65,8 @@ def _run(arguments: Namespace) -> Outcome:
 
 def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "BenchmarkRun":
     """The whole run. What is there so far lies beside --out, should the rest fail."""
-    from dinov2rt.benchmarks.bench import bench
-    from dinov2rt.benchmarks.comparison import refuse_unlike
+    from dinov2rt.benchmarks.harness.bench import bench
+    from dinov2rt.benchmarks.report.comparison import refuse_unlike
 
     out: Path | None = arguments.out
     so_far = None if out is None else out.with_name(f"{out.name}.partial")
@@ -85,8 +85,8 @@ def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "Benchmark
 
 
 def _request(arguments: Namespace) -> "Request":
-    from dinov2rt.benchmarks.candidates import find, own, peers
-    from dinov2rt.benchmarks.measure import Request
+    from dinov2rt.benchmarks.harness.measure import Request
+    from dinov2rt.benchmarks.peers.candidates import find, own, peers
 
     device = _device(arguments.device)
     if not 0 < arguments.seconds < math.inf:
@@ -146,7 +146,7 @@ def _threads(asked: int | None) -> int:
 
 
 def _outcome(run: "BenchmarkRun", earlier: "BenchmarkRun | None") -> Outcome:
-    from dinov2rt.benchmarks.comparison import compare
+    from dinov2rt.benchmarks.report.comparison import compare
 
     document: dict[str, Any] = {"run": run}
     lines = [_text(run)]
@@ -171,8 +171,8 @@ def _has_passed(run: "BenchmarkRun") -> bool:
 
 
 def _text(run: "BenchmarkRun") -> str:
-    from dinov2rt.benchmarks.summary import cells, sentences
-    from dinov2rt.benchmarks.tables import latency_table, missing_table
+    from dinov2rt.benchmarks.report.summary import cells, sentences
+    from dinov2rt.benchmarks.report.tables import latency_table, missing_table
 
     tables = [latency_table(run, cell) for cell in cells(run)] + [missing_table(run)]
     blocks = [f"{table.title}\n\n{table}" for table in tables if table is not None]

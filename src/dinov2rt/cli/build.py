@@ -3,13 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.cli.bundles import add_bundle
+from dinov2rt.bundle.manifest import PlanEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, progress, table
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
-from dinov2rt.runtime.manifest import PlanEntry
-from dinov2rt.runtime.precision import Precision
 
 _DEFAULTS = BuildOptions()
 _HEADER = ("profile", "batch x height x width", "scratch memory")

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.cli.bundles import add_bundle
+from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.cpu import Cpu

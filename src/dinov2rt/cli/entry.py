@@ -24,7 +24,7 @@ from dinov2rt.cli.search import SEARCH
 from dinov2rt.cli.triton import TRITON
 from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
-from dinov2rt.runtime.errors import Dinov2rtError, InputError
+from dinov2rt.errors import Dinov2rtError, InputError
 
 VERBS: tuple[Verb, ...] = (
     EXPORT,

@@ -4,17 +4,18 @@ import re
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.cli.bundles import require_export_room
+from dinov2rt.bundle.accuracy import AccuracyReport
+from dinov2rt.bundle.limits import NEAREST_TIE
+from dinov2rt.bundle.manifest import Manifest, QuantizationEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.accuracy import NEAREST_TIE, AccuracyReport
-from dinov2rt.runtime.errors import BackendError, ExportError, InputError
-from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.manifest import Manifest, QuantizationEntry
+from dinov2rt.errors import BackendError, ExportError, InputError
+from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.model import load
-from dinov2rt.runtime.ort import cannot_run
-from dinov2rt.runtime.precision import Precision
-from dinov2rt.runtime.variants import Variant, find_variant
 
 _INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
 
@@ -70,7 +71,7 @@ def _export(
     precisions: tuple[Precision, ...],
     arguments: Namespace,
 ) -> Manifest:
-    from dinov2rt.export.bundle import ExportOptions, export_bundle
+    from dinov2rt.export.exporter import ExportOptions, export_bundle
 
     options = ExportOptions(_INPUTS[arguments.input], layers, precisions)
     try:
@@ -171,7 +172,7 @@ def _outcome(
 
 
 def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
-    from dinov2rt.export.int8_products import product_names
+    from dinov2rt.export.int8.products import product_names
 
     return (
         f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "

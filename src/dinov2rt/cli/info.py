@@ -5,14 +5,14 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.cli.bundles import add_bundle
+from dinov2rt.bundle.golden import Golden
+from dinov2rt.bundle.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest, PlanEntry
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
+from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.accuracy import Golden
-from dinov2rt.runtime.errors import BundleError, InputError
-from dinov2rt.runtime.inputs import InputFormat
-from dinov2rt.runtime.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest, PlanEntry
-from dinov2rt.runtime.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
+from dinov2rt.errors import BundleError, InputError
 
 _FLOAT32_BYTES = 4
 _INPUT_SHAPES = {

@@ -6,17 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.cli.output import progress, table
-from dinov2rt.cli.verb import Outcome, Verb
-from dinov2rt.runtime.classifiers import (
+from dinov2rt.analysis.classifiers import (
     NEIGHBOURS,
     TEMPERATURE,
     Classifier,
     knn,
     logistic_regression,
 )
-from dinov2rt.runtime.evaluation import Split, check_same_images, correct_answers, read_split
-from dinov2rt.runtime.paired_accuracy import Correct, Difference, accuracy, compare
+from dinov2rt.analysis.evaluation import Split, check_same_images, correct_answers, read_split
+from dinov2rt.analysis.paired_accuracy import Correct, Difference, accuracy, compare
+from dinov2rt.cli.output import progress, table
+from dinov2rt.cli.verb import Outcome, Verb
 
 _METHODS = (
     "95% intervals over the choice of test images: Wilson's for an accuracy, Bonett and Price's "

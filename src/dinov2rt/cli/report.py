@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.optional import require
+from dinov2rt.errors import InputError
+from dinov2rt.optional import require
 
 _RESULTS, _README = Path("benchmarks/results"), Path("README.md")
 
@@ -39,7 +39,7 @@ def _run(arguments: Namespace) -> Outcome:
 
 
 def _committed() -> Sequence[Path]:
-    from dinov2rt.benchmarks.readme_table import result_files
+    from dinov2rt.benchmarks.report.readme_table import result_files
 
     return result_files(_RESULTS)
 
@@ -50,8 +50,8 @@ def _pages(results: Sequence[Path], out: Path | None) -> dict[Path, str]:
     Raises:
         InputError: a result cannot be read, or two of them would share a page.
     """
-    from dinov2rt.benchmarks.html_page import to_html
-    from dinov2rt.benchmarks.markdown import to_markdown
+    from dinov2rt.benchmarks.report.html_page import to_html
+    from dinov2rt.benchmarks.report.markdown import to_markdown
     from dinov2rt.benchmarks.results import BenchmarkRun
 
     pages: dict[Path, str] = {}
@@ -69,7 +69,7 @@ def _pages(results: Sequence[Path], out: Path | None) -> dict[Path, str]:
 
 
 def _write(pages: Mapping[Path, str], *, with_readme: bool) -> Outcome:
-    from dinov2rt.benchmarks.readme_table import write
+    from dinov2rt.benchmarks.report.readme_table import write
 
     for path, text in pages.items():
         _write_page(path, text)
@@ -91,7 +91,7 @@ def _write_page(path: Path, text: str) -> None:
 
 
 def _check(pages: Mapping[Path, str], *, with_readme: bool) -> Outcome:
-    from dinov2rt.benchmarks.readme_table import is_stale
+    from dinov2rt.benchmarks.report.readme_table import is_stale
 
     stale = [path for path, text in pages.items() if not _holds(path, text)]
     if with_readme and is_stale(_README, _RESULTS):

@@ -5,23 +5,23 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.cli.bundles import add_bundle, add_load_options, load_model
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
 from dinov2rt.cli.run_job import PICTURE_IMAGES, Job, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.chunks import Chunk
-from dinov2rt.runtime.collection import DEFAULT_CHUNK_IMAGES, find_chunks
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import Chunk
+from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
+from dinov2rt.extraction.decoding import decoder_pool
+from dinov2rt.extraction.extract import ExtractOptions
+from dinov2rt.extraction.npz import FeatureFormat, feature_format
+from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.extraction.ray_cluster import Cluster
+from dinov2rt.extraction.reader import ERRORS_FOLDER
+from dinov2rt.extraction.worker import MEANINGLESS, feature_metadata, is_synthetic
 from dinov2rt.runtime.cpu import usable_cores
-from dinov2rt.runtime.decoding import decoder_pool
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.extract import ExtractOptions
-from dinov2rt.runtime.feature_files import FeatureFormat, feature_format
-from dinov2rt.runtime.feature_reader import ERRORS_FOLDER
-from dinov2rt.runtime.feature_table import FeatureType
-from dinov2rt.runtime.geometry import Snap
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
-from dinov2rt.runtime.process import MEANINGLESS, feature_metadata, is_synthetic
-from dinov2rt.runtime.ray_engine import Cluster
 
 ENGINES = ("local", "ray")
 

@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.analysis.pca import draw_pca, patch_pca, seen_by_model
+from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.cli.output import complain
 from dinov2rt.cli.progress import Progress
-from dinov2rt.runtime.chunks import Chunk, Failure
-from dinov2rt.runtime.decoding import DecodedImage, Decoders, decode
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.extract import ExtractOptions, Outcome, extract, seen_by_model
-from dinov2rt.runtime.feature_dataset import FeatureDataset
-from dinov2rt.runtime.feature_files import FeatureFormat, ImageFeatures, write_npz
-from dinov2rt.runtime.feature_table import FeatureType
-from dinov2rt.runtime.features import FloatArray
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import Chunk, Failure
+from dinov2rt.extraction.dataset import FeatureDataset
+from dinov2rt.extraction.decoding import DecodedImage, Decoders, decode
+from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.extraction.npz import FeatureFormat, write_npz
+from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.extraction.ray_cluster import Cluster, process_on_ray
+from dinov2rt.extraction.worker import feature_dataset, feature_metadata, process_chunks
 from dinov2rt.runtime.model import Model
-from dinov2rt.runtime.pca import draw_pca, patch_pca
-from dinov2rt.runtime.process import feature_dataset, feature_metadata, process_chunks
-from dinov2rt.runtime.ray_engine import Cluster, process_on_ray
 
 PICTURE_IMAGES = 64
 _LISTED_FAILURES = 100

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.cli.bundles import add_load_options, load_model
+from dinov2rt.analysis.index import FeatureIndex, Neighbour, index_features
+from dinov2rt.analysis.neighbour_picture import Tile, draw_neighbours
+from dinov2rt.analysis.query import check_same_model, query_vectors
+from dinov2rt.analysis.vectors import Float32Array, Token, open_collection
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.remote import local_bundle
+from dinov2rt.cli.arguments import add_load_options, load_model
 from dinov2rt.cli.output import complain, progress, table
 from dinov2rt.cli.verb import Outcome, Verb
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.feature_index import FeatureIndex, Neighbour, index_features
-from dinov2rt.runtime.feature_query import check_same_model, query_vectors
-from dinov2rt.runtime.feature_vectors import Float32Array, Token, open_collection
-from dinov2rt.runtime.manifest import Manifest
+from dinov2rt.errors import InputError
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
-from dinov2rt.runtime.neighbour_picture import Tile, draw_neighbours
-from dinov2rt.runtime.remote_bundle import local_bundle
 
 _LOOKS_ALONE = (
     "the weights are synthetic: near means alike in colour and texture, told no better than by the "

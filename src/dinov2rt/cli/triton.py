@@ -3,10 +3,10 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.cli.bundles import add_bundle
+from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import table
 from dinov2rt.cli.verb import Outcome, Verb
-from dinov2rt.engines.triton_repository import Repository, RepositoryOptions, write_repository
+from dinov2rt.engines.triton.repository import Repository, RepositoryOptions, write_repository
 
 _NOT_RUN = (
     "checked against Triton's schema and the graphs, but no server has loaded it; docs/triton.md"

@@ -5,17 +5,14 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinov2rt.cli.bundles import (
-    add_bundle,
-    add_load_options,
-    load_model,
-    require_export_room,
-)
+from dinov2rt.bundle.accuracy import AccuracyReport, OutputAccuracy
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.limits import Limits
+from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model, require_export_room
 from dinov2rt.cli.output import progress, table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
-from dinov2rt.runtime.accuracy import AccuracyReport, GoldenCase, Limits, OutputAccuracy
-from dinov2rt.runtime.errors import InputError
-from dinov2rt.runtime.geometry import ImageSize
+from dinov2rt.errors import InputError
 from dinov2rt.runtime.model import Model
 
 _HEADER = (

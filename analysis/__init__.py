@@ -1,0 +1,1 @@
+"""What is done with features: search, classification, pictures."""

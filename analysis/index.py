@@ -1,0 +1,81 @@
+"""Nearest neighbours among features, by cosine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dinov2rt.analysis.vectors import Collection, Float32Array, Token
+from dinov2rt.errors import InputError
+from dinov2rt.optional import require
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """One result: `rank` counts from 1, `score` is the cosine."""
+
+    rank: int
+    key: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeatureIndex:
+    """Unit vectors in memory, searched exactly. Made by `index_features`.
+
+    `keys` is an Arrow array; `_index` is faiss's `IndexFlatIP`, which holds the only copy of the
+    vectors, 4·D bytes an image.
+    """
+
+    keys: Any
+    _index: Any
+
+    def __len__(self) -> int:
+        return int(self._index.ntotal)
+
+    def find(self, key: str) -> int | None:
+        """Where the first image called `key` stands, or None."""
+        position = self.keys.index(key).as_py()
+        return None if position < 0 else int(position)
+
+    def vector(self, position: int) -> Float32Array:
+        """The unit vector [D] of the image at `position`."""
+        vector: Float32Array = self._index.reconstruct(position)
+        return vector
+
+    def search(
+        self, vector: Float32Array, count: int, *, without: int | None = None
+    ) -> list[Neighbour]:
+        """The `count` images nearest to the unit vector `vector` [D], or all if there are fewer.
+
+        `without` is a position to leave out: that of the query itself.
+
+        Raises:
+            InputError: `count` is less than 1.
+        """
+        if count < 1:
+            raise InputError(f"{count} neighbours; allowed is a whole number from 1")
+        wanted = min(count + (without is not None), len(self))
+        scores, positions = self._index.search(vector[None], wanted)
+        pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
+        found = [pair for pair in pairs if pair[0] != without][:count]
+        return [
+            Neighbour(rank, self.keys[position].as_py(), score)
+            for rank, (position, score) in enumerate(found, start=1)
+        ]
+
+
+def index_features(collection: Collection, token: Token) -> FeatureIndex:
+    """Read one vector an image into an index, some thousand images at a time.
+
+    Raises:
+        InputError: a vector that has no direction.
+        MissingDependencyError: faiss is not installed.
+    """
+    faiss = require("faiss", extra="search", purpose="searching features")
+    pa = require("pyarrow", extra="parquet", purpose="reading features")
+    index, keys = None, []
+    for batch_keys, vectors in collection.vectors(token):
+        if index is None:
+            index = faiss.IndexFlatIP(vectors.shape[1])
+        index.add(vectors)
+        keys.append(batch_keys)
+    return FeatureIndex(pa.chunked_array(keys), index)

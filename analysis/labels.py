@@ -1,0 +1,117 @@
+"""Labels of images, by the keys of their features."""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from dinov2rt.analysis.keyed_images import split_key
+from dinov2rt.errors import InputError
+from dinov2rt.optional import require
+
+FOLDER = "folder"
+"""In place of a file: an image's label is the name of the folder that it lies in."""
+
+_COLUMNS = ("key", "label")
+_EXAMPLES = 3
+
+
+def find_labels(keys: Sequence[str], source: str) -> list[str]:
+    """The label of each of `keys`, as text.
+
+    Args:
+        keys: as in the features.
+        source: "folder", or a CSV or Parquet file with the columns `key` and `label`. It may hold
+            other keys as well.
+
+    Raises:
+        InputError: a key without a label, a key with two, or a file that cannot be read.
+        MissingDependencyError: Parquet without pyarrow.
+    """
+    table = _by_folder(keys) if source == FOLDER else _read(Path(source))
+    if missing := [key for key in keys if not table.get(key)]:
+        known = "" if source == FOLDER or not table else f"; a key there is {next(iter(table))}"
+        raise InputError(
+            f"{source} has no label for {len(missing)} of {len(keys)} images, such as "
+            f"{examples(missing)}{known}; give every image a label, or leave it out of the features"
+        )
+    return [table[key] for key in keys]
+
+
+def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse test images of classes that no training image has.
+
+    Raises:
+        InputError: there are some.
+    """
+    classes = set(known)
+    unknown = [label for label in labels if label not in classes]
+    if unknown:
+        raise InputError(
+            f"{len(unknown)} test images have labels that no training image has, such as "
+            f"{examples(dict.fromkeys(unknown))}; they can never be right, leave them out or check "
+            "the labels"
+        )
+
+
+def examples(names: Iterable[str]) -> str:
+    """The first few of `names`, for a message."""
+    return ", ".join(list(names)[:_EXAMPLES])
+
+
+def _by_folder(keys: Sequence[str]) -> dict[str, str]:
+    """Of a shard's member the folder is one in the shard."""
+    return {key: PurePath(split_key(key)[1]).parent.name for key in keys}
+
+
+def _read(file: Path) -> Mapping[str, str]:
+    readers = {".csv": _read_csv, ".parquet": _read_parquet}
+    if file.suffix not in readers:
+        raise InputError(
+            f"labels {str(file)!r} are neither {FOLDER!r} nor a file with one of the suffixes "
+            f"{', '.join(readers)}"
+        )
+    labels: dict[str, str] = {}
+    for key, label in readers[file.suffix](file):
+        if labels.setdefault(key, label) != label:
+            raise InputError(
+                f"{file} gives {key} two labels, {labels[key]} and {label}; leave one of them out"
+            )
+    return labels
+
+
+def _read_csv(file: Path) -> list[tuple[str, str]]:
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream)
+            _check_columns(file, reader.fieldnames or ())
+            return [(row["key"], row["label"] or "") for row in reader]
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); give a file") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is not CSV in UTF-8 ({error}); write it again") from error
+
+
+def _read_parquet(file: Path) -> list[tuple[str, str]]:
+    pa = require("pyarrow", extra="parquet", purpose="reading labels from Parquet")
+    parquet = require("pyarrow.parquet", extra="parquet", purpose="reading labels from Parquet")
+    try:
+        with parquet.ParquetFile(file) as opened:
+            _check_columns(file, opened.schema_arrow.names)
+            columns = opened.read(columns=list(_COLUMNS)).to_pydict()
+    except (pa.lib.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read as Parquet ({reason}); write it again") from error
+    return [(_text(key), _text(label)) for key, label in zip(*columns.values(), strict=True)]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _check_columns(file: Path, names: Sequence[str]) -> None:
+    if missing := [column for column in _COLUMNS if column not in names]:
+        raise InputError(
+            f"{file} has no column {missing[0]!r}, only {', '.join(names) or 'none'}; "
+            f"it must have {' and '.join(_COLUMNS)}"
+        )

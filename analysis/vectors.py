@@ -1,0 +1,113 @@
+"""Features as unit vectors, of which a product is a cosine: what search and evaluation work on."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.reader import Paths, open_features, read_metadata
+
+Float32Array = NDArray[np.float32]
+
+_ROWS_AT_A_TIME = 16_384
+
+
+class Token(StrEnum):
+    """Which vector stands for an image."""
+
+    CLS = "cls"
+    PATCH_MEAN = "patch-mean"
+
+    @classmethod
+    def parse(cls, name: str) -> "Token":
+        """The member called `name`.
+
+        Raises:
+            InputError: there is none.
+        """
+        try:
+            return cls(name)
+        except ValueError:
+            raise InputError(f"unknown token {name!r}; allowed are {', '.join(cls)}") from None
+
+    @property
+    def column(self) -> str:
+        """Its column in a table of features, and its name in `ImageFeatures`."""
+        return "cls_token" if self is Token.CLS else "patch_mean"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Collection:
+    """Features on the disk, opened: `dataset` is pyarrow's, `metadata` says what made them."""
+
+    dataset: Any
+    metadata: Mapping[str, str]
+
+    def __len__(self) -> int:
+        return int(self.dataset.count_rows())
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether the weights that made them came from a seed."""
+        return self.metadata.get("weights_source", "").startswith("synthetic:")
+
+    def vectors(self, token: Token) -> Iterator[tuple[Any, Float32Array]]:
+        """The keys, an Arrow array, and the unit vectors [n, D] of some thousand images at a time.
+
+        Raises:
+            InputError: a vector that has no direction: zero, NaN or infinite.
+        """
+        # Little is read ahead, so that memory goes to what the caller keeps of it.
+        batches = self.dataset.to_batches(
+            columns=["key", token.column],
+            batch_size=_ROWS_AT_A_TIME,
+            batch_readahead=1,
+            fragment_readahead=1,
+        )
+        for batch in batches:
+            if len(batch):
+                yield batch.column(0), unit_vectors(_matrix(batch.column(1)), batch.column(0))
+
+
+def open_collection(paths: Paths) -> Collection:
+    """The features at `paths`, of one model and at least one image; nothing is read yet.
+
+    Raises:
+        InputError: features of different models, a path without features, or no image.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    dataset = open_features(paths)
+    collection = Collection(dataset, read_metadata(Path(dataset.files[0])))
+    if not len(collection):
+        raise InputError(f"{paths} holds no image; make features of some with: dinov2rt run")
+    return collection
+
+
+def unit_vectors(vectors: NDArray[Any], keys: Any) -> Float32Array:
+    """`vectors` [N, D] at length 1, in float32; `keys` names them in a message.
+
+    Raises:
+        InputError: one has no direction: zero, NaN or infinite.
+    """
+    wide = vectors.astype(np.float32, copy=False)
+    norms = np.linalg.norm(wide.astype(np.float64), axis=1, keepdims=True)
+    bad = np.flatnonzero(~((norms > 0) & np.isfinite(norms))[:, 0])
+    if len(bad):
+        raise InputError(
+            f"the features of {keys[int(bad[0])]} are zero or not finite, and so have no direction "
+            "to compare; compute them again, and check the bundle: dinov2rt verify"
+        )
+    unit: Float32Array = (wide / norms).astype(np.float32)
+    return unit
+
+
+def _matrix(column: Any) -> NDArray[Any]:
+    """[N, D] of a fixed-size list column."""
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    matrix: NDArray[Any] = flat.reshape(len(column), -1)
+    return matrix

@@ -1,0 +1,1 @@
+"""Everything that is measured on a GPU machine, in one command."""

@@ -1,0 +1,98 @@
+"""What is to be done on a machine with a GPU: the commands of `gpu_run`, in order."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE
+
+_BACKENDS = (
+    ("onnxruntime", "fp32"),
+    ("onnxruntime", "fp16"),
+    ("tensorrt", "fp16"),
+)
+_GOLDEN_SIDE = NATIVE_GRID * PATCH_SIZE
+"""The longest side of a golden output's image, which a plan has to take to be verified."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What was asked for, in the words of `export` and `bench`; a limit of None is none."""
+
+    weights: str
+    batches: str
+    sizes: str
+    bench_options: tuple[str, ...]
+    step_timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One command of dinov2rt for one variant.
+
+    `made` is a file that it leaves. One that `is_built_on` makes what the later ones of its variant
+    use. One that is `instead_of` another is taken when that one failed.
+    """
+
+    variant: str
+    task: str
+    arguments: tuple[str, ...]
+    made: Path | None = None
+    is_built_on: bool = False
+    instead_of: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Variant and task."""
+        return f"{self.variant} {self.task}"
+
+    @property
+    def command(self) -> str:
+        """As one would type it."""
+        return " ".join(["dinov2rt", *self.arguments])
+
+
+def steps(out: Path, names: Sequence[str], asked: Asked) -> Iterator[Step]:
+    """What is to be done, in order: whether every variant is right before how fast one is."""
+    for variant in names:
+        yield from _accuracy_steps(out, variant, asked)
+    for variant in names:
+        yield from _speed_steps(out, variant, asked)
+
+
+def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
+    bundle = _bundle(out, variant)
+    export = ("export", variant, "--weights", asked.weights, "--out", str(bundle), "--force")
+    yield Step(variant, "export", export, made=bundle / "manifest.json", is_built_on=True)
+    yield from _build_steps(bundle, variant, asked)
+    for backend, precision in _BACKENDS:
+        choice = ("--device", "cuda", "--backend", backend, "--precision", precision)
+        yield Step(variant, f"verify {backend} {precision}", ("verify", str(bundle), *choice))
+    yield Step(variant, "verify auto", ("verify", str(bundle)))
+
+
+def _build_steps(bundle: Path, variant: str, asked: Asked) -> Iterator[Step]:
+    """A plan that takes the largest batch in one pass, as the peers do, and no larger image."""
+    batch, side = _largest(asked.batches), max(_GOLDEN_SIDE, _largest(asked.sizes))
+    build = ("build", str(bundle), "--max-batch", f"{batch}", "--max-size", f"{side}", "--target")
+    current = Step(variant, "build", (*build, "current"), is_built_on=True)
+    yield current
+    # TensorRT for RTX cannot build for some GPUs by name that its open plans may run on.
+    yield Step(variant, "build open", (*build, "open"), is_built_on=True, instead_of=current.name)
+
+
+def _speed_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
+    result = out / f"{variant}.json"
+    cells = ("--device", "cuda", "--batch", asked.batches, "--size", asked.sizes)
+    bench = ("bench", str(_bundle(out, variant)), *cells, "--out", str(result))
+    yield Step(variant, "bench", (*bench, *asked.bench_options), made=result, is_built_on=True)
+    yield Step(variant, "report", ("report", str(result)))
+
+
+def _bundle(out: Path, variant: str) -> Path:
+    return out / "bundles" / variant
+
+
+def _largest(text: str) -> int:
+    return max(map(int, re.findall(r"\d+", text)))

@@ -1,0 +1,1 @@
+"""Timing candidates beside each other."""

@@ -1,0 +1,62 @@
+"""Are a candidate's outputs those of the model? Asked at every cell, before any time is taken."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.results import Accuracy
+from dinov2rt.bundle.accuracy import compare
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import BundleError
+
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+def limits_for(manifest: Manifest, precision: Precision) -> Limits:
+    """What every candidate of `precision` has to hold: the limits of the bundle's own graph.
+
+    Raises:
+        BundleError: float32's are known without one, others' are not.
+    """
+    for graph in manifest.graphs:
+        if graph.precision is precision:
+            return graph.limits
+    if precision is Precision.FP32:
+        return FLOAT32_LIMITS
+    raise BundleError(
+        f"the bundle has no {precision} graph, whose limits its candidates must hold; "
+        f"export it with --precision {precision} as well"
+    )
+
+
+def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
+    """Compare all that the candidate gives with `reference`, [B, D] or [B, tokens, D] each.
+
+    An output that only one of them has is not compared, but CLS and patch tokens must be there.
+
+    Raises:
+        BundleError: shapes differ.
+    """
+    compared = [
+        compare("cell", name, value, reference[name], limits)
+        for name, value in outputs.items()
+        if name in reference
+    ]
+    return Accuracy(
+        passed=all(output.passed for output in compared),
+        limits=str(limits),
+        cosine_min=float(np.min([output.cosine_min for output in compared])),  # NaN if any is
+        relative_l2=float(np.max([output.relative_l2 for output in compared])),
+        cls_cosine_min=float(_cosines(outputs, reference, "cls_token").min()),
+        patch_cosine_p1=float(np.percentile(_cosines(outputs, reference, "patch_tokens"), 1)),
+        nan_count=sum(output.nan_count for output in compared),
+    )
+
+
+def _cosines(outputs: Outputs, reference: Outputs, name: str) -> NDArray[np.float64]:
+    got, want = outputs[name].astype(np.float64), reference[name].astype(np.float64)
+    lengths = np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1)
+    return np.asarray(np.sum(got * want, axis=-1) / lengths)

@@ -1,0 +1,115 @@
+"""From bundles to one `BenchmarkRun`: what `dinov2rt bench` does."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dinov2rt._version import __version__
+from dinov2rt.benchmarks.harness.entrants import Say, own_candidates
+from dinov2rt.benchmarks.harness.environment import describe_environment
+from dinov2rt.benchmarks.harness.gpu_state import GpuState, watched
+from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
+from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
+from dinov2rt.benchmarks.harness.roof import measure_roof
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.results import (
+    SCHEMA_VERSION,
+    BenchmarkRun,
+    BundleFacts,
+    Environment,
+    Settings,
+)
+from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
+from dinov2rt.errors import InputError
+
+
+def bench(
+    bundles: Sequence[Path], request: Request, *, command: str, say: Say
+) -> Iterator[BenchmarkRun]:
+    """Measure `bundles` one after the other.
+
+    Gives the run as far as it has come: without any row before the first cell, then after every
+    cell. The last one is whole.
+
+    Raises:
+        InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
+        CandidateError: the reference cannot be loaded.
+        BundleError: a bundle cannot be read.
+    """
+    run = _begun(bundles, request, command, say)
+    yield run
+    done, so_far = Measured(), Measured()
+    with watched() as gpu:
+        for bundle in bundles:
+            for so_far in measure_bundle(bundle, request, run.roof, say):
+                yield _with(run, done + so_far)
+            done += so_far
+    yield _with(replace(run, environment=_under_load(run.environment, gpu)), done)
+
+
+def _with(run: BenchmarkRun, measured: Measured) -> BenchmarkRun:
+    return replace(
+        run,
+        candidates=measured.candidates,
+        missing=measured.missing,
+        rows=measured.rows,
+    )
+
+
+def _under_load(environment: Environment, gpu: GpuState) -> Environment:
+    return replace(
+        environment,
+        details=environment.details | gpu.details,
+        warnings=(*environment.warnings, *gpu.warnings),
+    )
+
+
+def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) -> BenchmarkRun:
+    """What is known before the first cell."""
+    facts = tuple(_bundle_facts(bundle) for bundle in bundles)
+    _refuse_one_variant_twice(facts)
+    for bundle in bundles:
+        own_candidates(request.own, Task(bundle, request.device, request.threads))
+    environment = describe_environment(request.device)
+    say("measuring what this machine can do at most")
+    return BenchmarkRun(
+        schema=SCHEMA_VERSION,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        version=__version__,
+        settings=Settings(
+            threads=request.threads,
+            device=request.device,
+            images=DESCRIPTION,
+            seconds_per_candidate=request.seconds,
+            min_turns=request.min_turns,
+        ),
+        environment=environment,
+        roof=measure_roof(request.device, request.threads, request.matrix_library),
+        bundles=facts,
+        candidates=(),
+        missing=(),
+        rows=(),
+    )
+
+
+def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
+    variants = [bundle.variant for bundle in facts]
+    for variant in variants:
+        if variants.count(variant) > 1:
+            raise InputError(
+                f"{variants.count(variant)} bundles of {variant}, whose rows could not be told "
+                "apart; measure one after the other and compare with --against"
+            )
+
+
+def _bundle_facts(bundle: Path) -> BundleFacts:
+    manifest = Manifest.read(bundle)
+    return BundleFacts(
+        variant=manifest.variant.name,
+        weights_source=manifest.weights.source,
+        weights_sha256=manifest.weights.sha256,
+        manifest_sha256=hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest(),
+    )

@@ -1,0 +1,110 @@
+"""The candidates of one bundle: which of them there are, loaded, and what each is."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from statistics import median
+
+from dinov2rt.benchmarks.harness.worker import CandidateError, Loaded, Memory, Worker
+from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.results import LOADS, CandidateFacts, Missing
+from dinov2rt.errors import InputError
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True, eq=False)
+class Entrant:
+    """A loaded candidate, for all cells."""
+
+    worker: Worker
+    loaded: Loaded
+    first_call_ms: float | None = None
+
+    @property
+    def candidate(self) -> Candidate:
+        """What was loaded."""
+        return self.worker.candidate
+
+
+def own_candidates(own: Sequence[Candidate], task: Task) -> tuple[Candidate, ...]:
+    """Those of dinov2rt's `own` that are for the bundle and the device.
+
+    Raises:
+        InputError: none is; the message says why.
+    """
+    found = tuple(candidate for candidate in own if candidate.is_for(task))
+    if not found:
+        reasons = {str(candidate.cannot_run(task)): None for candidate in own}
+        raise InputError(
+            f"of dinov2rt nothing that was asked for is for {task.bundle} on {task.device}: "
+            f"{'; '.join(reasons)}"
+        )
+    return found
+
+
+def enter(
+    task: Task, candidates: Sequence[Candidate], stack: ExitStack, say: Say
+) -> tuple[list[Entrant], list[Missing]]:
+    """Load `candidates` one after the other, for as long as `stack` is open.
+
+    Who cannot run or be loaded is noted down as missing.
+    """
+    entrants, missing, variant = [], [], task.manifest.variant.name
+    for candidate in candidates:
+        reason = candidate.cannot_run(task)
+        if reason is not None:
+            missing.append(Missing(variant, candidate.name, reason))
+            continue
+        say(f"{variant}: loading {candidate.name}")
+        try:
+            entrants.append(_load(candidate, task, stack))
+        except CandidateError as error:
+            is_own = not candidate.is_peer
+            missing.append(Missing(variant, candidate.name, str(error), failed=is_own))
+    return entrants, missing
+
+
+def _load(candidate: Candidate, task: Task, stack: ExitStack) -> Entrant:
+    times = []
+    for _ in range(0 if candidate.is_peer else LOADS - 1):
+        with Worker(candidate, task) as worker:
+            times.append(worker.load())
+    with ExitStack() as attempt:  # who cannot be loaded keeps no memory
+        worker = attempt.enter_context(Worker(candidate, task))
+        times.append(worker.load())
+        stack.enter_context(attempt.pop_all())
+    return Entrant(
+        worker,
+        Loaded(
+            times[-1].version,
+            import_ms=median(each.import_ms for each in times),
+            load_ms=median(each.load_ms for each in times),
+        ),
+    )
+
+
+def facts_of(variant: str, entrant: Entrant) -> CandidateFacts:
+    """What an entrant is, and what it holds by now."""
+    candidate, memory = entrant.candidate, _memory(entrant.worker)
+    return CandidateFacts(
+        variant=variant,
+        candidate=candidate.name,
+        title=candidate.title,
+        version=entrant.loaded.version,
+        precision=str(candidate.precision),
+        is_peer=candidate.is_peer,
+        import_ms=entrant.loaded.import_ms,
+        load_ms=entrant.loaded.load_ms,
+        first_call_ms=entrant.first_call_ms,
+        peak_rss_mib=memory.peak_rss_mib,
+        peak_device_mib=memory.device_mib,
+    )
+
+
+def _memory(worker: Worker) -> Memory:
+    """What it holds; unknown of a process that has died."""
+    try:
+        return worker.memory()
+    except CandidateError:
+        return Memory(None, None)

@@ -1,0 +1,109 @@
+"""The work in one call of a backbone, and the least time that a machine's measured rates allow."""
+
+from collections.abc import Sequence
+from statistics import median
+
+from dinov2rt.benchmarks.results import Cell, Floor
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
+from dinov2rt.errors import InputError
+
+_CHANNELS = 3
+_BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
+_OUTPUT_BYTES = 4
+
+
+def flops(variant: Variant, batch: int, size: ImageSize) -> int:
+    """Floating-point operations of `batch` images, 2 for each multiply-add of a matrix product.
+
+    With P patches, N = 1 + R + P tokens, width D and hidden width H, an image takes
+
+        patch embedding   2 · P · (3 · 14²) · D
+        each block        2 · N · D · 3D          query, key and value
+                        + 2 · 2 · N² · D          query times key, weights times value
+                        + 2 · N · D · D           projection
+                        + 2 · 2 · N · D · H       MLP, or 3 · 2 · N · D · H for SwiGLU
+
+    Norms, softmax, activations and the resampling of the position table are left out: below one
+    percent, and no matrix products.
+    """
+    patches, dim = size.grid.num_patches, variant.embed_dim
+    tokens = variant.num_prefix_tokens + patches
+    embedding = 2 * patches * _CHANNELS * PATCH_SIZE**2 * dim
+    projections = 2 * tokens * dim * 4 * dim
+    feed_forward = 2 * _ffn_products(variant) * tokens * dim * variant.hidden_dim
+    linear = batch * (embedding + variant.depth * (projections + feed_forward))
+    return linear + quadratic_flops(variant, batch, size)
+
+
+def quadratic_flops(variant: Variant, batch: int, size: ImageSize) -> int:
+    """Those of `flops` that grow with the square of the tokens: the two products of attention."""
+    tokens = variant.num_prefix_tokens + size.grid.num_patches
+    return batch * variant.depth * 4 * tokens**2 * variant.embed_dim
+
+
+def min_bytes(variant: Variant, batch: int, size: ImageSize, precision: Precision) -> int:
+    """Bytes that cross the memory bus at least, if everything else stays in a cache.
+
+    Weights once, in `precision`; images as uint8, which is their smallest form; all tokens after
+    the final norm once, in float32.
+    """
+    tokens = variant.num_prefix_tokens + size.grid.num_patches
+    images = batch * size.pixels * _CHANNELS
+    outputs = batch * tokens * variant.embed_dim * _OUTPUT_BYTES
+    return num_weights(variant) * _BYTES[precision] + images + outputs
+
+
+def num_weights(variant: Variant) -> int:
+    """Numbers in the weights that a forward pass reads: all but the mask token."""
+    dim, hidden = variant.embed_dim, variant.hidden_dim
+    embedding = (_CHANNELS * PATCH_SIZE**2 + 1) * dim
+    prefix_and_positions = (variant.num_prefix_tokens + 1 + NATIVE_GRID**2) * dim
+    gates = _ffn_products(variant) - 1  # layers that widen; one narrows again
+    feed_forward = gates * (dim + 1) * hidden + (hidden + 1) * dim
+    attention = (dim + 1) * 4 * dim
+    norms_and_scales = 6 * dim
+    block = attention + feed_forward + norms_and_scales
+    return embedding + prefix_and_positions + variant.depth * block + 2 * dim
+
+
+def floor(
+    variant: Variant,
+    cell: Cell,
+    precision: Precision,
+    *,
+    turns_ms: Sequence[float],
+    matrix_gflops: Sequence[float],
+    copy_gb_per_s: float,
+) -> Floor:
+    """The least time of a call at `cell` whose turns took `turns_ms`; see `Floor`.
+
+    `matrix_gflops` is the rate of the machine in each of these turns.
+
+    Raises:
+        InputError: there are not as many rates as turns.
+    """
+    if len(turns_ms) != len(matrix_gflops):
+        raise InputError(
+            f"{len(turns_ms)} turns beside {len(matrix_gflops)} of the matrix product; they come "
+            "in pairs; measure again"
+        )
+    gflop = flops(variant, cell.batch, cell.size) / 1e9
+    gbyte = min_bytes(variant, cell.batch, cell.size, precision) / 1e9
+    copying_ms = 1e3 * gbyte / copy_gb_per_s
+    computing_ms = [1e3 * gflop / rate for rate in matrix_gflops]
+    least_ms = [max(copying_ms, each) for each in computing_ms]
+    shares = [least / turn for least, turn in zip(least_ms, turns_ms, strict=True)]
+    return Floor(
+        gflop=gflop,
+        gbyte=gbyte,
+        matrix_gflops=median(matrix_gflops),
+        floor_ms=median(least_ms),
+        bound="bandwidth" if copying_ms > median(computing_ms) else "compute",
+        fraction=median(shares),
+    )
+
+
+def _ffn_products(variant: Variant) -> int:
+    return 3 if variant.ffn == "swiglu" else 2

@@ -1,0 +1,228 @@
+"""One bundle, every candidate, every cell: loaded, checked against eager, then timed."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.harness.accuracy_check import check, limits_for
+from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
+from dinov2rt.benchmarks.harness.entrants import Entrant, Say, enter, facts_of, own_candidates
+from dinov2rt.benchmarks.harness.flops import floor
+from dinov2rt.benchmarks.harness.photo_batch import photo_batch
+from dinov2rt.benchmarks.harness.roof import matrix_gflops, matrix_product
+from dinov2rt.benchmarks.harness.worker import CandidateError, Outputs, Worker
+from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.results import (
+    Accuracy,
+    CandidateFacts,
+    Cell,
+    Floor,
+    LatencyReport,
+    Missing,
+    Roof,
+    Row,
+)
+from dinov2rt.benchmarks.statistics import summarise
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import Dinov2rtError
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to measure; a cell ends once a candidate has had `seconds` in it.
+
+    `reference` gives the outputs that all others are compared with. Of `own`, those that are not
+    for a bundle or device are left out; of the others and of `peers`, each that cannot run is
+    named. `matrix_library` is that of an earlier run to compare with, by precision.
+    """
+
+    own: tuple[Candidate, ...]
+    peers: tuple[Candidate, ...]
+    reference: Candidate
+    batches: tuple[int, ...]
+    sizes: tuple[ImageSize, ...]
+    device: str
+    threads: int
+    seconds: float
+    min_turns: int
+    matrix_library: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came of bundles so far."""
+
+    rows: tuple[Row, ...] = ()
+    candidates: tuple[CandidateFacts, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+    def __add__(self, other: "Measured") -> "Measured":
+        """What came of other bundles as well."""
+        return Measured(
+            self.rows + other.rows,
+            self.candidates + other.candidates,
+            self.missing + other.missing,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Limit:
+    """The machine's limit for one bundle: the matrix products that take turns in every cell."""
+
+    manifest: Manifest
+    products: dict[Precision, Worker]
+    copy_gb_per_s: float
+
+
+def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iterator[Measured]:
+    """Measure one bundle; gives what came of it so far, after every cell.
+
+    Raises:
+        InputError: nothing of dinov2rt is for it.
+        CandidateError: the reference cannot be loaded, so that no accuracy can be told.
+        BundleError: no limits are known for the precision of a candidate.
+    """
+    task = Task(bundle, request.device, request.threads)
+    variant, candidates = task.manifest.variant.name, own_candidates(request.own, task)
+    with ExitStack() as stack:
+        reference = stack.enter_context(Worker(request.reference, task))
+        say(f"{variant}: loading {request.reference.name}, which the others are compared with")
+        reference.load()
+        entrants, missing = enter(task, (*candidates, *request.peers), stack, say)
+        limit = _enter_limit(task, entrants, roof, stack)
+        rows: list[Row] = []
+        for cell in _cells(variant, request):
+            say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
+            rows += _measure_cell(cell, entrants, limit, reference, request)
+            facts = tuple(facts_of(variant, entrant) for entrant in entrants)
+            yield Measured(tuple(rows), facts, tuple(missing))
+
+
+def _cells(variant: str, request: Request) -> Iterator[Cell]:
+    for size, batch in product(request.sizes, request.batches):
+        yield Cell(variant, batch, size.height, size.width)
+
+
+def _enter_limit(task: Task, entrants: Sequence[Entrant], roof: Roof, stack: ExitStack) -> _Limit:
+    """Start a matrix product in each precision of `entrants` that the machine has a rate for."""
+    products = {}
+    for precision in dict.fromkeys(entrant.candidate.precision for entrant in entrants):
+        if precision in roof.matrix_library:
+            product_ = matrix_product(roof.matrix_library[precision], precision)
+            products[precision] = stack.enter_context(Worker(product_, task))
+            products[precision].load()
+    if roof.copy_gb_per_s is None:
+        raise AssertionError("a roof that was just measured is whole")
+    return _Limit(task.manifest, products, roof.copy_gb_per_s)
+
+
+def _measure_cell(
+    cell: Cell,
+    entrants: Sequence[Entrant],
+    limit: _Limit,
+    reference: Worker,
+    request: Request,
+) -> list[Row]:
+    pixels = photo_batch(cell.batch, cell.size)
+    try:
+        want = reference.show(pixels).outputs
+    except CandidateError as error:
+        failure = f"there is nothing to compare with: {error}"
+        return [Row(cell, entrant.candidate.name, failure=failure) for entrant in entrants]
+    rows: dict[str, Row] = {}
+    contestants = []
+    for entrant in entrants:
+        row = _checked(cell, entrant, pixels, want, limit.manifest)
+        rows[row.candidate] = row
+        if row.failure is None:
+            contestants.append(Contestant(entrant.worker))
+    products = {name: Contestant(worker) for name, worker in limit.products.items()}
+    everyone = [*contestants, *products.values()]
+    take_turns(everyone, seconds=request.seconds, min_turns=request.min_turns)
+    for contestant in contestants:
+        candidate = contestant.worker.candidate
+        row = _timed(rows[candidate.name], contestant)
+        rates = products.get(candidate.precision)  # int8 has none: part of its graph is float32
+        if row.latency is not None and rates is not None:
+            row = replace(row, floor=_floor(row, contestant, rates, limit, request.device))
+        rows[candidate.name] = row
+    return list(rows.values())
+
+
+def _checked(
+    cell: Cell,
+    entrant: Entrant,
+    pixels: NDArray[np.uint8],
+    want: Outputs,
+    manifest: Manifest,
+) -> Row:
+    """The row of a candidate before it is timed: its accuracy, or why it has none."""
+    candidate = entrant.candidate
+    row = Row(cell, candidate.name)
+    try:
+        shown = entrant.worker.show(pixels)
+        accuracy = check(shown.outputs, want, limits_for(manifest, candidate.precision))
+    except Dinov2rtError as error:
+        return replace(row, failure=str(error))
+    if entrant.first_call_ms is None:
+        entrant.first_call_ms = shown.first_call_ms
+    failure = None if accuracy.passed else _inaccuracy(accuracy)
+    return replace(row, accuracy=accuracy, failure=failure)
+
+
+def _inaccuracy(accuracy: Accuracy) -> str:
+    return (
+        f"not accurate: relative L2 {accuracy.relative_l2:.2e}, smallest cosine "
+        f"{accuracy.cosine_min:.6f}, of CLS tokens {accuracy.cls_cosine_min:.6f}, patch tokens' "
+        f"first percentile {accuracy.patch_cosine_p1:.6f}, allowed are {accuracy.limits}"
+    )
+
+
+def _timed(row: Row, contestant: Contestant) -> Row:
+    if contestant.failure is not None:
+        return replace(row, failure=contestant.failure)
+    turns = contestant.turns
+    samples = [time for turn in turns for time in turn.samples_ms]
+    latency = replace(
+        summarise(samples, _medians_ms(contestant), row.cell.batch),
+        stolen=max(turn.stolen for turn in turns),
+        disturbed_turns=len(contestant.disturbed),
+        others=fmean((turn.others for turn in turns), weights=[turn.spent_s for turn in turns]),
+    )
+    return replace(row, latency=_with_phases(latency, contestant.worker))
+
+
+def _with_phases(latency: LatencyReport, worker: Worker) -> LatencyReport:
+    try:
+        phases = worker.phases()
+    except CandidateError:  # the times of its calls stand, whatever became of it afterwards
+        phases = None
+    return latency if phases is None else replace(latency, **asdict(phases))
+
+
+def _floor(
+    row: Row, contestant: Contestant, product_: Contestant, limit: _Limit, device: str
+) -> Floor | None:
+    """The distance from the limit, turn by turn; None where the matrix product gave up."""
+    if product_.failure is not None:
+        return None
+    return floor(
+        limit.manifest.variant,
+        row.cell,
+        contestant.worker.candidate.precision,
+        turns_ms=_medians_ms(contestant),
+        matrix_gflops=matrix_gflops(product_.turns, device),
+        copy_gb_per_s=limit.copy_gb_per_s,
+    )
+
+
+def _medians_ms(contestant: Contestant) -> list[float]:
+    return [turn.median_ms for turn in contestant.turns]

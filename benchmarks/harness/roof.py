@@ -1,0 +1,254 @@
+"""What the machine can do at most: the rate of a large matrix product, and of a copy.
+
+Both are candidates like any other, in processes of their own. They are measured once before a run,
+to find the fastest library; the product of that one then takes turns with the models of each cell,
+so that a machine that slows down lowers the limit and the candidates alike.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.harness.worker import Turn, Worker
+from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.results import Roof
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import BackendError
+
+_SHAPE = {"cpu": (2048, 3072, 768), "cuda": (8192, 8192, 8192)}
+"""Rows, summands and columns of the product.
+
+Of seven large shapes, the one of the CPU was the fastest or within 2 % of it with each library;
+square ones of 2048 reached 3 % less with OpenVINO.
+"""
+_COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""Far over the last-level cache of a device."""
+
+_LIBRARIES = {"cpu": ("numpy", "openvino", "torch"), "cuda": ("torch",)}
+_PRECISIONS = {
+    "cpu": (Precision.FP32,),
+    "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
+}
+_NONE_CHOSEN: Mapping[str, str] = {}
+_SECONDS, _TURNS = 0.3, 5
+"""Of each rate and library, before the run."""
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """The runner of a candidate that does the same `work` whatever the images."""
+
+    work: Callable[[], Any]
+    version: str = ""
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> None:
+        """There is nothing to prepare."""
+
+    def run(self, prepared: None) -> Any:  # noqa: ARG002
+        """Do the work once."""
+        return self.work()
+
+    def outputs(self, result: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
+        """It has none."""
+        return {}
+
+    def close(self) -> None:
+        """The process ends with it."""
+
+
+def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CHOSEN) -> Roof:
+    """The best of the libraries that are there, on a "cpu" or "cuda" device; some seconds.
+
+    A precision that has its library `chosen` takes that one where it is there, as two runs can be
+    compared only by one and the same.
+
+    Raises:
+        BackendError: no library is there to measure with.
+        CandidateError: one failed.
+    """
+    libraries = [name for name in _LIBRARIES[device] if find_spec(name)]
+    if not libraries:
+        raise BackendError("the matrix rate of a GPU is measured with torch; pip install torch")
+    task = Task(Path(), device, threads)
+    found = {
+        precision: {
+            library: median(matrix_gflops(_turns(matrix_product(library, precision), task), device))
+            for library in libraries
+            if library == "torch" or precision is Precision.FP32
+        }
+        for precision in _PRECISIONS[device]
+    }
+    copies = [
+        _copy_gb_per_s(_turns(_copy(library), task), device)
+        for library in libraries
+        if library != "openvino"
+    ]
+    return best_of(found, copies, _SHAPE[device], chosen)
+
+
+def best_of(
+    matrix_gflops: dict[Precision, dict[str, float]],
+    copies: Sequence[float],
+    shape: tuple[int, int, int],
+    chosen: Mapping[str, str] = _NONE_CHOSEN,
+) -> Roof:
+    """The highest of each rate, or that of the library `chosen`, by precision and library."""
+    fastest = {
+        name: chosen[name] if chosen.get(name) in rates else max(rates, key=rates.__getitem__)
+        for name, rates in matrix_gflops.items()
+    }
+    return Roof(
+        matrix_gflops={str(name): matrix_gflops[name][best] for name, best in fastest.items()},
+        matrix_library={str(name): best for name, best in fastest.items()},
+        copy_gb_per_s=max(copies),
+        matrix_shape=shape,
+    )
+
+
+def matrix_product(library: str, precision: Precision) -> Candidate:
+    """A large product by "numpy", "openvino" or "torch"; float32 alone but in torch."""
+    return _candidate(f"matrix product in {precision}", library, precision, _open_product)
+
+
+def matrix_gflops(turns: Sequence[Turn], device: str) -> list[float]:
+    """The rate of `matrix_product` in each of its turns, in GFLOP/s."""
+    gflop = 2 * prod(_SHAPE[device]) / 1e9
+    return [1e3 * gflop / turn.median_ms for turn in turns]
+
+
+def _copy(library: str) -> Candidate:
+    return _candidate("copy", library, Precision.FP32, _open_copy)
+
+
+def _copy_gb_per_s(turns: Sequence[Turn], device: str) -> float:
+    gbyte = 2 * _COPY_BYTES[device] / 1e9  # read once, written once
+    return median(1e3 * gbyte / turn.median_ms for turn in turns)
+
+
+def _candidate(
+    title: str, library: str, precision: Precision, open_it: Callable[..., Work]
+) -> Candidate:
+    return Candidate(
+        name=f"{title} by {library}",
+        title=title,
+        precision=precision,
+        is_peer=True,
+        cannot_run=_can_run,
+        open=partial(open_it, library=library, precision=precision),
+        libraries=(library,),
+    )
+
+
+def _can_run(_: Task) -> None:
+    return None
+
+
+def _open_product(task: Task, *, library: str, precision: Precision) -> Work:
+    if library == "numpy":
+        return Work(_numpy_product(task))
+    if library == "openvino":
+        return Work(_openvino_product(task))
+    return Work(_torch_product(task, precision))
+
+
+def _factors(task: Task) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rows, summands, columns = _SHAPE[task.device]
+    random = np.random.default_rng(0)
+    return (
+        random.standard_normal((rows, summands), np.float32),
+        random.standard_normal((summands, columns), np.float32),
+    )
+
+
+def _numpy_product(task: Task) -> Callable[[], Any]:
+    """With the BLAS that numpy was built with."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(task.threads, user_api="blas")
+    left, right = _factors(task)
+    out = np.empty((len(left), right.shape[1]), np.float32)
+    return lambda: np.matmul(left, right, out=out)
+
+
+def _openvino_product(task: Task) -> Callable[[], Any]:
+    """With a matrix that is packed beforehand.
+
+    The two operators behind the product do nothing, but without them OpenVINO leaves it to a
+    library that is slower on some CPUs: see docs/adr/0008.
+    """
+    from openvino import opset1
+
+    from dinov2rt.benchmarks.peers.quiet_openvino import openvino
+
+    left, right = _factors(task)
+    given = opset1.parameter([-1, len(right)], np.float32)
+    product = opset1.matmul(given, opset1.constant(right), False, False)
+    with_bias = opset1.add(product, opset1.constant(np.zeros_like(right[:1])))
+    same = opset1.prelu(with_bias, opset1.constant(np.ones(1, np.float32)))
+    compiled = openvino.Core().compile_model(
+        openvino.Model([same], [given]),
+        "CPU",
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": task.threads},
+    )
+    request = compiled.create_infer_request()
+    request.set_input_tensor(openvino.Tensor(left))
+    return lambda: request.infer()
+
+
+def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
+    """Without TF32."""
+    import torch
+
+    torch.set_num_threads(task.threads)
+    torch.set_float32_matmul_precision("highest")
+    types = {
+        Precision.FP32: torch.float32,
+        Precision.FP16: torch.float16,
+        Precision.BF16: torch.bfloat16,
+    }
+    left, right = (
+        torch.from_numpy(factor).to(task.device, types[precision]) for factor in _factors(task)
+    )
+    return _finished(lambda: torch.mm(left, right), task.device)
+
+
+def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
+    count = _COPY_BYTES[task.device]
+    if library == "numpy":
+        # Ones: the system backs zeros that nobody wrote with one and the same page, in a cache.
+        given, taken = np.ones(count, np.uint8), np.ones(count, np.uint8)
+        return Work(lambda: np.copyto(taken, given))
+    import torch
+
+    torch.set_num_threads(task.threads)
+    source = torch.ones(count, dtype=torch.uint8, device=task.device)
+    target = torch.ones_like(source)
+    return Work(_finished(lambda: target.copy_(source), task.device))
+
+
+def _finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
+    """`call`, and a wait for the GPU where that is the device."""
+    import torch
+
+    if device == "cpu":
+        return call
+
+    def call_and_wait() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return call_and_wait
+
+
+def _turns(candidate: Candidate, task: Task) -> list[Turn]:
+    with Worker(candidate, task) as worker:
+        worker.load()
+        return [worker.turn(_SECONDS) for _ in range(_TURNS)]

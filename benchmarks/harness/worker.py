@@ -1,0 +1,242 @@
+"""A candidate in a process of its own, where nothing else is loaded and all memory is its own."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from multiprocessing.connection import Connection
+from statistics import median
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.harness.clock import busy_s, peak_rss_mib, stolen_s, timed
+from dinov2rt.benchmarks.harness.gpu_state import memory_held_mib
+from dinov2rt.benchmarks.peers.candidate import Candidate, Phases, PhaseTimer, Runner, Task
+from dinov2rt.errors import Dinov2rtError
+
+Outputs = Mapping[str, NDArray[np.float32]]
+
+_PHASE_CALLS = 5
+"""Calls whose phases are taken, the median of which counts."""
+
+
+class CandidateError(Dinov2rtError):
+    """A candidate that could not load or run, or whose process died."""
+
+    exit_status = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came of loading, timed in the fresh process."""
+
+    version: str
+    import_ms: float
+    load_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """The outputs for the images that were shown, and how long that first call took."""
+
+    outputs: Outputs
+    first_call_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The times of calls in a row, and the shares of all cores' time that others had meanwhile.
+
+    `stolen` is what the host of a virtual machine gave to others, `others` what other processes of
+    this machine took; ticks of 10 ms make both inexact in a short turn.
+    """
+
+    samples_ms: tuple[float, ...]
+    stolen: float
+    others: float = 0.0
+
+    @property
+    def spent_s(self) -> float:
+        """Time on the clock."""
+        return sum(self.samples_ms) / 1e3
+
+    @property
+    def median_ms(self) -> float:
+        """That of its calls."""
+        return median(self.samples_ms)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the process has held, in MiB: at most on the host, and by now on the GPU."""
+
+    peak_rss_mib: float | None
+    device_mib: float | None
+
+
+class Worker:
+    """The parent's end. Every method waits for the process and raises what went wrong there."""
+
+    def __init__(self, candidate: Candidate, task: Task) -> None:
+        self.candidate = candidate
+        # spawn: a forked child would inherit the parent's libraries and threads
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, candidate, task), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def load(self) -> Loaded:
+        """Open the candidate."""
+        return self._ask("load")  # type: ignore[no-any-return]
+
+    def show(self, pixels: NDArray[np.uint8]) -> Shown:
+        """Take `pixels` [B, H, W, 3] as the images from now on, and call once."""
+        return self._ask("show", pixels)  # type: ignore[no-any-return]
+
+    def turn(self, seconds: float, *, warm_up: bool = True) -> Turn:
+        """Call for `seconds`, at least once; with `warm_up` after one call off the clock."""
+        return self._ask("turn", seconds, warm_up)  # type: ignore[no-any-return]
+
+    def phases(self) -> Phases | None:
+        """Where the time of a call on a GPU goes; None elsewhere, or where it cannot be told."""
+        return self._ask("phases")  # type: ignore[no-any-return]
+
+    def memory(self) -> Memory:
+        """What the process has held so far."""
+        return self._ask("memory")  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()  # which it takes as the end
+        self._process.join(timeout=10)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            self._connection.send((method, arguments))
+            problem, answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise CandidateError(f"{self.candidate.name}: {self._death()}") from None
+        if problem is not None:
+            raise CandidateError(f"{self.candidate.name}: {problem}")
+        return answer
+
+    def _death(self) -> str:
+        self._process.join(timeout=10)
+        code = self._process.exitcode
+        if code == -signal.SIGKILL:
+            return "its process was killed, as happens where memory runs out"
+        return f"its process ended with status {code}"
+
+
+class _Session:
+    """The child's end: the methods of `Worker`, done."""
+
+    def __init__(self, candidate: Candidate, task: Task) -> None:
+        self._candidate = candidate
+        self._task = task
+        self._runner: Runner | None = None
+        self._prepared: Any = None
+
+    def load(self) -> Loaded:
+        import_ms, _ = timed(self._import_libraries)
+        load_ms, runner = timed(lambda: self._candidate.open(self._task))
+        self._runner = runner
+        return Loaded(runner.version, import_ms, load_ms)
+
+    def show(self, pixels: NDArray[np.uint8]) -> Shown:
+        self._prepared = self._loaded.prepare(pixels)
+        first_ms, result = timed(self._call)
+        # Copied, because a runner may give views of memory that its next call reuses.
+        outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
+        return Shown(outputs, first_ms)
+
+    def turn(self, seconds: float, warm_up: bool) -> Turn:
+        if warm_up:
+            self._call()
+        samples_ms: list[float] = []
+        stolen, busy, own = stolen_s(), busy_s(), time.process_time()
+        starts = time.perf_counter()
+        while not samples_ms or time.perf_counter() < starts + seconds:
+            samples_ms.append(timed(self._call)[0])
+        all_cores_s = (time.perf_counter() - starts) * (os.cpu_count() or 1)
+        own = time.process_time() - own
+        return Turn(
+            tuple(samples_ms),
+            stolen=(stolen_s() - stolen) / all_cores_s,
+            others=max(0.0, busy_s() - busy - own) / all_cores_s,
+        )
+
+    def phases(self) -> Phases | None:
+        if not isinstance(self._runner, PhaseTimer):
+            return None
+        taken = [self._runner.phases(self._prepared) for _ in range(_PHASE_CALLS)]
+        known = [phases for phases in taken if phases is not None]
+        if not known:
+            return None
+        return Phases(
+            *(median(getattr(each, one.name) for each in known) for one in fields(Phases))
+        )
+
+    def memory(self) -> Memory:
+        return Memory(peak_rss_mib(), memory_held_mib(os.getpid()))
+
+    def close(self) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def _call(self) -> Any:
+        return self._loaded.run(self._prepared)
+
+    @property
+    def _loaded(self) -> Runner:
+        if self._runner is None:
+            raise CandidateError("it was not loaded")
+        return self._runner
+
+    def _import_libraries(self) -> None:
+        for name in self._candidate.libraries:
+            importlib.import_module(name)
+
+
+def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
+    session = _Session(candidate, task)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    while True:
+        try:
+            method, arguments = connection.recv()
+        except EOFError:
+            session.close()
+            return
+        try:
+            answer: tuple[str | None, Any] = (None, getattr(session, method)(*arguments))
+        except Exception as error:  # whatever a library raises is this candidate's failure
+            traceback.print_exc()
+            answer = (_one_line(error), None)
+        connection.send(answer)
+
+
+def _one_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,1 @@
+"""What is timed: dinov2rt, and what a user would otherwise run."""

@@ -1,0 +1,208 @@
+"""All that can be timed, by name.
+
+Each peer's module imports its library, and is itself imported only in the process that is the
+candidate's own: a peer must not find another one's threads and memory there.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from typing import Protocol
+
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.peers.requirements import (
+    cannot_compile,
+    cannot_run_onnxruntime,
+    cannot_run_openvino,
+    cannot_run_product,
+    cannot_run_torch,
+    cannot_run_transformers,
+    product_is_for,
+)
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.selection import BACKENDS
+
+_ROOM = __name__.rpartition(".")[0]
+_TORCH = f"{_ROOM}.pytorch"
+_LIBRARIES = {
+    "openvino": ("dinov2rt.benchmarks.peers.quiet_openvino",),
+    "onnxruntime": ("onnxruntime",),
+    "tensorrt": (),  # it is loaded with the plan, whose flavour says which
+}
+
+
+def find(names: Sequence[str]) -> tuple[Candidate, ...]:
+    """The candidates called `names`, in that order.
+
+    Raises:
+        InputError: one does not exist; the message names all that do.
+    """
+    known = {candidate.name: candidate for candidate in CANDIDATES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InputError(f"unknown candidate {unknown[0]!r}; allowed are {', '.join(known)}")
+    return tuple(known[name] for name in names)
+
+
+def _open_eager(task: Task, *, autocast: bool) -> Runner:
+    from dinov2rt.benchmarks.peers.pytorch import open_eager
+
+    return open_eager(task, autocast=autocast)
+
+
+def _open_compiled(task: Task, *, mode: str, autocast: bool) -> Runner:
+    from dinov2rt.benchmarks.peers.pytorch import open_compiled
+
+    return open_compiled(task, mode=mode, autocast=autocast)
+
+
+def _open_transformers(task: Task) -> Runner:
+    from dinov2rt.benchmarks.peers.pytorch import open_transformers
+
+    return open_transformers(task)
+
+
+def _open_onnxruntime(task: Task) -> Runner:
+    from dinov2rt.benchmarks.peers.onnxruntime import OnnxRuntimePeer
+
+    return OnnxRuntimePeer(task)
+
+
+def _open_openvino(task: Task) -> Runner:
+    from dinov2rt.benchmarks.peers.openvino import OpenVinoPeer
+
+    return OpenVinoPeer(task)
+
+
+def _open_product(task: Task, *, backend: str, precision: Precision) -> Runner:
+    from dinov2rt.benchmarks.peers.own import ProductRunner
+
+    return ProductRunner(task, backend=backend, precision=precision)
+
+
+class _CannotRun(Protocol):
+    def __call__(self, task: Task, *, autocast: bool) -> str | None: ...
+
+
+class _Open(Protocol):
+    def __call__(self, task: Task, *, autocast: bool) -> Runner: ...
+
+
+def _with_autocast(
+    name: str, title: str, cannot_run: _CannotRun, open_it: _Open
+) -> tuple[Candidate, Candidate]:
+    """A PyTorch peer in float32, and under float16 autocast."""
+    whole = Candidate(
+        name=name,
+        title=f"{title}, float32",
+        precision=Precision.FP32,
+        is_peer=True,
+        cannot_run=partial(cannot_run, autocast=False),
+        open=partial(open_it, autocast=False),
+        libraries=(_TORCH,),
+    )
+    half = Candidate(
+        name=f"{name}-autocast",
+        title=f"{title}, float16 autocast",
+        precision=Precision.FP16,
+        is_peer=True,
+        cannot_run=partial(cannot_run, autocast=True),
+        open=partial(open_it, autocast=True),
+        libraries=(_TORCH,),
+    )
+    return whole, half
+
+
+def _product(backend: str, precision: Precision) -> Candidate:
+    return Candidate(
+        name=f"dinov2rt-{backend}-{precision}",
+        title=f"dinov2rt, {backend} {precision}",
+        precision=precision,
+        is_peer=False,
+        cannot_run=partial(cannot_run_product, backend=backend, precision=precision),
+        is_for=partial(product_is_for, backend=backend, precision=precision),
+        open=partial(_open_product, backend=backend, precision=precision),
+        libraries=(f"{_ROOM}.own", *_LIBRARIES[backend]),
+    )
+
+
+CANDIDATES: tuple[Candidate, ...] = (
+    *_with_autocast("eager", "PyTorch eager", cannot_run_torch, _open_eager),
+    *_with_autocast(
+        "compile", "torch.compile", cannot_compile, partial(_open_compiled, mode="default")
+    ),
+    *_with_autocast(
+        "compile-max-autotune",
+        "torch.compile max-autotune",
+        cannot_compile,
+        partial(_open_compiled, mode="max-autotune"),
+    ),
+    Candidate(
+        name="transformers",
+        title="Hugging Face transformers, SDPA, float32",
+        precision=Precision.FP32,
+        is_peer=True,
+        cannot_run=cannot_run_transformers,
+        open=_open_transformers,
+        libraries=(_TORCH, f"{_ROOM}.transformers"),
+    ),
+    Candidate(
+        name="onnxruntime",
+        title="plain torch.onnx.export in ONNX Runtime, float32",
+        precision=Precision.FP32,
+        is_peer=True,
+        cannot_run=cannot_run_onnxruntime,
+        open=_open_onnxruntime,
+        libraries=(f"{_ROOM}.onnxruntime",),
+    ),
+    Candidate(
+        name="openvino",
+        title="OpenVINO, converted from PyTorch, float32",
+        precision=Precision.FP32,
+        is_peer=True,
+        cannot_run=cannot_run_openvino,
+        open=_open_openvino,
+        libraries=(f"{_ROOM}.openvino",),
+    ),
+    *(_product(backend, precision) for backend, precision in product(BACKENDS, Precision)),
+)
+
+
+_PEERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "eager": {"cpu": ("eager",), "cuda": ("eager", "eager-autocast")},
+    "compile": {
+        "cpu": ("compile", "compile-max-autotune"),
+        "cuda": ("compile-autocast", "compile-max-autotune-autocast"),
+    },
+    "transformers": dict.fromkeys(("cpu", "cuda"), ("transformers",)),
+    "openvino": dict.fromkeys(("cpu", "cuda"), ("openvino",)),
+    "onnxruntime": dict.fromkeys(("cpu", "cuda"), ("onnxruntime",)),
+}
+PEERS = tuple(_PEERS)
+"""What a user would otherwise run; each stands for one or more candidates."""
+
+
+def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
+    """The candidates that `names` of `PEERS` stand for on "cpu" or "cuda".
+
+    Raises:
+        InputError: a name that is none of them.
+    """
+    unknown = [name for name in names if name not in _PEERS]
+    if unknown:
+        raise InputError(f"unknown peer {unknown[0]!r}; allowed are {', '.join(PEERS)}, or none")
+    return find([name for peer in names for name in _PEERS[peer][device]])
+
+
+def own(backend: str | None, precision: str | None) -> tuple[Candidate, ...]:
+    """dinov2rt's candidates, all or those of one backend and one precision.
+
+    Raises:
+        InputError: a name that does not exist.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise InputError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
+    wanted = Precision if precision is None else (Precision.parse(precision),)
+    chosen = product((backend,) if backend else BACKENDS, wanted)
+    return find([f"dinov2rt-{backend}-{precision}" for backend, precision in chosen])

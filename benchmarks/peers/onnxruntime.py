@@ -1,0 +1,76 @@
+"""A plain `torch.onnx.export` of the eager model in a default ONNX Runtime session, less TF32."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.graph_files import GraphFiles
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import output_names
+from dinov2rt.errors import BackendError
+from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries
+
+# Its default on a GPU is TF32, which is faster and no float32: as that it is labelled, and to that
+# its accuracy is held.
+_PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
+    "cpu": ("CPUExecutionProvider", {}),
+    "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
+}
+
+
+class OnnxRuntimePeer:
+    """A session for one file; it is opened by the first call, and the file made before that.
+
+    One for another file takes its place: its user would have no more than one either.
+    """
+
+    version = f"onnxruntime {onnxruntime.__version__}"
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._files = GraphFiles(task, "onnx")
+        self._opened: tuple[Path | None, Any] = (None, None)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The normalised images, float32 [B, 3, H, W]."""
+        images = normalize(pixels)
+        self._files.file(images.shape)
+        return images
+
+    def run(self, prepared: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """All tokens, in host memory."""
+        session = self._session(self._files.file(prepared.shape))
+        tokens: list[NDArray[np.float32]] = session.run(None, {"images": prepared})
+        return tokens
+
+    def outputs(self, result: list[NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        """By name."""
+        return dict(zip(output_names(self._task.manifest.variant), result, strict=True))
+
+    def close(self) -> None:
+        """Close the sessions and delete the files."""
+        self._opened = (None, None)
+        self._files.close()
+
+    def _session(self, file: Path) -> Any:
+        if file != self._opened[0]:
+            self._opened = (None, None)  # freed before the next one is opened
+            self._opened = (file, _open_session(file, self._task))
+        return self._opened[1]
+
+
+def _open_session(file: Path, task: Task) -> Any:
+    provider, provider_options = _PROVIDERS[task.device]
+    if task.device == "cuda":
+        load_cuda_libraries(onnxruntime)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = task.threads
+    session = onnxruntime.InferenceSession(file, options, providers=[(provider, provider_options)])
+    if provider not in session.get_providers():  # it falls back to the CPU and goes on
+        raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot start {provider} here")
+    return session

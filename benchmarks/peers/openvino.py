@@ -1,0 +1,63 @@
+"""The eager model, converted by OpenVINO and compiled for the CPU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.graph_files import GraphFiles
+from dinov2rt.benchmarks.peers.quiet_openvino import openvino
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import output_names
+
+
+class OpenVinoPeer:
+    """The compiled model of one file; the first call compiles it, and the file is made before.
+
+    One of another shape takes its place: its user would have no more than one either.
+    """
+
+    version = f"openvino {openvino.__version__}"
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._files = GraphFiles(task, "openvino")
+        self._core = openvino.Core()
+        self._compiled: tuple[Path | None, Any] = (None, None)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """The normalised images, float32 [B, 3, H, W]."""
+        images = normalize(pixels)
+        self._files.file(images.shape)
+        return images
+
+    def run(self, prepared: NDArray[np.float32]) -> Any:
+        """All tokens; they are valid until the next call."""
+        return self._model(self._files.file(prepared.shape))(prepared)
+
+    def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
+        """By name."""
+        names = output_names(self._task.manifest.variant)
+        return dict(zip(names, result.values(), strict=True))
+
+    def close(self) -> None:
+        """Free the models and delete the files."""
+        self._compiled = (None, None)
+        self._files.close()
+
+    def _model(self, file: Path) -> Any:
+        if file != self._compiled[0]:
+            self._compiled = (None, None)  # freed before the next one is made
+            self._compiled = (file, self._core.compile_model(file, "CPU", self._options()))
+        return self._compiled[1]
+
+    def _options(self) -> dict[str, str]:
+        return {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": str(self._task.threads),
+            # Otherwise a CPU that has bfloat16 would use it, and the comparison be with float32.
+            "INFERENCE_PRECISION_HINT": "f32",
+        }

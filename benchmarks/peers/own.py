@@ -1,0 +1,63 @@
+"""dinov2rt itself, through its public API."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt._version import __version__
+from dinov2rt.benchmarks.peers.candidate import Phases, Task
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import InputFormat, output_names
+from dinov2rt.runtime.features import Features
+from dinov2rt.runtime.inputs import group_images
+from dinov2rt.runtime.model import load
+
+_ANY_CELL = 2**40
+"""Pixels of one forward pass: the peers run every batch in one, so the product has to as well."""
+
+
+class ProductRunner:
+    """A loaded bundle. It takes uint8 pixels, so that normalising them is on its clock."""
+
+    def __init__(self, task: Task, *, backend: str, precision: Precision) -> None:
+        self._model = load(
+            task.bundle,
+            device=task.device,
+            backend=backend,
+            precision=precision,
+            threads=task.threads,
+            max_pixels=_ANY_CELL,
+        )
+        self._names = output_names(task.manifest.variant)
+        self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The pixels as they are."""
+        return pixels
+
+    def run(self, prepared: NDArray[np.uint8]) -> Features:
+        """All tokens after the final norm, in host memory."""
+        return self._model(prepared, outputs=self._names)
+
+    def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
+        """Those of one call, of a plan in one pass; None of a graph.
+
+        Raises:
+            PlanInputError: it takes several passes.
+        """
+        plan = self._model._choice.plan  # no part of the public API: it is for measuring alone
+        if plan is None:
+            return None
+        input_name = self._model.graph.input_name
+        (group,) = group_images(prepared, InputFormat(input_name), Snap.CROP, _ANY_CELL)
+        return Phases(*plan.phases_ms({input_name: group.images}, self._names))
+
+    def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
+        """By name, float32."""
+        return {name: np.asarray(result.outputs[name], np.float32) for name in self._names}
+
+    def close(self) -> None:
+        """Free the backend."""
+        self._model.close()

@@ -1,0 +1,95 @@
+"""The eager model as a plain ONNX file or OpenVINO IR, made the way its documentation says.
+
+    python -m dinov2rt.benchmarks.peers.plain_export {onnx,openvino} BUNDLE BATCH HEIGHT WIDTH FILE
+
+A command of its own, so that the process that is measured holds neither torch nor the model twice.
+"""
+
+import argparse
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.errors import BackendError
+
+Shape = tuple[int, int, int, int]
+
+
+def plain_export(form: str, task: Task, shape: Shape, file: Path) -> None:
+    """Write `file` for images of `shape` [B, 3, H, W], in another process.
+
+    Raises:
+        BackendError: the exporter failed; the message ends in the last line that it said.
+    """
+    batch, _, height, width = map(str, shape)
+    command = [sys.executable, "-m", __name__, form, str(task.bundle), batch, height, width]
+    done = subprocess.run([*command, str(file)], capture_output=True, text=True)  # noqa: S603
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["no reason given"]
+        raise BackendError(f"plain {form} export for {list(shape)} failed: {said[-1]}")
+
+
+def exports_any_size(task: Task) -> bool:
+    """Whether a plain export runs at other image sizes than the one it was traced with.
+
+    The position table of variants without registers is resampled by a scale that the tracer turns
+    into a constant. Their graph declares its height and width dynamic all the same, and at another
+    grid it fails, or, where the number of patches happens to be equal, returns wrong tokens.
+    """
+    return task.manifest.variant.num_registers > 0
+
+
+def main() -> int:
+    """Write one file."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("form", choices=("onnx", "openvino"))
+    parser.add_argument("bundle", type=Path)
+    for side in ("batch", "height", "width"):
+        parser.add_argument(side, type=int)
+    parser.add_argument("file", type=Path)
+    given = parser.parse_args()
+    task = Task(given.bundle, device="cpu", threads=1)
+    write = _write_onnx if given.form == "onnx" else _write_openvino
+    with warnings.catch_warnings(action="ignore"):  # of tracers; what they made is compared later
+        write(task, (given.batch, 3, given.height, given.width), given.file)
+    return 0
+
+
+def _write_onnx(task: Task, shape: Shape, file: Path) -> None:
+    import torch
+
+    from dinov2rt.benchmarks.peers.pytorch import load_all_tokens
+
+    dynamic = {0: "batch"} | ({2: "height", 3: "width"} if exports_any_size(task) else {})
+    # torch.export takes a batch of 1 for a constant, so its documentation traces with more.
+    images = torch.zeros(max(2, shape[0]), *shape[1:])
+    program = torch.onnx.export(
+        load_all_tokens(task.manifest), (images,), dynamo=True, dynamic_shapes=(dynamic,)
+    )
+    if program is None:
+        raise BackendError("torch.onnx.export returned no program")
+    program.save(file, external_data=True)
+
+
+def _write_openvino(task: Task, shape: Shape, file: Path) -> None:
+    import torch
+
+    from dinov2rt.benchmarks.peers.pytorch import load_all_tokens
+    from dinov2rt.benchmarks.peers.quiet_openvino import openvino
+
+    module = load_all_tokens(task.manifest)
+    images = torch.zeros(shape)
+    if exports_any_size(task):
+        # Left dynamic: with fixed sides it resamples the positions ahead of time, and otherwise,
+        # and the tokens are percents off.
+        model = openvino.convert_model(module, example_input=images)
+    else:  # tracing, which its documentation names first, fails on a resampling by scale
+        model = openvino.convert_model(torch.export.export(module, (images,)))
+        model.reshape(list(shape))
+    openvino.save_model(model, file, compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

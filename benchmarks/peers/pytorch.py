@@ -1,0 +1,170 @@
+"""PyTorch as its users run it: eager, compiled, and the model of transformers.
+
+`load_ms` of these holds making and hashing the weights of the bundle, which takes longer for
+synthetic ones than reading a file.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from dinov2rt.benchmarks.peers.candidate import Phases, Task
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import output_names
+from dinov2rt.errors import BackendError
+from dinov2rt.export.eager_check import weights_of
+from dinov2rt.export.model import Dinov2, load_eager
+
+_SHAPES_AT_MOST = 64
+"""Shapes that one process may compile for; dynamo's own limit of 8 is less than a grid of cells."""
+
+Outputs = tuple[Tensor, ...]
+
+
+class AllTokens(nn.Module):
+    """The eager model with all that a bundle gives as its outputs, in the bundle's order."""
+
+    def __init__(self, model: Dinov2) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Outputs:
+        """[B, 3, H, W] to CLS [B, D], registers [B, R, D] where there are some, patches [B, P, D].
+
+        The final norm is applied.
+        """
+        features = self.model.forward_features(images)
+        registers = (features["x_norm_regtokens"],) if self.model.variant.num_registers else ()
+        return features["x_norm_clstoken"], *registers, features["x_norm_patchtokens"]
+
+
+@dataclass(slots=True, eq=False)
+class TorchRunner:
+    """Calls `forward`, images [B, 3, H, W] to the tokens called `names`, in inference mode.
+
+    The images come from host memory, the tokens return there.
+    """
+
+    version: str
+    device: str
+    names: tuple[str, ...]
+    forward: Callable[[Tensor], Outputs]
+    autocast: bool
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """The normalised tensor, float32 [B, 3, H, W], in host memory."""
+        return torch.from_numpy(normalize(pixels))
+
+    def run(self, prepared: Tensor) -> Outputs:
+        """All tokens, in host memory."""
+        with self._mode():
+            tokens = self.forward(prepared.to(self.device))
+            return tuple(value.cpu() for value in tokens)
+
+    def phases(self, prepared: Tensor) -> Phases | None:
+        """Those of one call; None on a CPU."""
+        if self.device == "cpu":
+            return None
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
+        with self._mode():
+            marks[0].record()
+            images = prepared.to(self.device)
+            marks[1].record()
+            tokens = self.forward(images)
+            marks[2].record()
+            for value in tokens:
+                value.cpu()
+            marks[3].record()
+        marks[3].synchronize()
+        return Phases(*(before.elapsed_time(after) for before, after in pairwise(marks)))
+
+    def outputs(self, result: Outputs) -> Mapping[str, NDArray[np.float32]]:
+        """By name, float32."""
+        values = (value.float().numpy() for value in result)
+        return dict(zip(self.names, values, strict=True))
+
+    def close(self) -> None:
+        """Nothing: what it holds ends with the process."""
+
+    def _mode(self) -> ExitStack:
+        """What every call runs in."""
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        if self.autocast:
+            stack.enter_context(torch.autocast(self.device, torch.float16))
+        return stack
+
+
+def open_eager(task: Task, *, autocast: bool) -> TorchRunner:
+    """The eager model, float32 or under float16 autocast."""
+    return _runner(task, load_all_tokens(task.manifest).to(_device(task)), autocast=autocast)
+
+
+def open_compiled(task: Task, *, mode: str, autocast: bool) -> TorchRunner:
+    """The eager model through torch.compile, compiled anew for each shape.
+
+    Where that fails, a graph break and one shape too many included, the call fails: dynamo would
+    run such parts eagerly and not say so.
+    """
+    torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
+    torch.compiler.config.fail_on_recompile_limit_hit = True
+    module = load_all_tokens(task.manifest).to(_device(task))
+    compiled = torch.compile(module, mode=mode, dynamic=False, fullgraph=True)
+    return _runner(task, compiled, autocast=autocast)
+
+
+def open_transformers(task: Task) -> TorchRunner:
+    """The model of transformers, with its own resampling of the position table."""
+    import transformers
+
+    from dinov2rt.benchmarks.peers.transformers import huggingface_model
+
+    variant = task.manifest.variant
+    model = huggingface_model(variant, weights_of(task.manifest).state_dict).to(_device(task))
+
+    def forward(images: Tensor) -> Outputs:
+        tokens = model(pixel_values=images).last_hidden_state
+        first_patch = variant.num_prefix_tokens
+        registers = (tokens[:, 1:first_patch],) if variant.num_registers else ()
+        return tokens[:, 0], *registers, tokens[:, first_patch:]
+
+    runner = _runner(task, forward, autocast=False)
+    runner.version = f"transformers {transformers.__version__}, {runner.version}"
+    return runner
+
+
+def load_all_tokens(manifest: Manifest) -> AllTokens:
+    """The eager model with the weights of the bundle, on the CPU."""
+    return AllTokens(load_eager(manifest.variant, weights_of(manifest).state_dict)).eval()
+
+
+def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> TorchRunner:
+    torch.set_num_threads(task.threads)
+    # What is labelled float32 must be float32, and on a GPU convolutions are TF32 by default. Said
+    # in the older of two ways, because torch.compile asks in it, which fails after the newer one.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return TorchRunner(
+        version=f"torch {torch.__version__}",
+        device=task.device,
+        names=output_names(task.manifest.variant),
+        forward=forward,
+        autocast=autocast,
+    )
+
+
+def _device(task: Task) -> str:
+    if task.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError(
+            f"torch {torch.__version__} finds no CUDA device; install a CUDA build of torch "
+            'on a machine with an NVIDIA GPU, or use device="cpu"'
+        )
+    return task.device

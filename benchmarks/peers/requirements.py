@@ -1,0 +1,105 @@
+"""Why a candidate cannot run: found out without loading its library. None where it can."""
+
+import os
+import shutil
+from importlib import metadata
+from importlib.util import find_spec
+
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends import openvino
+
+
+def lacks(*packages: str) -> str | None:
+    """Which of `packages` are not installed, and the command that adds them."""
+    missing = [package for package in packages if find_spec(package) is None]
+    return f"{missing[0]} is not installed; pip install {' '.join(missing)}" if missing else None
+
+
+def cannot_run_torch(task: Task, *, autocast: bool = False) -> str | None:
+    """PyTorch, in float32 or under float16 autocast."""
+    if autocast and task.device == "cpu":
+        return "float16 autocast is for GPUs; on a CPU take the candidate without it"
+    if (reason := lacks("torch")) is not None:
+        return reason
+    version = metadata.version("torch")
+    if task.device == "cuda" and version.endswith("+cpu"):
+        return f"torch {version} is built without CUDA; install a build of torch for CUDA"
+    return None
+
+
+def cannot_compile(task: Task, *, autocast: bool) -> str | None:
+    """torch.compile: C++ on a CPU, Triton on a GPU."""
+    if (reason := cannot_run_torch(task, autocast=autocast)) is not None:
+        return reason
+    if task.device == "cuda":
+        return lacks("triton")
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return (
+            f"torch.compile needs a C++ compiler, and {compiler} is not on the PATH; "
+            "install it, or name another one in the environment variable CXX"
+        )
+    return None
+
+
+def cannot_run_transformers(task: Task) -> str | None:
+    """Hugging Face transformers."""
+    return cannot_run_torch(task) or lacks("transformers")
+
+
+def cannot_run_onnxruntime(task: Task) -> str | None:
+    """A plain export in ONNX Runtime; torch only writes the file, so any build of it will do."""
+    return lacks("torch", "onnx", "onnxscript") or ort.cannot_run(_device(task))
+
+
+def cannot_run_openvino(task: Task) -> str | None:
+    """OpenVINO, which has no NVIDIA GPUs."""
+    if task.device != "cpu":
+        return "OpenVINO does not run on NVIDIA GPUs; it is measured on the CPU alone"
+    return lacks("torch", "openvino")
+
+
+def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str | None:
+    """A graph or a plan of the bundle in dinov2rt."""
+    in_openvino = (Precision.FP32, Precision.INT8)
+    if backend == "openvino" and (task.device != "cpu" or precision not in in_openvino):
+        return "dinov2rt runs OpenVINO on the CPU alone, in fp32 and int8"
+    if precision is Precision.INT8 and backend != "openvino":
+        return "int8 runs on the CPU alone, in OpenVINO"
+    if backend == "tensorrt":
+        return _cannot_run_plan(task, precision)
+    if task.device == "cpu" and precision not in (Precision.FP32, Precision.INT8):
+        return f"on a CPU the {precision} graph is for checking only; fp32 is faster there"
+    if precision not in [graph.precision for graph in task.manifest.graphs]:
+        return f"the bundle holds no {precision} graph; export it with --precision {precision}"
+    if precision is Precision.INT8:
+        return openvino.cannot_run_int8()
+    return openvino.cannot_run() if backend == "openvino" else ort.cannot_run(_device(task))
+
+
+def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
+    """Whether dinov2rt has such a graph or plan for the device, or the bundle should have."""
+    graphs = [graph.precision for graph in task.manifest.graphs]
+    if backend == "tensorrt":
+        plans = [plan.precision for plan in task.manifest.plans]
+        return task.device == "cuda" and (precision in plans or precision is Precision.FP16)
+    on_cpu = (Precision.FP32, Precision.INT8) if backend == "openvino" else (Precision.FP32,)
+    on_gpu = () if backend == "openvino" else (Precision.FP32, Precision.FP16, Precision.BF16)
+    return precision in graphs and precision in (on_cpu if task.device == "cpu" else on_gpu)
+
+
+def _cannot_run_plan(task: Task, precision: Precision) -> str | None:
+    if task.device == "cpu":
+        return "plans run on NVIDIA GPUs alone"
+    if precision not in [plan.precision for plan in task.manifest.plans]:
+        return (
+            f"the bundle holds no {precision} plan; make one with: "
+            f"dinov2rt build {task.bundle} --target sm80"
+        )
+    return None
+
+
+def _device(task: Task) -> ort.Device:
+    return "cpu" if task.device == "cpu" else "cuda"

@@ -1,7 +1,0 @@
-"""OpenVINO, imported so that it sends no telemetry; a benchmark must not talk to the network."""
-
-from dinov2rt.runtime.openvino import import_openvino
-
-openvino = import_openvino()
-
-__all__ = ["openvino"]

@@ -1,0 +1,162 @@
+"""The README's table of latencies, written from the committed runs between two comments."""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from dinov2rt.benchmarks.report.formats import (
+    error,
+    median_text,
+    precision_name,
+    ratio_text,
+    shape,
+    significant,
+)
+from dinov2rt.benchmarks.report.summary import Duel, duels, lone_duels, rows_at
+from dinov2rt.benchmarks.report.tables import Table
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell
+from dinov2rt.bundle.variants import variants
+from dinov2rt.errors import InputError
+
+BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
+NO_RESULTS = (
+    "No results are committed yet: `dinov2rt bench` measures, `dinov2rt report` fills this in."
+)
+
+_HEADER = (
+    "variant",
+    "images",
+    "precision",
+    "dinov2rt ms (95 %)",
+    "images/s",
+    "fastest other",
+    "its ms (95 %)",
+    "dinov2rt ÷ other (95 %)",
+    "relative L2",
+)
+
+
+def write(readme: Path, results: Path) -> None:
+    """Write the table of all runs below the folder `results` into `readme`.
+
+    Raises:
+        InputError: `readme` cannot be read or written or lacks the two comments, or a result
+            cannot be read.
+    """
+    text = _updated(readme, results)
+    try:
+        readme.write_text(text, encoding="utf-8")
+    except OSError as error_:
+        raise InputError(f"{readme} cannot be written ({error_.strerror})") from error_
+
+
+def is_stale(readme: Path, results: Path) -> bool:
+    """Whether `write` would change `readme`.
+
+    Raises:
+        InputError: as `write`.
+    """
+    return _updated(readme, results) != _read(readme)
+
+
+def result_files(results: Path) -> tuple[Path, ...]:
+    """The runs below the folder `results`, one folder a machine, in the order of their names."""
+    return tuple(sorted(results.glob("*/*.json")))
+
+
+def measured_chip(run: BenchmarkRun) -> str:
+    """The GPU or CPU that `run` measured: a machine with a GPU has runs of both."""
+    machine = run.environment
+    return (run.settings.device == "cuda" and machine.gpu) or machine.cpu
+
+
+def _updated(readme: Path, results: Path) -> str:
+    text = _read(readme)
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise InputError(
+            f"{readme} must hold {BEGIN} and {END} once each and in this order; "
+            "put them where the table belongs"
+        )
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
+    runs = [BenchmarkRun.read(file) for file in result_files(results)]
+    alike = [list(group) for _, group in groupby(runs, key=_conditions)]
+    blocks = [block for group in alike for block in _blocks(group)] or [NO_RESULTS]
+    return "\n\n".join((f"{head}{BEGIN}", *blocks, f"{END}{tail}"))
+
+
+def _read(readme: Path) -> str:
+    try:
+        return readme.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error_:
+        raise InputError(f"{readme} cannot be read ({error_}); run this beside it") from error_
+
+
+def _conditions(run: BenchmarkRun) -> str:
+    """Where and with what a run was made: runs that share it share a table."""
+    return (
+        f"**{run.environment.machine}**: {measured_chip(run)}, {run.settings.threads} threads, "
+        f"device {run.settings.device}, {run.created[:10]}, dinov2rt {run.version}, "
+        f"weights {', '.join(dict.fromkeys(bundle.weights_source for bundle in run.bundles))}"
+    )
+
+
+def _blocks(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
+    yield _conditions(runs[0])
+    yield from _warnings(runs)
+    rows = tuple(_row(duel) for duel in _latency_duels(runs))
+    yield (
+        str(Table("", _HEADER, rows, labels=3)) if rows else "No latency beside a peer's was taken."
+    )
+
+
+def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
+    """One line for all runs: what each says of its machine stands in its report."""
+    warned = {bundle.variant for run in runs if run.environment.warnings for bundle in run.bundles}
+    if warned:
+        names = ", ".join(variant.name for variant in variants() if variant.name in warned)
+        yield (
+            f"Warning: runs of {names} carry warnings about the state of the machine; "
+            "their reports hold the details"
+        )
+
+
+def _latency_duels(runs: Sequence[BenchmarkRun]) -> list[Duel]:
+    """One for each cell of the smallest batch and precision, small models first.
+
+    Where several runs hold it, that of the run with the most candidates in it counts; the others
+    are in the runs' own reports.
+    """
+    found: dict[tuple[Cell, str], tuple[int, Duel]] = {}
+    for run in runs:
+        for duel in (*duels(run), *lone_duels(run)):
+            known, timed = (duel.cell, duel.precision), _timed_at(run, duel.cell)
+            if known not in found or found[known][0] < timed:
+                found[known] = timed, duel
+    smallest = min((cell.batch for cell, _ in found), default=1)
+    order = [variant.name for variant in variants()]
+    return sorted(
+        (duel for _, duel in found.values() if duel.cell.batch == smallest),
+        key=lambda duel: (order.index(duel.cell.variant), duel.cell, duel.precision),
+    )
+
+
+def _timed_at(run: BenchmarkRun, cell: Cell) -> int:
+    return sum(row.latency is not None for row in rows_at(run, cell))
+
+
+def _row(duel: Duel) -> tuple[str, ...]:
+    own, peer, accuracy = duel.own.latency, duel.peer.latency, duel.own.accuracy
+    if own is None or peer is None:
+        raise AssertionError("a duel has two times")
+    return (
+        duel.cell.variant,
+        shape(duel.cell),
+        precision_name(duel.precision),
+        median_text(own),
+        significant(own.images_per_s),
+        duel.peer.candidate,
+        median_text(peer),
+        ratio_text(duel.ratio),
+        error(accuracy.relative_l2) if accuracy else "",
+    )

@@ -1,0 +1,254 @@
+"""The tables of a report, the same in Markdown and in HTML."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dinov2rt.benchmarks.report.formats import (
+    NOTHING,
+    cosine,
+    error,
+    median_text,
+    mib,
+    one_line,
+    percent,
+    precision_name,
+    ratio_text,
+    significant,
+)
+from dinov2rt.benchmarks.report.summary import fastest, ratio_to_fastest_peer, rows_at
+from dinov2rt.benchmarks.results import LOADS, STOLEN_AT_MOST, BenchmarkRun, Cell, Row
+
+_OTHERS_AT_MOST = 0.05
+"""The share of the cores' time from which on other processes are told of."""
+
+_LATENCY_HEADER = (
+    "candidate",
+    "precision",
+    "median ms (95 %)",
+    "p90 ms",
+    "p99 ms",
+    "least ms",
+    "calls",
+    "images/s",
+    "time ÷ fastest peer (95 %)",
+    "of the limit",
+    "bound by",
+    "relative L2",
+    "smallest cosine",
+)
+_COLD_HEADER = (
+    "candidate",
+    "version",
+    "precision",
+    "import ms",
+    "load ms",
+    "first call ms",
+    "peak memory MiB",
+    "peak GPU memory MiB",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in rows. The first `labels` columns are words, the others figures.
+
+    `own` are the indices of the rows of dinov2rt's own candidates.
+    """
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    labels: int = 1
+    own: frozenset[int] = frozenset()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Markdown that is aligned for reading as it stands."""
+        lines = [
+            [one_line(text).replace("|", "\\|") for text in line]
+            for line in (self.header, *self.rows)
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = [
+            "-" * width if index < self.labels else "-" * (width - 1) + ":"
+            for index, width in enumerate(widths)
+        ]
+        return "\n".join(self._line(line, widths) for line in (lines[0], rule, *lines[1:]))
+
+    def _line(self, line: Sequence[str], widths: Sequence[int]) -> str:
+        texts = [
+            text.ljust(width) if index < self.labels else text.rjust(width)
+            for index, (text, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        return f"| {' | '.join(texts)} |"
+
+
+def latency_table(run: BenchmarkRun, cell: Cell) -> Table:
+    """All candidates at one cell, the fastest first, and those without a time last."""
+    rows = rows_at(run, cell)
+    return Table(
+        title=str(cell),
+        header=_LATENCY_HEADER,
+        rows=tuple(_latency_row(run, row) for row in rows),
+        labels=2,
+        own=frozenset(i for i, row in enumerate(rows) if not run.facts(row).is_peer),
+        notes=(
+            *(f"{row.candidate}: {row.failure}" for row in rows if row.failure),
+            *_disturbances(rows),
+        ),
+    )
+
+
+def _disturbances(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.latency and row.latency.stolen > STOLEN_AT_MOST:
+            yield (
+                f"{row.candidate}: the host gave up to {row.latency.stolen:.0%} of the cores' time "
+                "to others during a turn, so its times may be too long"
+            )
+        if row.latency and row.latency.others > _OTHERS_AT_MOST:
+            yield (
+                f"{row.candidate}: other processes had {row.latency.others:.0%} of the cores' time "
+                "during its turns, so its times may be too long"
+            )
+
+
+def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
+    return (
+        row.candidate,
+        precision_name(run.facts(row).precision),
+        *_time_columns(run, row),
+        percent(row.floor.fraction) if row.floor else NOTHING,
+        row.floor.bound if row.floor else NOTHING,
+        error(row.accuracy.relative_l2) if row.accuracy else NOTHING,
+        cosine(row.accuracy.cosine_min) if row.accuracy else NOTHING,
+    )
+
+
+def _time_columns(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
+    latency = row.latency
+    if latency is None:
+        why = "failed accuracy" if row.accuracy and not row.accuracy.passed else "did not run"
+        return (why, *[NOTHING] * 6)
+    return (
+        median_text(latency),
+        significant(latency.p90_ms),
+        significant(latency.p99_ms),
+        significant(latency.min_ms),
+        f"{latency.samples:,}",
+        significant(latency.images_per_s),
+        _ratio_column(run, row),
+    )
+
+
+def _ratio_column(run: BenchmarkRun, row: Row) -> str:
+    if row == fastest(run, row.cell, run.facts(row).precision, peer=True):
+        return "1 (fastest peer)"
+    return ratio_text(ratio_to_fastest_peer(run, row))
+
+
+def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
+    """What happens before the first result, and the memory it takes."""
+    candidates = [facts for facts in run.candidates if facts.variant == variant]
+    rows = tuple(
+        (
+            facts.candidate,
+            facts.version,
+            precision_name(facts.precision),
+            significant(facts.import_ms),
+            significant(facts.load_ms),
+            significant(facts.first_call_ms),
+            mib(facts.peak_rss_mib),
+            mib(facts.peak_device_mib),
+        )
+        for facts in candidates
+    )
+    own = frozenset(i for i, facts in enumerate(candidates) if not facts.is_peer)
+    return Table(variant, _COLD_HEADER, rows, labels=3, own=own)
+
+
+COLD_START = (
+    f"dinov2rt is loaded {LOADS} times, each in a process of its own, and the median counts; a "
+    "peer is loaded once, its files perhaps not yet in the page cache.",
+    "What a candidate compiles for a shape is in its first call; the plain ONNX export and the "
+    "conversion to OpenVINO are loaded there as well.",
+    "Memory is the most that was resident over all cells, mapped files included.",
+)
+"""What the figures of `cold_start_table` are."""
+
+
+def phase_table(run: BenchmarkRun) -> Table | None:
+    """Where the time of a call on a GPU goes; None without one."""
+    rows = tuple(
+        (
+            str(row.cell),
+            row.candidate,
+            significant(row.latency.host_to_device_ms),
+            significant(row.latency.compute_ms),
+            significant(row.latency.device_to_host_ms),
+        )
+        for row in run.rows
+        if row.latency and row.latency.compute_ms is not None
+    )
+    header = ("cell", "candidate", "images to GPU ms", "compute ms", "outputs to host ms")
+    return Table("Phases of a call on the GPU", header, rows, labels=2) if rows else None
+
+
+def missing_table(run: BenchmarkRun) -> Table | None:
+    """Candidates that were asked for and are not in the run; None if there is none."""
+    rows = tuple((each.variant, each.candidate, each.reason) for each in run.missing)
+    header = ("variant", "candidate", "reason")
+    return Table("Missing candidates", header, rows, labels=3) if rows else None
+
+
+def environment_table(run: BenchmarkRun) -> Table:
+    """The machine and its software."""
+    machine = run.environment
+    facts = {
+        "machine": machine.machine,
+        "CPU": machine.cpu,
+        "GPU": machine.gpu or "none",
+        "cores": f"{machine.cores}, of which usable: {', '.join(map(str, machine.affinity))}",
+        "memory": f"{machine.memory_gib:.1f} GiB",
+        "system": machine.system,
+        "Python": machine.python,
+        "load average at the start": f"{machine.load_average:.2f}",
+        **machine.libraries,
+        **machine.details,
+    }
+    return Table("Machine and software", ("what", "value"), tuple(facts.items()), labels=2)
+
+
+def roof_table(run: BenchmarkRun) -> Table:
+    """What the machine can do at most: before the first cell, and beside the candidates."""
+    roof, rates = run.roof, list[tuple[str, str]]()
+    for precision, rate in roof.matrix_gflops.items():
+        what = f"matrix rate in {precision_name(precision)}, by {roof.matrix_library[precision]}"
+        rates.append((f"{what}, before the first cell", f"{significant(rate)} GFLOP/s"))
+        if beside := _rates_beside(run, precision):
+            least, most = significant(min(beside)), significant(max(beside))
+            rates.append((f"{what}, beside the candidates", f"{least} to {most} GFLOP/s"))
+    measured = roof.copy_gb_per_s
+    copy = (
+        "copy bandwidth, reading plus writing",
+        "not measured" if measured is None else f"{significant(measured)} GB/s",
+    )
+    return Table("The machine's limit", ("what", "measured"), (*rates, copy), labels=2)
+
+
+def _rates_beside(run: BenchmarkRun, precision: str) -> list[float]:
+    return [
+        row.floor.matrix_gflops
+        for row in run.rows
+        if row.floor and run.facts(row).precision == precision
+    ]
+
+
+def weights_table(run: BenchmarkRun) -> Table:
+    """Which weights were run."""
+    rows = tuple(
+        (each.variant, each.weights_source, each.weights_sha256, each.manifest_sha256)
+        for each in run.bundles
+    )
+    header = ("variant", "source", "SHA-256", "SHA-256 of the manifest")
+    return Table("Weights", header, rows, labels=4)

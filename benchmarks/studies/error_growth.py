@@ -1,0 +1,65 @@
+"""How a float32 rounding error grows from block to block, with given weights.
+
+    python -m dinov2rt.benchmarks.studies.error_growth dinov2_vitg14_reg --weights synthetic:0
+
+Prints, after every third block, how far the eager float32 model is from float64, from itself with
+one thread, and from itself with pixels moved by one unit in the last place. Where that exceeds
+1e-5, no two float32 implementations can be asked to agree to 1e-5; see docs/adr/0007.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import layer_output_names
+from dinov2rt.bundle.variants import find_variant
+from dinov2rt.export.golden import eager_outputs, golden_pixels
+from dinov2rt.export.model import Dinov2, load_eager
+from dinov2rt.export.weights.checkpoint import load_weights
+
+Levels = dict[int, np.ndarray]
+
+
+def main() -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variant", type=find_variant)
+    parser.add_argument("--weights", default="synthetic:0")
+    arguments = parser.parse_args()
+    variant = arguments.variant
+    model = load_eager(variant, load_weights(arguments.weights, variant).state_dict)
+    images = torch.from_numpy(normalize(golden_pixels(ImageSize(98, 126), ("chelsea.jpg",))))
+    threads = torch.get_num_threads()
+    reference = _levels(model, images)
+    nudged = _levels(model, torch.nextafter(images, torch.tensor(torch.inf)))
+    torch.set_num_threads(1)
+    alone = _levels(model, images)
+    torch.set_num_threads(threads)
+    exact = _levels(model.double(), images.double())
+    print(f"| block | float32 to float64 | 1 thread to {threads} | one unit in the last place |")
+    print("| --- | --- | --- | --- |")
+    for block, level in reference.items():
+        print(
+            f"| {block} | {_relative_l2(level, exact[block]):.1e} "
+            f"| {_relative_l2(alone[block], level):.1e} "
+            f"| {_relative_l2(nudged[block], level):.1e} |"
+        )
+    return 0
+
+
+def _levels(model: Dinov2, images: torch.Tensor) -> Levels:
+    depth = model.variant.depth
+    blocks = tuple(sorted({*range(0, depth, 3), depth - 1}))
+    outputs = eager_outputs(model, images, blocks)
+    return {block: outputs[layer_output_names(block)[1]] for block in blocks}
+
+
+def _relative_l2(got: np.ndarray, want: np.ndarray) -> float:
+    return float(np.linalg.norm(np.float64(got) - want) / np.linalg.norm(want))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

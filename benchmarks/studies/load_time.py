@@ -1,0 +1,153 @@
+r"""What `dinov2rt.load` costs in a fresh process, and how much memory it has taken at most.
+
+    python -m dinov2rt.benchmarks.studies.load_time BUNDLE \
+        [--backends openvino,onnxruntime --repeats 7]
+
+Each load has a process of its own, whose modules are imported before the clock starts; the backends
+take turns. The bundle's files are in the page cache from the second load on, and the first is left
+out.
+"""
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dinov2rt.benchmarks.harness.clock import peak_rss_mib, timed
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import BackendError, Dinov2rtError, InputError
+from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.model import load
+
+_BACKENDS: dict[str, Callable[[], object]] = {
+    "openvino": openvino.cannot_run,
+    "onnxruntime": lambda: ort.cannot_run("cpu"),
+}
+"""By name, what imports the library and says why it cannot run."""
+_SIDE = 224
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    description: str
+    import_ms: float
+    load_ms: float
+    imported_mib: float
+    loaded_mib: float
+    called_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class LoadTime:
+    """Medians over all processes but the first; `load_min_ms` is the shortest load of these.
+
+    Memory is the most that was resident up to then, in MiB: after the imports, after the load, and
+    after one call with one image of 224 x 224. It counts the pages of mapped files.
+    """
+
+    description: str
+    repeats: int
+    import_p50_ms: float
+    load_p50_ms: float
+    load_min_ms: float
+    imported_mib: float
+    loaded_mib: float
+    called_mib: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.description}: load {self.load_p50_ms:.0f} ms (least {self.load_min_ms:.0f}), "
+            f"imports {self.import_p50_ms:.0f} ms; peak memory {self.imported_mib:.0f} MiB "
+            f"imported, {self.loaded_mib:.0f} loaded, {self.called_mib:.0f} called"
+        )
+
+
+def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[LoadTime, ...]:
+    """Time `load` of the float32 graph on the CPU, `repeats` times in each of `backends`.
+
+    Raises:
+        InputError: no repeat, a backend that there is not, or one of them twice.
+        BackendError: a process died.
+        Dinov2rtError: the bundle cannot be loaded; see `load`.
+    """
+    different = set(backends)
+    if repeats < 1 or not different <= _BACKENDS.keys() or len(different) < len(backends):
+        raise InputError(
+            f"repeats {repeats}, backends {','.join(backends)}; "
+            f"allowed are from 1 on, and some of {','.join(_BACKENDS)}, each once"
+        )
+    samples: dict[str, list[_Sample]] = {backend: [] for backend in backends}
+    for _ in range(1 + repeats):
+        for backend in backends:
+            samples[backend].append(_in_fresh_process(bundle, backend))
+    return tuple(_summarize(samples[backend][1:]) for backend in backends)
+
+
+def _in_fresh_process(bundle: Path, backend: str) -> _Sample:
+    # spawn: a forked child would inherit the libraries and the memory
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_sample, bundle, backend).result()
+        except BrokenProcessPool as error:
+            raise BackendError(
+                f"the process that loaded {bundle} with {backend} died, perhaps of too little "
+                f"memory; free some, or leave {backend} out of --backends"
+            ) from error
+
+
+def _sample(bundle: Path, backend: str) -> _Sample:
+    import_ms, _ = timed(_BACKENDS[backend])
+    imported_mib = peak_rss_mib()
+    load_ms, model = timed(lambda: load(bundle, device="cpu", backend=backend, precision="fp32"))
+    loaded_mib = peak_rss_mib()
+    pixels = np.zeros((1, _SIDE, _SIDE, 3), np.uint8)
+    model(pixels if model.graph.input_name == InputFormat.PIXELS else normalize(pixels))
+    description = model.describe().splitlines()[0]
+    return _Sample(description, import_ms, load_ms, imported_mib, loaded_mib, peak_rss_mib())
+
+
+def _summarize(samples: Sequence[_Sample]) -> LoadTime:
+    return LoadTime(
+        description=samples[0].description,
+        repeats=len(samples),
+        import_p50_ms=statistics.median(sample.import_ms for sample in samples),
+        load_p50_ms=statistics.median(sample.load_ms for sample in samples),
+        load_min_ms=min(sample.load_ms for sample in samples),
+        imported_mib=statistics.median(sample.imported_mib for sample in samples),
+        loaded_mib=statistics.median(sample.loaded_mib for sample in samples),
+        called_mib=statistics.median(sample.called_mib for sample in samples),
+    )
+
+
+def main() -> int:
+    """Print the measurement; the exit status is 0, or 2 for bad input."""
+    parser = argparse.ArgumentParser(prog="load_time", description="what loading a bundle costs")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path)
+    parser.add_argument(
+        "--backends", default=",".join(_BACKENDS), help="which of them (default: all)"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="loads of each (default: 7)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    given = parser.parse_args()
+    try:
+        results = measure(given.bundle, given.backends.split(","), repeats=given.repeats)
+    except Dinov2rtError as error:
+        print(f"load_time: {error}", file=sys.stderr)
+        return error.exit_status
+    document = json.dumps([asdict(result) for result in results], indent=2)
+    print(document if given.json else "\n".join(map(str, results)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The typed graph with one choice changed at a time: more in half precision, or less."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.export.folding import fold_attention_scale, fold_layer_scale
+from dinov2rt.export.surgery import bypass, inserter, module_of, nodes_of
+from dinov2rt.export.typed import Policy, autocast, to_half
+
+Step = Callable[[ir.Model, Variant], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A way to type the graph: `steps` rewrite the float32 trace, then `policy` types it."""
+
+    name: str
+    policy: Policy = autocast
+    steps: tuple[Step, ...] = (fold_attention_scale,)
+
+    def build(self, trace: ir.Model, variant: Variant, precision: Precision) -> ir.Model:
+        """The typed graph; `trace` stays as it is."""
+        model = trace.clone()
+        for step in self.steps:
+            step(model, variant)
+        to_half(model, precision, self.policy)
+        return model
+
+
+def _leaf(node: ir.Node) -> str:
+    return module_of(node).rpartition(".")[2]
+
+
+def _bias(node: ir.Node) -> bool:
+    return node.op_type == "Add" and _leaf(node) in ("proj", "down")
+
+
+def _layer_scale(node: ir.Node) -> bool:
+    return _leaf(node) in ("ls1", "ls2") or _bias(node)
+
+
+def _norm(node: ir.Node) -> bool:
+    return _leaf(node) in ("norm1", "norm2")
+
+
+def _residual(node: ir.Node) -> bool:
+    return (node.op_type == "Add" and _leaf(node).isdigit()) or _layer_scale(node)
+
+
+def _position(node: ir.Node) -> bool:
+    return module_of(node) == "position"
+
+
+def _position_products(node: ir.Node) -> bool:
+    return _position(node) and node.op_type == "MatMul"
+
+
+def _activation(node: ir.Node) -> bool:
+    return node.op_type in ("Gelu", "Sigmoid", "Mul")
+
+
+def _added(node: ir.Node) -> bool:
+    return node.op_type == "Add"
+
+
+def _in(leaf: str) -> Policy:
+    return lambda node: _leaf(node) == leaf
+
+
+def _of_type(op_type: str) -> Policy:
+    return lambda node: node.op_type == op_type
+
+
+def _half(*parts: Policy) -> Policy:
+    """The regime with further parts in half precision."""
+    return lambda node: autocast(node) or any(part(node) for part in parts)
+
+
+def _float(*parts: Policy) -> Policy:
+    """The regime with parts taken out to float32."""
+    return lambda node: autocast(node) and not any(part(node) for part in parts)
+
+
+def _fold_layer_scale(model: ir.Model, _variant: Variant) -> None:
+    fold_layer_scale(model)
+
+
+def _scale_query_and_key(model: ir.Model, variant: Variant) -> None:
+    """The root of the scale on both, as TensorRT's parser reads an Attention without one."""
+    root = np.float32(variant.head_dim**-0.25)
+    for attention in nodes_of(model, "Attention"):
+        insert = inserter(model.graph, attention)
+        for index, value in enumerate(attention.inputs[:2]):
+            attention.replace_input_with(index, insert("Mul", value, root))
+        attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
+
+
+def _spell_out_norms(model: ir.Model, _variant: Variant) -> None:
+    """LayerNorm as mean, difference, square, mean, root, quotient: each a stored tensor."""
+    for norm in nodes_of(model, "LayerNormalization"):
+        insert = inserter(model.graph, norm)
+        tokens, weight, bias = norm.inputs
+        axes, epsilon = np.array([-1]), np.float32(norm.attributes["epsilon"].as_float())
+        centred = insert("Sub", tokens, insert("ReduceMean", tokens, axes))
+        variance = insert("ReduceMean", insert("Mul", centred, centred), axes)
+        deviation = insert("Sqrt", insert("Add", variance, epsilon))
+        scaled = insert("Mul", insert("Div", centred, deviation), weight)
+        bypass(model.graph, norm, insert("Add", scaled, bias))
+
+
+CHOSEN = Candidate("as chosen")
+
+INTO_HALF = (
+    Candidate("bias of proj and down", _half(_bias)),
+    Candidate("LayerScale, with that bias", _half(_layer_scale)),
+    Candidate(
+        "LayerScale folded into the weights", steps=(_fold_layer_scale, fold_attention_scale)
+    ),
+    Candidate("attention scale √s on q and k", steps=(_scale_query_and_key,)),
+    Candidate("LayerNorm stored, statistics in FP32", _half(_norm)),
+    Candidate("LayerNorm throughout", _half(_norm), steps=(_spell_out_norms, fold_attention_scale)),
+    Candidate("residual stream", _half(_residual)),
+    Candidate("residual stream and LayerNorm stored", _half(_residual, _norm)),
+    Candidate("products of the position table", _half(_position_products)),
+    Candidate("all of the position table", _half(_position)),
+)
+"""FP32 islands, given up one at a time."""
+
+INTO_FLOAT = (
+    Candidate("patch embedding", _float(_of_type("Conv"))),
+    Candidate("bias of qkv and up", _float(_added)),
+    Candidate("product qkv", _float(_in("qkv"))),
+    Candidate("attention", _float(_of_type("Attention"))),
+    Candidate("product proj", _float(_in("proj"))),
+    Candidate("product up", _float(_in("up"))),
+    Candidate("GELU or SwiGLU", _float(_activation)),
+    Candidate("product down", _float(_in("down"))),
+    Candidate("all", lambda _node: False),
+)
+"""FP16 parts, taken out to float32 one at a time."""

@@ -1,0 +1,141 @@
+"""Does a bundle still say what the eager model said? Compared without torch."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import FloatArray
+from dinov2rt.errors import BundleError
+
+
+def nearest_lost(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
+    """How much farther than the nearest the neighbour is that each row finds, by `want`.
+
+    Args:
+        got: CLS tokens [B, D], by which each row finds the other one with the highest cosine.
+        want: those of the reference, by whose cosines the finds are judged.
+
+    Returns:
+        Differences of cosines [B], 0 where the nearest is found.
+    """
+    similarity = _similarity(want)
+    found = np.take_along_axis(similarity, _similarity(got).argmax(axis=1)[:, None], axis=1)
+    return np.asarray(similarity.max(axis=1) - found[:, 0])
+
+
+def _similarity(cls_tokens: FloatArray) -> NDArray[np.float64]:
+    """Cosines [B, B] of rows [B, D] to one another, -inf to themselves."""
+    unit = cls_tokens.astype(np.float64)
+    unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+    similarity = unit @ unit.T
+    np.fill_diagonal(similarity, -np.inf)
+    return np.asarray(similarity)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputAccuracy:
+    """How one output of one case agrees with its reference.
+
+    `cosine_min` is the smallest cosine over all tokens, `relative_l2` is `|got - want| / |want|`
+    over the whole output, `max_abs_error` the largest single difference, `nan_count` how many
+    values are not finite. Beside a zero token of the reference a cosine is undefined: it is NaN,
+    and the comparison fails. `cosine_p1` is the first percentile of the cosines where that is what
+    the limits are about, None elsewhere.
+    """
+
+    case: str
+    output: str
+    cosine_min: float
+    relative_l2: float
+    max_abs_error: float
+    nan_count: int
+    passed: bool
+    cosine_p1: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AccuracyReport:
+    """All comparisons of one run; true when every one of them passed."""
+
+    precision: Precision
+    backend: str
+    limits: Limits
+    outputs: tuple[OutputAccuracy, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.outputs) and all(output.passed for output in self.outputs)
+
+    @property
+    def cosine_min(self) -> float:
+        """The smallest cosine of all, NaN if any is."""
+        return float(np.min([output.cosine_min for output in self.outputs]))
+
+    @property
+    def relative_l2(self) -> float:
+        """The largest relative error of all, NaN if any is."""
+        return float(np.max([output.relative_l2 for output in self.outputs]))
+
+    def __str__(self) -> str:
+        if not self.outputs:
+            return f"FAILED: {self.precision} on {self.backend}, nothing was compared"
+        worst = max(self.outputs, key=lambda output: (not output.passed, output.relative_l2))
+        l2_limit = self.limits.relative_l2
+        return (
+            f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
+            f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
+            f"({'no limit' if l2_limit is None else f'limit {l2_limit:.3g}'}), "
+            f"{self._cosine(worst)}, {worst.nan_count} NaN"
+        )
+
+    def _cosine(self, output: OutputAccuracy) -> str:
+        """The cosine of `output` that counts."""
+        limits = self.limits
+        if output.cosine_p1 is None:
+            return f"smallest cosine {output.cosine_min:.7f} (limit {limits.cosine_min:.7g})"
+        return (
+            f"cosine at the first percentile {output.cosine_p1:.7f} (limit {limits.cosine_p1:.7g})"
+        )
+
+
+def compare(
+    case: str, output: str, got: NDArray[Any], want: NDArray[Any], limits: Limits
+) -> OutputAccuracy:
+    """Compare two arrays [..., D] token by token, in float64."""
+    if got.shape != want.shape:
+        raise BundleError(
+            f"output {output} at {case} has shape {list(got.shape)}, its golden output "
+            f"{list(want.shape)}; graph and golden outputs are not of one export"
+        )
+    nan_count = int(got.size - np.isfinite(got).sum())
+    exact, reference = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        difference = exact - reference
+        relative_l2 = float(np.linalg.norm(difference) / np.linalg.norm(reference))
+        lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
+        cosines = np.sum(exact * reference, axis=-1) / lengths
+        max_abs_error = float(np.abs(difference).max())
+    by_percentile = limits.cosine_p1 is not None and got.ndim > 2  # CLS tokens are [B, D]
+    result = OutputAccuracy(
+        case,
+        output,
+        cosine_min=float(cosines.min()),
+        relative_l2=relative_l2,
+        max_abs_error=max_abs_error,
+        nan_count=nan_count,
+        passed=False,
+        cosine_p1=float(np.percentile(cosines, 1)) if by_percentile else None,
+    )
+    return replace(result, passed=_within(result, limits))
+
+
+def _within(result: OutputAccuracy, limits: Limits) -> bool:
+    # A value that is not finite makes cosines NaN, which are never above a limit.
+    if limits.relative_l2 is not None and not result.relative_l2 <= limits.relative_l2:
+        return False
+    if result.cosine_p1 is not None and limits.cosine_p1 is not None:
+        return result.cosine_p1 >= limits.cosine_p1
+    return result.cosine_min >= limits.cosine_min

@@ -1,0 +1,96 @@
+"""Golden outputs: images, and what the eager float32 model returns for them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.signature import FloatArray
+from dinov2rt.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GoldenCase:
+    """One batch and the eager float32 model's outputs for it.
+
+    `images` is what the graph takes: uint8 [B, H, W, 3] or normalised float32 [B, 3, H, W].
+    `outputs` maps the graph's output names to [B, D] or [B, tokens, D].
+    """
+
+    name: str
+    images: NDArray[Any]
+    outputs: Mapping[str, FloatArray]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        height, width = (
+            self.images.shape[1:3] if self.images.dtype == np.uint8 else self.images.shape[2:4]
+        )
+        return int(height), int(width)
+
+    def reference(self, name: str) -> FloatArray:
+        """The eager model's output `name`.
+
+        Raises:
+            BundleError: it is not there, so that nothing could be said of the graph's.
+        """
+        if name not in self.outputs:
+            raise BundleError(
+                f"the golden case {self.name} holds no {name}, which the graph returns; "
+                "graph and golden outputs are not of one export"
+            )
+        return self.outputs[name]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Golden:
+    """The cases of a bundle, as `golden.npz` holds them.
+
+    The first case has its arrays under their plain names (`images`, `cls_token`, ...), each further
+    one under `NAME/images`, `NAME/cls_token`, ...
+    """
+
+    cases: tuple[GoldenCase, ...]
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Read `golden.npz`.
+
+        Raises:
+            BundleError: it cannot be read, or is none.
+        """
+        try:
+            # Opened here, because numpy leaves a damaged file open.
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            return cls(tuple(_cases(arrays)))
+        except Exception as error:  # zipfile, zlib and numpy each have their own
+            raise BundleError(f"{file} holds no golden outputs ({error})") from error
+
+    def write(self, file: Path) -> None:
+        """Write `golden.npz`."""
+        arrays: dict[str, NDArray[Any]] = {"cases": np.array([case.name for case in self.cases])}
+        for index, case in enumerate(self.cases):
+            prefix = _prefix(index, case.name)
+            arrays[f"{prefix}images"] = case.images
+            arrays |= {f"{prefix}{name}": value for name, value in case.outputs.items()}
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:
+    for index, name in enumerate(map(str, arrays.pop("cases"))):
+        prefix = _prefix(index, name)
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in arrays.items()
+            if key.rpartition("/")[0] == prefix.rstrip("/")
+        }
+        yield GoldenCase(name=name, images=own.pop("images"), outputs=own)
+
+
+def _prefix(index: int, name: str) -> str:
+    return f"{name}/" if index else ""

@@ -1,0 +1,45 @@
+"""Limits: the least agreement with the eager model that a graph must show."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The least agreement that passes.
+
+    With `cosine_p1`, an output of many tokens an image is held to it by the first percentile of
+    their cosines, and `cosine_min` is for CLS tokens. Without `relative_l2` any error will do.
+    """
+
+    cosine_min: float
+    relative_l2: float | None = None
+    cosine_p1: float | None = None
+
+    def __str__(self) -> str:
+        error = "" if self.relative_l2 is None else f"relative L2 {self.relative_l2:.3g}, "
+        if self.cosine_p1 is None:
+            return f"{error}cosine {self.cosine_min:.7g}"
+        return (
+            f"{error}cosine {self.cosine_min:.7g} for CLS tokens, {self.cosine_p1:.7g} at the "
+            "first percentile for others"
+        )
+
+
+FLOAT32_ERROR = 1e-5
+
+FLOAT32_LIMITS = Limits(cosine_min=0.999999, relative_l2=FLOAT32_ERROR)
+"""The official model against itself, with other kernels or thread counts, is at about 1e-6."""
+
+INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1 = 0.999, 0.995
+
+INT8_LIMITS = Limits(cosine_min=INT8_CLS_COSINE, cosine_p1=INT8_TOKEN_COSINE_P1)
+
+INT8_KEPT_NEAREST = 0.99
+"""The share of images that have to keep their nearest neighbour by CLS token, up to a tie."""
+
+NEAREST_TIE = 1e-3
+"""Neighbours whose cosines differ by no more count as equally near.
+
+So does ann-benchmarks, whose recall allows as much in distance. It is what a CLS token may be off;
+see docs/adr/0009 for what int8, bfloat16 and float16 do to neighbours that are nearer together.
+"""

@@ -1,0 +1,348 @@
+"""`manifest.json`: the only source of facts about a bundle."""
+
+import dataclasses
+import json
+import shlex
+import types
+import typing
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Any, Self
+
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.profiles import ProfileEntry
+from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.errors import BackendError, BundleError
+
+MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 1
+
+
+class Flavour(StrEnum):
+    """Which TensorRT a plan is for: the data-centre product, or TensorRT for RTX."""
+
+    TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt_rtx"
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal.
+
+    Raises:
+        ValueError: `path` leads out of the bundle.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        path = PurePosixPath(self.path)
+        if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in self.path:
+            raise ValueError(f"path {self.path!r} does not lie in the bundle")
+
+    @classmethod
+    def of(cls, root: Path, path: str) -> Self:
+        """Measure the file `path` below `root`."""
+        file = root / path
+        return cls(path=path, size_bytes=file.stat().st_size, sha256=sha256_of(file))
+
+    def locate(self, root: Path, *, rebuild: str) -> Path:
+        """Where the file lies, once its size was compared.
+
+        Raises:
+            BundleError: missing or of another size; the message ends in the command that rebuilds
+                it.
+        """
+        file = root / self.path
+        try:
+            size = file.stat().st_size
+        except OSError as error:
+            raise BundleError(self._unreadable(file, error, rebuild)) from error
+        if size != self.size_bytes:
+            raise BundleError(
+                f"{file} has {size} bytes, the manifest says {self.size_bytes}; {rebuild}"
+            )
+        return file
+
+    def check(self, root: Path, *, rebuild: str) -> Path:
+        """Where the file lies, once its size and hash were compared.
+
+        Raises:
+            BundleError: missing or altered; the message ends in the command that rebuilds it.
+        """
+        file = self.locate(root, rebuild=rebuild)
+        try:
+            found = sha256_of(file)
+        except OSError as error:
+            raise BundleError(self._unreadable(file, error, rebuild)) from error
+        if found != self.sha256:
+            raise BundleError(
+                f"{file} has SHA-256 {found[:16]}…, the manifest says {self.sha256[:16]}…; "
+                f"{rebuild}"
+            )
+        return file
+
+    def _unreadable(self, file: Path, error: OSError, rebuild: str) -> str:
+        return f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsEntry:
+    """Where the weights came from, and what they are.
+
+    `source` is what was given to `--weights`. `sha256` is that of the checkpoint file, or of all
+    tensors where there is no single file.
+    """
+
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizationEntry:
+    """What of an int8 graph stayed float32, and how well the graph then agreed with eager.
+
+    `float32` names the products, e.g. `blocks.3.qkv`. Measured at export on crops of photographs
+    that the search for the fewest does not see: `cls_cosine_min` is the smallest cosine of a CLS
+    token, `token_cosine_p1` the smallest first percentile of the other tokens of a crop,
+    `same_nearest` the share of crops whose nearest neighbour among them stayed the same,
+    `kept_nearest` that of crops whose nearest is at least as near up to a tie
+    (`accuracy.NEAREST_TIE`), or None if the bundle was exported before that was measured.
+    """
+
+    float32: tuple[str, ...]
+    cls_cosine_min: float
+    token_cosine_p1: float
+    same_nearest: float
+    kept_nearest: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One ONNX graph. `files` holds the graph first, then its external data.
+
+    `input_name` is "pixels" (uint8 [B, H, W, 3]) or "images" (float32 [B, 3, H, W], normalised).
+    `layers` are the indices of intermediate blocks whose tokens it returns as well. `ranges`, of
+    an fp16 graph, holds the largest |activation| of the eager model by tensor, e.g.
+    `blocks.3.down`, over the photographs of the golden outputs; float16 ends at 65504.
+    `limits` is the least agreement with the eager model that passes, `quantization` is there for
+    int8 alone.
+    """
+
+    precision: Precision
+    opset: int
+    input_name: str
+    outputs: tuple[str, ...]
+    layers: tuple[int, ...]
+    files: tuple[FileEntry, ...]
+    ranges: dict[str, float] = field(default_factory=dict)
+    limits: Limits = FLOAT32_LIMITS
+    quantization: QuantizationEntry | None = None
+
+    def __post_init__(self) -> None:
+        if self.input_name not in ("pixels", "images"):
+            raise ValueError(f"input_name {self.input_name!r} is neither pixels nor images")
+        if not (self.files and self.outputs):
+            raise ValueError("a graph must have files and outputs")
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationEntry:
+    """Where a plan was compared with the golden outputs, and how well it agreed."""
+
+    machine: str
+    driver: str
+    date: str
+    cosine_min: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, slots=True)
+class PlanEntry:
+    """One TensorRT plan. Precision, profiles and memory are read back, not copied from a request.
+
+    `graph_sha256` is that of the ONNX graph it came from, `fused_attention` the number of fused
+    attention operators in every profile, `options` what the builder was told besides. A plan
+    without a `verification` was built and never compared with eager: it is unverified.
+    """
+
+    file: FileEntry
+    flavour: Flavour
+    version: str
+    target: str
+    precision: Precision
+    input_name: str
+    outputs: tuple[str, ...]
+    profiles: tuple[ProfileEntry, ...]
+    fused_attention: int
+    weight_bytes: int
+    build_seconds: float
+    graph_sha256: str
+    options: dict[str, str] = field(default_factory=dict)
+    verification: VerificationEntry | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known about a bundle. `tools` maps the exporting packages to their versions."""
+
+    schema: int
+    variant: Variant
+    weights: WeightsEntry
+    graphs: tuple[GraphEntry, ...]
+    golden: FileEntry
+    plans: tuple[PlanEntry, ...] = ()
+    tools: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, bundle: Path) -> Self:
+        """The manifest of the bundle at `bundle`.
+
+        Raises:
+            BundleError: none there, unreadable, incomplete, or of a newer schema.
+        """
+        path = bundle / MANIFEST_NAME
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BundleError(
+                f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
+                f"make one with: dinov2rt export VARIANT --weights W --out {bundle}"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{path} is not JSON ({error}); export the bundle again") from error
+        _check_schema(path, document)
+        try:
+            return typing.cast(Self, _decode(cls, document, "manifest"))
+        except (TypeError, ValueError) as error:
+            raise BundleError(
+                f"{path} is incomplete or misshapen ({error}); export the bundle again"
+            ) from error
+
+    def write(self, bundle: Path) -> None:
+        """Write it into `bundle`, whole or not at all.
+
+        Raises:
+            BundleError: `bundle` cannot be written to.
+        """
+        text = json.dumps(_encode(self), indent=2) + "\n"
+        partial = bundle / f"{MANIFEST_NAME}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(bundle / MANIFEST_NAME)
+        except OSError as error:
+            raise BundleError(
+                f"{bundle / MANIFEST_NAME} cannot be written ({error.strerror}); "
+                "check the space and the permissions there"
+            ) from error
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Every file of the bundle besides the manifest."""
+        graphs = (file for graph in self.graphs for file in graph.files)
+        return (*graphs, self.golden, *(plan.file for plan in self.plans))
+
+    def rebuild_command(self, bundle: Path) -> str:
+        """What brings the bundle's own files back: the export that made them."""
+        command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]
+        command += _export_options(self.graphs) if self.graphs else []
+        return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
+
+
+def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
+    first = graphs[0]  # the others differ in precision alone
+    options = ["--precision", ",".join(graph.precision for graph in graphs)]
+    if first.input_name == "images":
+        options += ["--input", "normalized"]
+    if first.layers:
+        options += ["--layers", ",".join(map(str, first.layers))]
+    return options
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    import hashlib  # loads OpenSSL: milliseconds that `import dinov2rt` need not spend
+
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _check_schema(path: Path, document: Any) -> None:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise BundleError(f"{path} states no schema version; export the bundle again")
+    if schema > SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema {schema}, this dinov2rt reads up to {SCHEMA_VERSION}; "
+            "upgrade dinov2rt, or export the bundle again with this version"
+        )
+
+
+def _encode(value: Any) -> Any:
+    """A dataclass as plain JSON values; a variant by its name."""
+    if isinstance(value, Variant):
+        return value.name
+    if dataclasses.is_dataclass(value):
+        return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
+    if kind is Variant:
+        return find_variant(_typed(str, value, where))
+    if dataclasses.is_dataclass(kind):
+        return _decode_fields(kind, _typed(dict, value, where), where)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        items = enumerate(_typed(list, value, where))
+        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in items)
+    if origin is dict:
+        items = _typed(dict, value, where).items()
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items}
+    if origin is types.UnionType:
+        return None if value is None else _decode(arguments[0], value, where)
+    if kind is float and type(value) is int:
+        return float(value)
+    return kind(_typed(str if issubclass(kind, str) else kind, value, where))
+
+
+def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
+    """A dataclass; keys that it does not know are from a later version and left out."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in dataclasses.fields(kind)} & value.keys()
+    return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in known})
+
+
+def _typed(kind: type, value: Any, where: str) -> Any:
+    if type(value) is not kind:  # exactly: to Python, `true` is a whole number as well
+        raise TypeError(f"{where} is {type(value).__name__}, must be {kind.__name__}")
+    return value
+
+
+def rebuild_command(bundle: Path, plan: PlanEntry, target: str | None = None) -> str:
+    """What builds `plan` again, for another GPU where `target` is given."""
+    command = ["dinov2rt", "build", str(bundle), "--target", target or plan.target]
+    return f"rebuild with: {shlex.join(command)}"
+
+
+def graph_of(manifest: Manifest, plan: PlanEntry, rebuild: str) -> GraphEntry:
+    """The graph that `plan` was built from.
+
+    Raises:
+        BackendError: the bundle holds another one by now.
+    """
+    hashes = {graph.files[0].sha256: graph for graph in manifest.graphs}
+    if plan.graph_sha256 not in hashes:
+        here = ", ".join(f"{sha256[:16]}…" for sha256 in hashes)
+        raise BackendError(
+            f"{plan.file.path}: its graph has SHA-256 {plan.graph_sha256[:16]}…, those of the "
+            f"bundle have {here}; {rebuild}"
+        )
+    return hashes[plan.graph_sha256]

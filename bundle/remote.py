@@ -1,0 +1,83 @@
+"""Bundles behind a URL: copied once to this machine, and loaded from there."""
+
+import contextlib
+import hashlib
+import os
+import posixpath
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
+from dinov2rt.errors import BundleError, Dinov2rtError
+from dinov2rt.optional import require
+
+CACHE_VARIABLE = "DINOV2RT_CACHE"
+
+
+def is_url(bundle: str | Path) -> bool:
+    """Whether `bundle` is a URL, such as s3://models/dinov2_vits14, rather than a path."""
+    return isinstance(bundle, str) and "://" in bundle
+
+
+def local_bundle(bundle: str | Path) -> Path:
+    """Where `bundle` lies on this machine: a path as it is, a URL once it was copied.
+
+    Any URL that fsspec reads will do. The copy lies in `$DINOV2RT_CACHE`, by default
+    `~/.cache/dinov2rt`, in a folder named after the hash of the manifest, so that a bundle that
+    changes behind its URL is copied anew. The folder gets its name once every file in it has the
+    size and hash that the manifest states; several processes may come at once.
+
+    Raises:
+        BundleError: it cannot be read or stored, or a file is not what the manifest states.
+        MissingDependencyError: fsspec is not installed.
+    """
+    if not is_url(bundle):
+        return Path(bundle)
+    url = str(bundle)
+    fsspec = require("fsspec", extra="remote", purpose=f"reading {url}")
+    with _as_bundle_error(url):
+        files, root = fsspec.url_to_fs(url)
+        content = files.cat_file(posixpath.join(root, MANIFEST_NAME))
+        folder = _cache() / hashlib.sha256(content).hexdigest()
+        if not folder.is_dir():
+            _copy(files, root, content, folder)
+    return folder
+
+
+def _cache() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "dinov2rt")
+
+
+def _copy(files: Any, root: str, manifest: bytes, folder: Path) -> None:
+    """Make `folder` of what lies under `root`, whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incomplete-") as scratch:
+        part = Path(scratch, folder.name)
+        part.mkdir()
+        part.joinpath(MANIFEST_NAME).write_bytes(manifest)
+        for entry in Manifest.read(part).files:
+            target = part / entry.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files.get_file(posixpath.join(root, entry.path), str(target))
+            entry.check(part, rebuild="copy it there again")
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same files
+                raise
+
+
+@contextlib.contextmanager
+def _as_bundle_error(url: str) -> Iterator[None]:
+    try:
+        yield
+    except Dinov2rtError as error:
+        raise BundleError(f"{url}: {error}") from error
+    except Exception as error:  # each of fsspec's file systems raises what its library does
+        lines = str(error).strip().splitlines() or [""]
+        raise BundleError(
+            f"{url} cannot be copied here ({type(error).__name__}: {lines[0]}); check the URL and "
+            f"the access to it, or copy the bundle by hand and give its folder"
+        ) from error

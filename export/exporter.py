@@ -1,0 +1,284 @@
+"""`export`: weights in, a complete bundle out, or nothing."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from dinov2rt._version import __version__
+from dinov2rt.bundle.golden import Golden
+from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import InputFormat, output_names
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import ExportError, InputError
+from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
+from dinov2rt.export.frontend import attach_pixel_input
+from dinov2rt.export.golden import golden_cases
+from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
+from dinov2rt.export.limits import limits_of
+from dinov2rt.export.model import load_eager
+from dinov2rt.export.ranges import Ranges, record_ranges, worst
+from dinov2rt.export.trace import OPSET, trace
+from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
+from dinov2rt.export.weights.checkpoint import Weights, load_weights
+from dinov2rt.runtime.backends.openvino import cannot_run_int8
+
+_TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """Which graphs there are, and what they take and return besides the final tokens.
+
+    `layers` are indices of intermediate blocks, counted from 0, ascending. Graphs return float32;
+    with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
+
+    Raises:
+        InputError: no precision, or one of them twice.
+    """
+
+    input_format: InputFormat = InputFormat.PIXELS
+    layers: tuple[int, ...] = ()
+    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
+    half_outputs: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.precisions or len(set(self.precisions)) != len(self.precisions):
+            raise InputError(
+                f"precisions {', '.join(self.precisions) or 'none'}; "
+                f"give one or more of {', '.join(Precision)}, each once"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """What the eager model says, how large its activations grow, and how far off is too far."""
+
+    golden: FileEntry
+    ranges: Ranges
+    limits: dict[Precision, Limits]
+    evidence: Evidence | None
+
+
+def export_bundle(
+    variant: Variant,
+    weights: str,
+    out: Path,
+    options: ExportOptions,
+    *,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> Manifest:
+    """Make the directory `out` a bundle of `variant`.
+
+    Args:
+        variant: which backbone.
+        weights: "official", "synthetic:SEED", a checkpoint file, or a Hugging Face folder.
+        out: the bundle; made beside itself and renamed when complete.
+        options: the graph's input and extra outputs.
+        force: replace a bundle that is there already.
+        progress: told what is being done.
+
+    Raises:
+        InputError: `out` is in use, or cannot be replaced.
+        WeightsError: the weights cannot be had or do not fit.
+        ExportError: the exported graph is not what it must be, or int8 cannot run here.
+    """
+    out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
+    _check_target(out, force=force)
+    _check_int8(options)
+    progress(f"loading {weights}")
+    loaded = load_weights(weights, variant)
+    with _built_beside(out) as partial:
+        progress("computing golden outputs with the eager model")
+        reference = _write_golden(partial, loaded, variant, options)
+        if Precision.FP16 in options.precisions:
+            name, largest = worst(reference.ranges)
+            progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
+        for precision, limits in reference.limits.items():
+            progress(f"limits for {precision} with these weights: {limits}")
+        progress("tracing the graph")
+        graphs = _write_graphs(partial, loaded, variant, options, reference, progress)
+        manifest = Manifest(
+            schema=SCHEMA_VERSION,
+            variant=variant,
+            weights=loaded.entry,
+            graphs=graphs,
+            golden=reference.golden,
+            tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
+        )
+        manifest.write(partial)
+    return manifest
+
+
+def _check_int8(options: ExportOptions) -> None:
+    """An int8 graph is measured where it is made, before minutes are spent on it."""
+    reason = cannot_run_int8() if Precision.INT8 in options.precisions else None
+    if reason is not None:
+        raise ExportError(f"int8 graphs are searched for by running them: {reason}")
+
+
+def _write_golden(
+    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
+) -> _Reference:
+    """Store what the eager model says, and measure what is asked of the graphs."""
+    model = load_eager(variant, weights.state_dict)
+    with record_ranges(model) as ranges:
+        cases = golden_cases(model, options.input_format, options.layers)
+    Golden(cases).write(bundle / "golden.npz")
+    limits = {
+        precision: limits_of(model, cases, options.layers, precision)
+        for precision in options.precisions
+    }
+    evidence = None
+    if Precision.INT8 in options.precisions:
+        evidence = gather(model, cases, options.input_format, options.layers)
+    return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits, evidence)
+
+
+def _write_graphs(
+    bundle: Path,
+    weights: Weights,
+    variant: Variant,
+    options: ExportOptions,
+    reference: _Reference,
+    progress: Progress,
+) -> tuple[GraphEntry, ...]:
+    """All graphs from one trace, whose weights they share in memory until one changes them."""
+    traced = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
+    _describe(traced, variant, weights)
+    entries = []
+    for precision in options.precisions:
+        model, quantization = _finish(traced.clone(), variant, precision, options), None
+        if precision is Precision.INT8 and reference.evidence is not None:
+            progress("rounding weights to int8")
+            rounded = round_weights(model, load_eager(variant, weights.state_dict))
+            model, quantization = search(model, rounded, reference.evidence, bundle, progress)
+        entries.append(
+            GraphEntry(
+                precision=precision,
+                opset=OPSET,
+                input_name=options.input_format.value,
+                outputs=output_names(variant, options.layers),
+                layers=options.layers,
+                files=_save(model, bundle, precision),
+                ranges=reference.ranges if precision is Precision.FP16 else {},
+                limits=reference.limits[precision],
+                quantization=quantization,
+            )
+        )
+    return tuple(entries)
+
+
+def _finish(
+    model: ir.Model, variant: Variant, precision: Precision, options: ExportOptions
+) -> ir.Model:
+    """Fold, type, and attach the input: from a clone of the trace to what is saved.
+
+    For int8 it is a float32 graph, which is then quantised in the search.
+    """
+    if precision in (Precision.FP32, Precision.INT8):
+        fold(model, variant)
+        if precision is Precision.FP32:
+            fold_norms(model)
+            split_qkv(model)
+    else:
+        fold_attention_scale(model, variant)
+        to_half(model, precision)
+        if options.half_outputs:
+            half_outputs(model, precision)
+    if options.input_format is InputFormat.PIXELS:
+        attach_pixel_input(model)
+    return model
+
+
+def _describe(model: ir.Model, variant: Variant, weights: Weights) -> None:
+    model.producer_name, model.producer_version = "dinov2rt", __version__
+    model.graph.name = variant.name
+    model.metadata_props.update(
+        variant=variant.name,
+        weights_source=weights.entry.source,
+        weights_sha256=weights.entry.sha256,
+        exporter_version=__version__,
+    )
+
+
+def _save(model: ir.Model, bundle: Path, precision: Precision) -> tuple[FileEntry, ...]:
+    name = f"{precision}.onnx"
+    ir.save(model, bundle / name, external_data=f"{name}.data")
+    try:
+        # By path: a model over 2 GiB cannot be checked in memory. "full" infers shapes strictly.
+        onnx.checker.check_model(str(bundle / name), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"{name} is no valid ONNX: {error}") from error
+    return FileEntry.of(bundle, name), FileEntry.of(bundle, f"{name}.data")
+
+
+def _check_target(out: Path, *, force: bool) -> None:
+    if not out.exists():
+        return
+    if (fixed := _fixed_place(out)) is not None:
+        raise InputError(
+            f"{out} is {fixed}, which a bundle cannot take the place of; "
+            f"choose a folder inside it, such as --out {out / 'bundle'}"
+        )
+    if out.is_dir() and not any(out.iterdir()):
+        return
+    if not (out / MANIFEST_NAME).is_file():
+        raise InputError(f"{out} exists and is no bundle; choose another --out or move it away")
+    if not force:
+        raise InputError(f"{out} holds a bundle already; --force replaces it, plans included")
+
+
+def _fixed_place(out: Path) -> str | None:
+    """What a folder is that cannot be renamed, or not without harm to who works in it."""
+    if os.path.ismount(out):
+        return "a mount point"
+    return "the current directory" if out.samefile(".") else None
+
+
+@contextmanager
+def _built_beside(out: Path) -> Iterator[Path]:
+    """A temporary sibling of `out` that takes its place once the block has ended well."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        _swap(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _swap(partial: Path, out: Path) -> None:
+    """Rename `partial` to `out`; what stood there is removed only after that, or put back."""
+    if not out.exists():
+        partial.rename(out)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
+    old = aside / out.name
+    try:
+        out.rename(old)
+        partial.rename(out)
+    finally:
+        if not out.exists():
+            old.rename(out)
+        shutil.rmtree(aside)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

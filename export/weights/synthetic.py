@@ -1,0 +1,113 @@
+"""Synthetic weights, recipe 2: a state dict from a seed, where no checkpoint can be had.
+
+Its features mean nothing, but it strains an inference runtime as a trained model does: outputs
+depend on the image and on the position table, attention is peaked, and two residual channels
+carry massive activations of about ±300, whose squares overflow fp16.
+
+Every tensor is drawn by itself, from the seed and its own name, and scaled in place, so that the
+peak memory stays near one copy of the weights. Changing any of it changes all golden files.
+"""
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.variants import NATIVE_GRID, Variant
+from dinov2rt.export.weights.state_dict import StateDict, official_shapes
+
+_Array = NDArray[np.float32]
+
+_MASSIVE = 300.0
+_WAVES = 4
+"""Cosines along each side of the position table."""
+
+_LEARNED_TOKENS = ("cls_token", "register_tokens", "mask_token")
+_NORMS = ("norm1", "norm2", "norm")
+
+
+def synthetic_state_dict(variant: Variant, seed: int) -> StateDict:
+    """All float32 tensors of `variant`, the same on every machine for the same `seed`.
+
+    Only `pos_embed` may differ by one unit in the last place, with the order of summation.
+    """
+    arrays: dict[str, _Array] = {}
+    for key, shape in official_shapes(variant).items():
+        rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
+        arrays[key] = _position_table(rng, shape) if key == "pos_embed" else _draw(rng, key, shape)
+        if key.endswith(".gamma"):
+            arrays[key] *= _depth_factor(variant)
+    _add_massive_activations(arrays, variant)
+    return {key: torch.from_numpy(array) for key, array in arrays.items()}
+
+
+def _draw(rng: np.random.Generator, key: str, shape: tuple[int, ...]) -> _Array:
+    """`mean + std · z`, rounded to float32 after each step; query and key rows times 1.5."""
+    mean, std = _mean_and_std(key, shape)
+    array = _normal(rng, shape)
+    array *= np.float32(std)
+    if key.endswith("attn.qkv.weight"):
+        array[: 2 * shape[1]] *= np.float32(1.5)
+    if mean:
+        array += np.float32(mean)
+    return array
+
+
+def _depth_factor(variant: Variant) -> np.float32:
+    """Smaller branches in deeper models, so that an error does not grow from block to block.
+
+    1 for S and B; 0.62996 for L and 0.44814 for g. Recipe 1 had no such factor: there, one unit in
+    the last place of the input changed the output of g by 6 %.
+    """
+    return np.float32(min(1.0, 12 / variant.depth) ** (2 / 3))
+
+
+def _mean_and_std(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
+    if key in _LEARNED_TOKENS:
+        return 0.0, 0.5
+    *_, module, kind = key.split(".")
+    if kind == "gamma":
+        return 0.2, 0.05
+    if kind == "bias":
+        return 0.0, 0.1 if module in (*_NORMS, "qkv") else 0.02
+    if module in _NORMS:
+        return 1.0, 0.1
+    return 0.0, 1 / math.sqrt(math.prod(shape[1:]))
+
+
+def _position_table(rng: np.random.Generator, shape: tuple[int, ...]) -> _Array:
+    """A smooth field of cosines with a little noise, [1, 1 + 37 · 37, D]; first the CLS row."""
+    side, dim = NATIVE_GRID, shape[-1]
+    head = _normal(rng, (dim,))
+    coefficients = _normal(rng, (_WAVES, _WAVES, dim)).astype(np.float64)
+    noise = _normal(rng, (side, side, dim)).astype(np.float64)
+    waves, cells = np.arange(_WAVES)[:, None], np.arange(side)
+    basis = np.cos(np.pi * waves * (cells + 0.5) / side)
+    grid = np.einsum("pqd,pr,qc->rcd", coefficients, basis, basis, optimize=True) / 4 + 0.05 * noise
+    table = np.empty(shape, np.float32)
+    table[0, 0] = np.float32(0.5) * head
+    table[0, 1:] = grid.reshape(-1, dim)
+    return table
+
+
+def _add_massive_activations(arrays: dict[str, _Array], variant: Variant) -> None:
+    """Two channels of ±300 from a third of the depth on, and later norms that live with them."""
+    dim, source = variant.embed_dim, variant.depth // 3
+    channels = [dim // 7, 5 * dim // 11]
+    projection = "fc2" if variant.ffn == "mlp" else "w3"
+    gamma = arrays[f"blocks.{source}.ls2.gamma"][channels]
+    bias = arrays[f"blocks.{source}.mlp.{projection}.bias"]
+    bias[channels] = np.array([_MASSIVE, -_MASSIVE], np.float32) / gamma
+
+    factor = np.full(dim, math.sqrt(1 + 2 * _MASSIVE**2 / dim), np.float32)
+    factor[channels] = 0.02
+    later = range(source + 1, variant.depth)
+    for name in ("norm", *(f"blocks.{i}.{norm}" for i in later for norm in ("norm1", "norm2"))):
+        arrays[f"{name}.weight"] *= factor
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[Any]:
+    return rng.standard_normal(shape, dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Collections of images to feature datasets, on one machine or on Ray."""

@@ -1,0 +1,133 @@
+"""What paths stand for: a collection of images in one fixed order, cut into chunks."""
+
+import glob
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import (
+    BadShard,
+    Chunk,
+    ImageFiles,
+    ParquetRange,
+    Source,
+    TarRange,
+    batched,
+)
+from dinov2rt.extraction.shards import (
+    PARQUET_SUFFIX,
+    SHARD_SUFFIXES,
+    TAR_SUFFIX,
+    TarMember,
+    parquet_images,
+    tar_images,
+)
+from dinov2rt.runtime.images import find_images
+
+DEFAULT_CHUNK_IMAGES = 1024
+
+
+def find_chunks(
+    paths: Sequence[Path | str],
+    *,
+    chunk_images: int = DEFAULT_CHUNK_IMAGES,
+    image_column: str = "image",
+) -> list[Chunk]:
+    """The images that `paths` name, in a fixed order, in chunks of at most `chunk_images`.
+
+    A path is an image file, a Parquet or tar shard, a folder, or a pattern as in `glob` with `**`
+    for any depth. A folder stands for its images, as in `find_images`, or where there are none for
+    the shards in it. No chunk spans two shards; a shard that cannot be read is a chunk that fails.
+
+    Raises:
+        InputError: `chunk_images` is less than 1; a path that does not exist or cannot be read, a
+            pattern without a match, or a folder without images and shards.
+        MissingDependencyError: a Parquet shard without pyarrow.
+    """
+    if chunk_images < 1:
+        raise InputError(f"{chunk_images} images a chunk; allowed is a whole number from 1")
+    files = find_images([file for path in paths for file in _expanded(str(path))])
+    sources = _sources(files, chunk_images, image_column)
+    return [Chunk(index, source) for index, source in enumerate(sources)]
+
+
+def _expanded(path: str) -> list[Path]:
+    if Path(path).is_dir():
+        return _shards_of(Path(path)) or [Path(path)]
+    if not glob.has_magic(path) or Path(path).exists():
+        return [Path(path)]
+    matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob has no absolute
+    if not matches:
+        raise InputError(f"{path} matches nothing; give files, folders or another pattern")
+    return [Path(match) for match in matches]
+
+
+def _shards_of(folder: Path) -> list[Path]:
+    """The shards in `folder`, if there are no images in it or below."""
+    try:
+        shards = sorted(entry for entry in folder.iterdir() if _is_visible_shard(entry))
+    except OSError:
+        return []  # `find_images` says why
+    return shards if shards and not _holds_images(folder) else []
+
+
+def _is_visible_shard(path: Path) -> bool:
+    return _is_shard(path) and not path.name.startswith((".", "_")) and path.is_file()
+
+
+def _is_shard(path: Path) -> bool:
+    return path.suffix.lower() in SHARD_SUFFIXES
+
+
+def _holds_images(folder: Path) -> bool:
+    try:
+        return bool(find_images([folder]))
+    except InputError:
+        return False
+
+
+def _sources(files: list[Path], chunk_images: int, image_column: str) -> Iterator[Source]:
+    for is_shard, group in itertools.groupby(files, key=_is_shard):
+        if not is_shard:
+            for paths in batched(map(str, group), chunk_images):
+                yield ImageFiles(tuple(paths))
+            continue
+        for shard in group:
+            yield from _shard_sources(shard, chunk_images, image_column)
+
+
+def _shard_sources(shard: Path, chunk_images: int, image_column: str) -> Iterator[Source]:
+    ranges = {
+        TAR_SUFFIX: lambda: _tar_ranges(shard, chunk_images),
+        PARQUET_SUFFIX: lambda: _parquet_ranges(shard, image_column, chunk_images),
+    }
+    found = False
+    try:
+        for source in ranges[shard.suffix.lower()]():
+            found = True
+            yield source
+        if not found:
+            raise InputError(f"{shard} holds no image; leave it out")
+    except InputError as error:
+        yield BadShard(str(shard), str(error))
+
+
+def _tar_ranges(shard: Path, chunk_images: int) -> Iterator[Source]:
+    """Those before a damage are good: only what follows is lost."""
+    members: list[TarMember] = []
+    damage = None
+    try:
+        members.extend(tar_images(shard))
+    except InputError as error:
+        damage = BadShard(str(shard), str(error))
+    for part in batched(members, chunk_images):
+        yield TarRange(str(shard), tuple(part))
+    if damage is not None:
+        yield damage
+
+
+def _parquet_ranges(shard: Path, column: str, chunk_images: int) -> Iterator[Source]:
+    rows = parquet_images(shard, column)
+    for start in range(0, rows, chunk_images):
+        yield ParquetRange(str(shard), column, start, min(start + chunk_images, rows))

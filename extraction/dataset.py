@@ -1,0 +1,236 @@
+"""Features of a collection as a folder of Parquet files, one part a chunk, that can be resumed."""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import Chunk, Failure
+from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.extraction.parquet import FeatureType, feature_schema, write_failures, write_features
+from dinov2rt.extraction.reader import ERRORS_FOLDER, MODEL_KEYS, num_rows, read_metadata
+from dinov2rt.files import refused
+
+_OPTION_KEYS = (*MODEL_KEYS, "patch_tokens", "max_pixels")
+_PARTIAL_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, slots=True)
+class PartReport:
+    """What one part holds: `images` rows of features, and `failures` rows of errors."""
+
+    images: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDataset:
+    """A folder of parts, and what its features are. Can be pickled; several may write at once.
+
+    A part has one row an image, with the columns of `feature_schema`. Where images of a chunk
+    failed, the folder `_errors` holds a file of the same name with `key` and `reason`.
+
+    A part appears when it is complete and on the disk: its name is the commit. The name holds a
+    hash of the chunk and of the options, so that a part is found again by what it is made of.
+    """
+
+    folder: Path
+    variant: Variant
+    dtype: FeatureType
+    patch_tokens: bool
+    metadata: Mapping[str, str]
+
+    def part(self, chunk: Chunk) -> Path:
+        """The file that holds, or will hold, the features of `chunk`."""
+        options = [self.metadata[key] for key in _OPTION_KEYS]
+        made_of = json.dumps([options, chunk.identity])
+        digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        return self.folder / f"part-{chunk.index:06d}-{digest}.parquet"
+
+    def has(self, chunk: Chunk) -> bool:
+        """Whether `chunk` is done."""
+        return self.part(chunk).exists()
+
+    def report(self, chunk: Chunk) -> PartReport:
+        """What the part of `chunk`, which is done, holds.
+
+        Raises:
+            InputError: it is gone or damaged.
+        """
+        part = self.part(chunk)
+        errors = self._errors(part)
+        return PartReport(num_rows(part), num_rows(errors) if errors.exists() else 0)
+
+    @contextlib.contextmanager
+    def resumed(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+        """The folder made, or taken up again, for `chunks`; gives those that are still missing.
+
+        What a run that was killed left half written is removed. While the context lasts, no other
+        process can resume the folder.
+
+        Raises:
+            InputError: it holds other features or other files, or is being written.
+            Dinov2rtError: it cannot be made.
+        """
+        try:
+            (self.folder / ERRORS_FOLDER).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(self.folder, error) from error
+        with _locked(self.folder):
+            for partial in self.folder.rglob(f".*{_PARTIAL_SUFFIX}"):
+                partial.unlink(missing_ok=True)
+            done = self._done(chunks)
+            yield [chunk for chunk in chunks if self.part(chunk).name not in done]
+
+    def stage(self, chunk: Chunk, outcomes: Iterable[ImageFeatures | Failure]) -> "StagedPart":
+        """Write the part of `chunk` under another name; `StagedPart.commit` gives it its own.
+
+        Raises:
+            InputError: a feature does not fit into float16.
+            Dinov2rtError: it cannot be written.
+        """
+        part = self.part(chunk)
+        staged = StagedPart(self._errors(part), part)
+        failures: list[Failure] = []
+        try:
+            with _written(staged.partial(part), part) as file:
+                images = write_features(file, self._schema(), _sifted(outcomes, failures))
+            if failures:
+                with _written(staged.partial(staged.errors), staged.errors) as file:
+                    write_failures(file, failures)
+        except BaseException:
+            staged.discard()
+            raise
+        staged.report = PartReport(images, len(failures))
+        return staged
+
+    def _schema(self) -> Any:
+        return feature_schema(
+            self.variant, self.dtype, self.metadata, patch_tokens=self.patch_tokens
+        )
+
+    def _errors(self, part: Path) -> Path:
+        return self.folder / ERRORS_FOLDER / part.name
+
+    def _done(self, chunks: Sequence[Chunk]) -> set[str]:
+        """The names of the parts that are there, once all are of `chunks` and these options."""
+        wanted = {self.part(chunk).name for chunk in chunks}
+        there = {entry.name for entry in self.folder.iterdir() if entry.name[0] not in "._"}
+        if foreign := sorted(there - wanted):
+            raise InputError(self._difference(self.folder / foreign[0]))
+        return there
+
+    def _difference(self, part: Path) -> str:
+        """Why `part` is none of these, in one line."""
+        metadata: dict[str, str] = {}
+        with contextlib.suppress(InputError):
+            metadata = read_metadata(part)
+        if "variant" not in metadata:
+            return f"{part} is no part of a feature dataset; write to another folder"
+        for key in _OPTION_KEYS:
+            if metadata.get(key) != self.metadata[key]:
+                return (
+                    f"{self.folder} was begun with {key} {metadata.get(key)}, and this is "
+                    f"{self.metadata[key]}; ask for the same as before, or write to another folder"
+                )
+        return (
+            f"{self.folder} was begun with other images, another order or another number of images "
+            f"a part ({part.name} is not among these); ask for the same as before, or write to "
+            "another folder"
+        )
+
+
+@dataclass(slots=True)
+class StagedPart:
+    """A part that is written but has not got its name yet."""
+
+    errors: Path
+    part: Path
+    report: PartReport = PartReport(0, 0)
+    _token: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    def partial(self, file: Path) -> Path:
+        """Where `file` is until then; its own for each who tries."""
+        return file.with_name(f".{file.name}.{self._token}{_PARTIAL_SUFFIX}")
+
+    def commit(self) -> PartReport:
+        """Bring it to the disk and give it its name, the errors first: it is done with the last.
+
+        Raises:
+            Dinov2rtError: the system refuses to.
+        """
+        try:
+            if self.report.failures:
+                _put(self.partial(self.errors), self.errors)
+            else:  # there may be some of a try that ended before its features were there
+                self.errors.unlink(missing_ok=True)
+            _put(self.partial(self.part), self.part)
+        except OSError as error:
+            self.discard()
+            raise refused(self.part, error) from error
+        return self.report
+
+    def discard(self) -> None:
+        """Remove what is written."""
+        for file in (self.errors, self.part):
+            with contextlib.suppress(OSError):
+                self.partial(file).unlink()
+
+
+@contextlib.contextmanager
+def _written(partial: Path, file: Path) -> Iterator[BinaryIO]:
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+    except OSError as error:
+        raise refused(file, error) from error
+
+
+def _put(partial: Path, file: Path) -> None:
+    """Rename, so that after a power cut the name is there with all of its bytes or not at all."""
+    _sync(partial)
+    partial.replace(file)
+    _sync(file.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """The kernel gives the lock back when this process ends, however it ends."""
+    import fcntl  # Unix alone has it
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError(
+            f"{folder} is being written by another process; wait for it, or write to another folder"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+def _sifted(
+    outcomes: Iterable[ImageFeatures | Failure], failures: list[Failure]
+) -> Iterator[ImageFeatures]:
+    """The features alone; what failed is put aside."""
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            failures.append(outcome)
+        else:
+            yield outcome

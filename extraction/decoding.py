@@ -1,0 +1,229 @@
+"""Images decoded and preprocessed in processes of their own, ahead of the model."""
+
+import contextlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.geometry import ImageSize, Snap
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched
+from dinov2rt.optional import require
+from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.inputs import group_images
+
+_TASK_IMAGES = 4
+"""Images sent to and fro together: a message costs more than a small image."""
+
+_TASKS_PER_DECODER = 2
+"""One at work and one waiting, so that no decoder waits for its next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What is done to an image before the model; `max_pixels` bounds what the model would see."""
+
+    preprocess: Preprocess
+    snap: Snap
+    max_pixels: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """`pixels` [H, W, 3] as the model gets them: snapped, but for the padding of `Snap.PAD`.
+
+    `size` is that of the image before it was snapped.
+    """
+
+    key: str
+    size: ImageSize
+    pixels: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoders:
+    """Where images are decoded: an executor with `count` workers."""
+
+    executor: Executor
+    count: int
+
+
+@contextlib.contextmanager
+def decoder_pool(count: int) -> Iterator[Decoders]:
+    """`count` processes that decode, started when they are first needed; with 0, one thread.
+
+    They end with the context, and with this process even when it is killed.
+
+    Raises:
+        InputError: `count` is negative.
+        MissingDependencyError: Pillow is not installed.
+    """
+    if count < 0:
+        raise InputError(f"decoders={count}; allowed is a whole number from 0")
+    executor = _processes(count) if count else ThreadPoolExecutor(1)
+    try:
+        yield Decoders(executor, max(1, count))
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def decode_chunks(
+    chunks: Iterable[Chunk], decoding: Decoding, decoders: Decoders, *, ahead: int
+) -> Iterator[tuple[Chunk, DecodedImage | Failure]]:
+    """Each image of `chunks` with the chunk it is of, in order, whichever is decoded first.
+
+    Up to `ahead` images, or two tasks a decoder where that is more, are decoded before they are
+    asked for, across the ends of chunks. `chunks` is therefore read ahead as well.
+
+    Raises:
+        Dinov2rtError: a decoder died.
+    """
+    tasks = ((chunk, task) for chunk in chunks for task in batched(chunk.items(), _TASK_IMAGES))
+    limit = max(-(-ahead // _TASK_IMAGES), _TASKS_PER_DECODER * decoders.count)
+    pending: deque[tuple[Chunk, Future[list[DecodedImage | Failure]]]] = deque()
+    try:
+        while True:
+            for chunk, task in itertools.islice(tasks, limit - len(pending)):
+                pending.append((chunk, _submit(decoders, task, decoding)))
+            if not pending:
+                return
+            chunk, future = pending.popleft()
+            for image in _result(future):
+                yield chunk, image
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def decode(item: Item | Failure, decoding: Decoding) -> DecodedImage | Failure:
+    """One image, or why it cannot be used. A failure stays what it is.
+
+    Raises:
+        MissingDependencyError: Pillow is not installed.
+    """
+    if isinstance(item, Failure):
+        return item
+    try:
+        image = load_image(_readable(item), decoding.preprocess)
+        return DecodedImage(item.key, ImageSize(*image.shape[:2]), _snapped(image, decoding))
+    except InputError as error:
+        reason = " ".join(str(error).splitlines())
+        named = reason if reason.startswith(item.key) else f"{item.key}: {reason}"
+        return Failure(item.key, named)
+
+
+def _decode_task(items: list[Item | Failure], decoding: Decoding) -> list[DecodedImage | Failure]:
+    return [decode(item, decoding) for item in items]
+
+
+class _Content(io.BytesIO):
+    """The bytes of an image, which calls itself by the image's key in error messages."""
+
+    def __init__(self, item: Item, content: bytes) -> None:
+        super().__init__(content)
+        self._key = item.key
+
+    def __str__(self) -> str:
+        return self._key
+
+
+def _readable(item: Item) -> Path | BinaryIO:
+    """What Pillow opens: a path, or an open file in its place."""
+    if isinstance(item.source, Path):
+        return item.source
+    content = item.source if isinstance(item.source, bytes) else _read(item.source)
+    return _Content(item, content)
+
+
+def _read(part: FileSlice) -> bytes:
+    try:
+        with Path(part.file).open("rb") as file:
+            file.seek(part.offset)
+            content = file.read(part.size_bytes)
+    except OSError as error:
+        raise InputError(f"{part.file} cannot be read ({error.strerror})") from error
+    if len(content) < part.size_bytes:
+        raise InputError(f"{part.file} ends before this image does; get the shard again")
+    return content
+
+
+def _snapped(image: NDArray[np.uint8], decoding: Decoding) -> NDArray[np.uint8]:
+    seen = ImageSize(*image.shape[:2]).snapped(decoding.snap)
+    if seen.pixels > decoding.max_pixels:
+        raise InputError(
+            f"image of {ImageSize(*image.shape[:2])} has {seen.pixels} pixels, more than "
+            f'max_pixels={decoding.max_pixels}; scale it, e.g. with preprocess "short-side:518", '
+            "or raise max_pixels (memory grows with it)"
+        )
+    # In a list, each image is snapped by itself, and not left to the graph.
+    (group,) = group_images([image], InputFormat.PIXELS, decoding.snap, decoding.max_pixels)
+    pixels: NDArray[np.uint8] = np.ascontiguousarray(group.images[0])
+    return pixels
+
+
+def _submit(decoders: Decoders, task: list[Item | Failure], decoding: Decoding) -> Future[Any]:
+    try:
+        with _interrupts_held_back():
+            return decoders.executor.submit(_decode_task, task, decoding)
+    except BrokenProcessPool as error:
+        raise _decoder_died() from error
+
+
+def _result(future: Future[list[DecodedImage | Failure]]) -> list[DecodedImage | Failure]:
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise _decoder_died() from error
+
+
+def _decoder_died() -> Dinov2rtError:
+    return Dinov2rtError(
+        "a decoder process died, perhaps of too little memory, or because a script without "
+        '`if __name__ == "__main__":` was started anew in it; try fewer decoders'
+    )
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """A process started here never gets Ctrl-C, which the terminal sends to all: we tell it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _processes(count: int) -> ProcessPoolExecutor:
+    pillow = require("PIL.Image", extra="image", purpose="reading an image file")
+    # A fork would copy the model's threads and locks; a new process has neither.
+    spawn = multiprocessing.get_context("spawn")
+    limit = pillow.MAX_IMAGE_PIXELS
+    return ProcessPoolExecutor(count, spawn, initializer=_start_decoder, initargs=(limit,))
+
+
+def _start_decoder(max_image_pixels: int | None) -> None:
+    """What the caller set in Pillow holds here too; and a decoder does not outlive its caller."""
+    pillow: Any = require("PIL.Image", extra="image", purpose="reading an image file")
+    pillow.MAX_IMAGE_PIXELS = max_image_pixels
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # noqa: S101  # this runs in a child alone
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,182 @@
+"""Many images through a model, a window of them at a time, so that memory stays bounded."""
+
+import itertools
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.signature import output_names
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import Chunk, Failure, batched
+from dinov2rt.extraction.decoding import DecodedImage, Decoders, Decoding, decode_chunks
+from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.runtime.features import Features
+from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.model import Model
+
+WINDOW_BATCHES = 4
+"""Images are grouped by size within a window of this many batches; one more window is decoded
+ahead while the model computes."""
+
+Outcome = ImageFeatures | Failure
+
+
+@dataclass(frozen=True, slots=True)
+class ExtractOptions:
+    """How images become batches.
+
+    `batch` is the most images of one forward pass. `patch_tokens` keeps each image's patch tokens
+    in its row; without them a row is a few kilobytes.
+
+    Raises:
+        InputError: `batch` is less than 1.
+    """
+
+    preprocess: Preprocess = field(default_factory=Preprocess)
+    snap: Snap = Snap.CROP
+    batch: int = 8
+    patch_tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise InputError(f"batch={self.batch}; allowed is a whole number from 1")
+
+    def decoding(self, max_pixels: int) -> Decoding:
+        """What of it is done before the model."""
+        return Decoding(self.preprocess, self.snap, max_pixels)
+
+
+def extract(
+    model: Model, chunks: Iterable[Chunk], options: ExtractOptions, decoders: Decoders
+) -> Generator[tuple[Chunk, Outcome], None, None]:
+    """The features of each image of `chunks`, in their order, as they are computed.
+
+    Batches depend on the images of a chunk and their order alone, never on timing or on other
+    chunks, so that a chunk gives the same rows wherever and whenever it is computed. At most three
+    windows of images are in memory at a time, or what keeps the decoders at work.
+
+    Args:
+        model: what computes them; only the final tokens are asked of it.
+        chunks: what to compute; read ahead while the model works.
+        options: how images become batches.
+        decoders: where they are decoded.
+
+    Yields:
+        A chunk, and the features of one of its images, or why that image cannot be used.
+
+    Raises:
+        BackendError: the model cannot compute a batch.
+        Dinov2rtError: a decoder died.
+    """
+    window_images = WINDOW_BATCHES * options.batch
+    decoding = options.decoding(model.options.max_pixels)
+    images = decode_chunks(chunks, decoding, decoders, ahead=window_images)
+    # One copy feeds the model, a few batches ahead of the other, which waits for the results.
+    fed, awaited = itertools.tee(_windows(images, options.batch))
+    batches = (batch for window in fed for batch in window.batches)
+    computed = _computed(model, batches, options)
+    for window in awaited:
+        placed = dict(window.failures)
+        for batch in window.batches:
+            placed.update(zip(batch.positions, next(computed), strict=True))
+        yield from ((window.chunk, placed[position]) for position in sorted(placed))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Images of one shape, and where they stand in their window."""
+
+    positions: list[int]
+    images: list[DecodedImage]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Window:
+    chunk: Chunk
+    batches: list[_Batch]
+    failures: dict[int, Outcome]
+
+
+def _windows(
+    images: Iterator[tuple[Chunk, DecodedImage | Failure]], batch: int
+) -> Iterator[_Window]:
+    """Never across two chunks: a chunk's batches must not depend on what else is computed."""
+    for chunk, group in itertools.groupby(images, key=itemgetter(0)):
+        for window in batched((image for _, image in group), WINDOW_BATCHES * batch):
+            failures = {at: it for at, it in enumerate(window) if isinstance(it, Failure)}
+            yield _Window(chunk, _batches(window, batch), dict(failures))
+
+
+def _batches(window: list[DecodedImage | Failure], size: int) -> list[_Batch]:
+    """The images of `window` in batches of one shape each, the earliest batch first."""
+    alike: dict[tuple[int, ...], list[tuple[int, DecodedImage]]] = {}
+    for position, image in enumerate(window):
+        if isinstance(image, DecodedImage):
+            alike.setdefault(image.pixels.shape, []).append((position, image))
+    batches = [
+        _Batch([position for position, _ in part], [image for _, image in part])
+        for same in alike.values()
+        for part in batched(same, size)
+    ]
+    return sorted(batches, key=lambda batch: batch.positions)
+
+
+def _computed(
+    model: Model, batches: Iterator[_Batch], options: ExtractOptions
+) -> Iterator[list[Outcome]]:
+    """The outcomes of each batch; one that the model refuses does not end the others."""
+    waiting: deque[_Batch] = deque()
+    outputs = output_names(model.variant)
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for batch in tuple(waiting):  # those on their way when the model refused one
+            yield _stacked(batch)
+        for batch in batches:
+            waiting.append(batch)
+            yield _stacked(batch)
+
+    while True:
+        try:
+            for features in model.map(pixels(), outputs=outputs, snap=options.snap):
+                assert isinstance(features, Features)  # noqa: S101  # what an array gives
+                yield _rows(waiting.popleft(), features, options)
+            return
+        except InputError as error:  # outside of what a plan was built for, say
+            yield [_refused(image, error) for image in waiting.popleft().images]
+
+
+def _stacked(batch: _Batch) -> NDArray[np.uint8]:
+    return np.stack([image.pixels for image in batch.images])
+
+
+def _refused(image: DecodedImage, error: InputError) -> Failure:
+    return Failure(image.key, f"{image.key}: {error}")
+
+
+def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Outcome]:
+    count, patches = len(features), features.grid.num_patches
+    patch_tokens = features.patch_tokens.reshape(count, patches, -1)
+    patch_mean = patch_tokens.mean(axis=1, dtype=np.float64)
+    return [
+        ImageFeatures(
+            key=image.key,
+            size=image.size,
+            grid=features.grid,
+            cls_token=_float32(features.cls_token[index]),
+            register_tokens=_float32(features.register_tokens[index]),
+            patch_mean=_float32(patch_mean[index]),
+            patch_tokens=_float32(patch_tokens[index]) if options.patch_tokens else None,
+        )
+        for index, image in enumerate(batch.images)
+    ]
+
+
+def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """A copy, so that a kept row does not keep its whole batch."""
+    return array.astype(np.float32)

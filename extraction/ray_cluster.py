@@ -1,0 +1,177 @@
+"""The same extraction on a Ray cluster: Ray schedules, retries and spills, an actor is a worker.
+
+What travels are chunks, which name the images, and counts. Images and bundle are read, and parts
+written, by the workers: images, parts, and a bundle that has no URL must lie where every node finds
+them under the same path. A chunk that is computed twice, because its node died, gives the same part
+under the same name.
+"""
+
+import contextlib
+import logging
+import os
+import pickle
+import socket
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from dinov2rt.errors import BackendError, InputError
+from dinov2rt.extraction.chunks import Chunk
+from dinov2rt.extraction.dataset import FeatureDataset, PartReport
+from dinov2rt.extraction.decoding import decoder_pool
+from dinov2rt.extraction.extract import ExtractOptions
+from dinov2rt.extraction.worker import process_chunk
+from dinov2rt.optional import require
+from dinov2rt.runtime.model import Model
+
+_KNOCK_S = 10
+_BLOCKS_A_WORKER = 64
+"""What Ray hands out and retries is a block of chunks; of more than thousands it becomes slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Where to compute: `workers` actors with `cores` CPU cores and `gpus` GPUs each.
+
+    `address` is that of a running cluster ("auto" finds one), None starts one on this machine.
+
+    Raises:
+        InputError: fewer than one worker or core.
+    """
+
+    address: str | None = None
+    workers: int = 1
+    cores: int = 1
+    gpus: float = 0
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or self.cores < 1:
+            raise InputError(
+                f"{self.workers} workers with {self.cores} cores; allowed are from 1 on"
+            )
+
+
+def process_on_ray(
+    model: Model,
+    chunks: Sequence[Chunk],
+    options: ExtractOptions,
+    dataset: FeatureDataset,
+    cluster: Cluster,
+) -> Generator[PartReport, None, None]:
+    """Compute `chunks` on `cluster` and write each as a part of `dataset`.
+
+    Args:
+        model: what each worker loads again, with as many threads as it has cores.
+        chunks: what to compute.
+        options: how images become batches.
+        dataset: where the parts go; the caller has resumed it.
+        cluster: where to compute.
+
+    Yields:
+        What each part holds, once it is safely on the disk, in no order.
+
+    Raises:
+        BackendError: no such cluster, or it cannot be started or gives up.
+        MissingDependencyError: Ray is not installed.
+    """
+    ray = require("ray", extra="ray", purpose="the engine ray")
+    data = require("ray.data", extra="ray", purpose="the engine ray")
+    with _connected(ray, cluster):
+        _silence(data.DataContext.get_current())
+        rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
+        blocks = min(len(rows), _BLOCKS_A_WORKER * cluster.workers)
+        parts = data.from_items(rows, override_num_blocks=blocks).map_batches(
+            _ChunkWorker,
+            fn_constructor_args=(_worker_model(model, cluster), options, dataset, cluster.cores),
+            batch_size=1,
+            concurrency=min(cluster.workers, len(rows)),
+            num_cpus=cluster.cores,
+            num_gpus=cluster.gpus or None,
+        )
+        try:
+            for row in parts.iter_rows():
+                yield PartReport(int(row["images"]), int(row["failures"]))
+        except ray.exceptions.RayError as error:
+            raise BackendError(f"Ray gave up: {_first_line(error)}") from error
+
+
+class _ChunkWorker:
+    """One actor: it holds the loaded model and its decoders for all chunks that come to it."""
+
+    def __init__(
+        self, model: bytes, options: ExtractOptions, dataset: FeatureDataset, cores: int
+    ) -> None:
+        self._held = contextlib.ExitStack()
+        self._model: Model = self._held.enter_context(pickle.loads(model))  # noqa: S301
+        self._decoders = self._held.enter_context(decoder_pool(cores))
+        self._options, self._dataset = options, dataset
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        reports = [
+            process_chunk(
+                self._model,
+                pickle.loads(chunk),  # noqa: S301
+                self._options,
+                self._dataset,
+                self._decoders,
+            )
+            for chunk in batch["chunk"]
+        ]
+        return {
+            "images": np.array([report.images for report in reports]),
+            "failures": np.array([report.failures for report in reports]),
+        }
+
+
+def _worker_model(model: Model, cluster: Cluster) -> bytes:
+    """The model as its workers load it, pickled by path or URL.
+
+    Its precision is this one's, which the features' metadata states, whatever a node would choose.
+    """
+    options = replace(model.options, threads=cluster.cores, precision=str(model.graph.precision))
+    return pickle.dumps(replace(model, options=options))
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
+    """Ray, started or found; left as it was found."""
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unasked
+    starts = {} if cluster.address else {"include_dashboard": False}
+    try:
+        _knock(cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", **starts)
+    except (OSError, ray.exceptions.RayError, ValueError) as error:
+        raise BackendError(
+            f"no Ray cluster at {cluster.address or 'this machine'} ({_first_line(error)}); start "
+            "one with `ray start --head`, or leave --address out to start one here"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Is anybody there? Ray itself asks for minutes on end."""
+    if address is not None and address != "auto":
+        place = urlsplit(address if "://" in address else f"//{address}")
+        with socket.create_connection((place.hostname, place.port), timeout=_KNOCK_S):
+            pass
+
+
+def _silence(context: Any) -> None:
+    """Ray's own progress; the command shows its."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

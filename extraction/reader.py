@@ -1,0 +1,120 @@
+"""Features read back, never those of different models together."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.parquet import METADATA_PREFIX
+from dinov2rt.optional import require
+
+ERRORS_FOLDER = "_errors"
+"""In a feature dataset. Readers of Parquet leave out what begins with an underscore."""
+
+MODEL_KEYS = ("variant", "weights_sha256", "precision", "preprocess", "snap", "dtype")
+"""What features must have in common to be compared with each other."""
+
+Paths = Path | str | Sequence[Path | str]
+
+
+def read_features(paths: Paths, columns: Sequence[str] | None = None) -> Any:
+    """The features at `paths` as one `pyarrow.Table`, in the order of the collection.
+
+    Args:
+        paths: feature datasets, or single parts of them, of one model.
+        columns: which to read; None means all.
+
+    Raises:
+        InputError: features of different models; a path without features; an unknown column.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    features = open_features(paths)
+    return features.to_table(columns=_checked(features, columns))
+
+
+def open_features(paths: Paths) -> Any:
+    """The features at `paths` as one `pyarrow.dataset.Dataset`, of which nothing is read yet.
+
+    Its `to_batches(columns=...)` goes through more features than fit into memory.
+
+    Raises:
+        InputError: features of different models, or a path without features.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    dataset = require("pyarrow.dataset", extra="parquet", purpose="reading features")
+    several = [paths] if isinstance(paths, Path | str) else paths
+    parts = [part for path in several for part in _parts(Path(path))]
+    if not parts:
+        raise InputError("no path to read features from; give at least one")
+    _check_model(parts)
+    return dataset.dataset([str(part) for part in parts], format="parquet")
+
+
+def read_metadata(part: Path) -> dict[str, str]:
+    """What made the features in the file `part`; empty where it holds none.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    metadata = _opened(part).schema_arrow.metadata or {}
+    texts = {key.decode(): value.decode() for key, value in metadata.items()}
+    return {
+        key.removeprefix(METADATA_PREFIX): value
+        for key, value in texts.items()
+        if key.startswith(METADATA_PREFIX)
+    }
+
+
+def num_rows(part: Path) -> int:
+    """How many rows the Parquet file `part` has.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    return int(_opened(part).metadata.num_rows)
+
+
+def _parts(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    parts = sorted(part for part in path.glob("*.parquet") if part.name[0] not in "._")
+    if not parts:
+        raise InputError(f"{path} holds no features; make some with: dinov2rt run")
+    return parts
+
+
+def _check_model(parts: list[Path]) -> None:
+    first = read_metadata(parts[0])
+    for part in parts:
+        metadata = read_metadata(part)
+        if "variant" not in metadata:
+            raise InputError(f"{part} holds no features of dinov2rt; leave it out")
+        for key in MODEL_KEYS:
+            if metadata.get(key) != first.get(key):
+                raise InputError(
+                    f"{parts[0]} has {key} {first.get(key)}, but {part} has {metadata.get(key)}; "
+                    "features of different models cannot be compared, read them one by one"
+                )
+
+
+def _checked(features: Any, columns: Sequence[str] | None) -> list[str] | None:
+    if columns is None:
+        return None
+    names = features.schema.names
+    if unknown := [column for column in columns if column not in names]:
+        raise InputError(f"there is no column {unknown[0]!r}; there are {', '.join(names)}")
+    return list(columns)
+
+
+def _opened(part: Path) -> Any:
+    """An open `ParquetFile`, of which the footer has been read."""
+    pa = require("pyarrow", extra="parquet", purpose="reading features")
+    parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
+    try:
+        with parquet.ParquetFile(part) as file:
+            return file
+    except (pa.lib.ArrowException, OSError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        raise InputError(f"{part} cannot be read as Parquet ({reason}); leave it out") from error

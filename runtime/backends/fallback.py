@@ -1,0 +1,63 @@
+"""A plan, and the graph behind it for what the plan cannot take."""
+
+import threading
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import PlanInputError, PlanWarning
+from dinov2rt.runtime.backends.protocol import Backend
+from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+
+
+class FallbackBackend:
+    """Runs the plan, and says so when it runs the graph instead; for `device="auto"` alone.
+
+    The graph is opened when it is needed for the first time.
+    """
+
+    def __init__(self, plan: Backend, open_graph: Callable[[], Backend]) -> None:
+        self._plan = plan
+        self._open_graph = open_graph
+        self._graph: Backend | None = None
+        self._lock = threading.Lock()
+        self.concurrent_calls = plan.concurrent_calls
+        self.reads_gpu_arrays = plan.reads_gpu_arrays
+
+    @property
+    def description(self) -> str:
+        """That of the plan, and of the graph once it was needed."""
+        graph = self._graph
+        beside = f"; what it cannot take on {graph.description}" if graph else ""
+        return self._plan.description + beside
+
+    def infer(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, Any]:
+        """Run the plan, or the graph where the plan cannot; see `Backend.infer`."""
+        try:
+            return self._plan.infer(inputs, outputs, device_outputs=device_outputs)
+        except PlanInputError as error:
+            if device_outputs or any(map(is_on_gpu, inputs.values())):
+                raise  # the graph would take it through the host, which was not asked for
+            graph = self._opened_graph()
+            warnings.warn(f"{error}; {graph.description} is used instead", PlanWarning, 2)
+            return graph.infer(inputs, outputs)
+
+    def batch_limit(self, size: ImageSize) -> int | None:
+        """That of the plan; see `Backend.batch_limit`."""
+        return self._plan.batch_limit(size)
+
+    def close(self) -> None:
+        """Close both."""
+        self._plan.close()
+        with self._lock:
+            if self._graph is not None:
+                self._graph.close()
+
+    def _opened_graph(self) -> Backend:
+        with self._lock:
+            if self._graph is None:
+                self._graph = self._open_graph()
+            return self._graph

@@ -1,0 +1,122 @@
+"""ONNX Runtime, on the CPU or an NVIDIA GPU."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import BackendError, InputError
+from dinov2rt.optional import require
+
+Device = Literal["cpu", "cuda"]
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Without TF32, its default, in which float32 factors are cut to a fraction of 10 bits.
+_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+_ERRORS_ONLY = 3
+_LEAST_ON_CUDA = (1, 25)
+"""The first with the kernels of microsoft/onnxruntime#27542; see #28025 for the one before."""
+
+
+def cannot_run(device: Device) -> str | None:
+    """Why ONNX Runtime cannot run on `device` here, or None where it can."""
+    try:
+        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+    except ImportError as error:
+        return str(error)
+    if _PROVIDERS[device] in ort.get_available_providers():
+        return _too_old(ort.__version__) if device == "cuda" else None
+    return (
+        f"onnxruntime {ort.__version__} here has no {_PROVIDERS[device]}; "
+        "pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU"
+    )
+
+
+def _too_old(version: str) -> str | None:
+    """Why a version is none for GPUs: 1.24.4 computed Attention on the CPU, and did not say so."""
+    numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
+    if numbers is None or tuple(map(int, numbers.groups())) >= _LEAST_ON_CUDA:
+        return None
+    return (
+        f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))} and computes "
+        "attention on the CPU; pip install -U 'dinov2rt[cuda]'"
+    )
+
+
+def load_cuda_libraries(ort: ModuleType) -> None:
+    """Load those of CUDA that only pip brought, where a provider would not look for them."""
+    if hasattr(ort, "preload_dlls"):
+        # What it prints of those that are missing is no part of a verb's output.
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls()
+
+
+class OnnxRuntimeBackend:
+    """One session over one graph file. Sessions are safe to run from several threads."""
+
+    concurrent_calls = 1  # each uses all cores
+    reads_gpu_arrays = False
+
+    def __init__(self, graph: Path, *, device: Device, threads: int | None) -> None:
+        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+        self.description = f"onnxruntime {ort.__version__}, {device}"
+        options = ort.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        if device == "cuda":
+            load_cuda_libraries(ort)
+        provider = (_PROVIDERS[device], _PROVIDER_OPTIONS[device])
+        try:
+            options.intra_op_num_threads = threads or 0  # 0: one a core
+            # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
+            self._session: Any = ort.InferenceSession(
+                graph, options, providers=[provider], enable_fallback=False
+            )
+        except Exception as error:  # its errors share no base class
+            raise BackendError(
+                f"{self.description} cannot load {graph}: {_first_line(error)}"
+            ) from error
+        if _PROVIDERS[device] not in self._session.get_providers():
+            self.close()  # a provider whose libraries are missing is left out with a warning
+            raise BackendError(
+                f"{self.description} could not be started on this machine; "
+                'see `dinov2rt doctor`, or use device="cpu"'
+            )
+
+    def infer(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, NDArray[Any]]:
+        """Run the graph; see `Backend.infer`."""
+        if device_outputs:
+            raise InputError("onnxruntime returns numpy arrays; device outputs need a plan")
+        session = self._session  # another thread may close it meanwhile
+        if session is None:
+            raise BackendError("the model is closed; load it again")
+        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            values = session.run(list(outputs), feed)
+        except Exception as error:  # its errors share no base class
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
+            raise BackendError(
+                f"{self.description} failed on {shapes}: {_first_line(error)}"
+            ) from error
+        return dict(zip(outputs, values, strict=True))
+
+    def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
+        """None: any batch that fits into memory."""
+        return None
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session = None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

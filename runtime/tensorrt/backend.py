@@ -1,0 +1,179 @@
+"""TensorRT, of either flavour: runs a plan on the GPU that it was built for."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.manifest import GraphEntry, PlanEntry, rebuild_command
+from dinov2rt.bundle.profiles import BatchShape
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import PATCH_SIZE
+from dinov2rt.errors import BackendError, PlanInputError
+from dinov2rt.runtime.gpu.cuda import Stopwatch, call
+from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+from dinov2rt.runtime.tensorrt.flavour import contexts_of, error_log, import_tensorrt, invalidity
+from dinov2rt.runtime.tensorrt.lane import Lane, LoadedPlan
+from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
+from dinov2rt.runtime.tensorrt.profile_choice import choose_profile, largest_batch
+
+
+class TensorRTBackend:
+    """One plan. Calls at the same time each run in a lane of their own, with its own context.
+
+    A lane that a call gave back serves the next one: there are as many as calls were ever made at
+    the same time, and a thread that calls alone always gets the same.
+    """
+
+    concurrent_calls = 2  # the copies of one overlap with the computation of the other
+    reads_gpu_arrays = True
+
+    def __init__(self, plan: LoadedPlan) -> None:
+        entry, gpu = plan.entry, plan.gpu
+        self.description = (
+            f"{entry.flavour} {entry.version}, {gpu.name} ({gpu.target}), {entry.file.path}"
+        )
+        self.entry, self.gpu = entry, gpu
+        self._plan: LoadedPlan | None = plan
+        self._idle: list[Lane] = []
+
+    def infer(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, Any]:
+        """Run the plan; see `Backend.infer`.
+
+        Raises:
+            PlanInputError: a shape outside every profile, or padding, which plans cannot do.
+        """
+        with self._prepared(inputs) as (lane, images, profile):
+            run = lane.run_on_device if device_outputs else lane.run
+            return dict(run(images, profile, outputs))
+
+    def phases_ms(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str]
+    ) -> tuple[float, float, float]:
+        """Time on the GPU of one call's copy to it, computation, and copies from it.
+
+        Raises:
+            PlanInputError: as `infer` does.
+        """
+        with self._prepared(inputs) as (lane, images, profile):
+            watch = Stopwatch(lane.stream, num_marks=4)
+            lane.run(images, profile, outputs, watch.mark)
+            to_device, compute, to_host = watch.laps_ms()
+            return to_device, compute, to_host
+
+    def batch_limit(self, size: ImageSize) -> int | None:
+        """The most images of `size` that a profile allows; see `Backend.batch_limit`."""
+        return largest_batch(self.entry.profiles, size)
+
+    def close(self) -> None:
+        """Free the plan once no call runs and no context is in use."""
+        self._plan = None
+        while self._idle:
+            self._idle.pop().stream.synchronize()
+
+    @contextmanager
+    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, int]]:
+        """A lane for one call, and the images and the profile that it runs."""
+        plan = self._plan  # another thread may close it meanwhile
+        if plan is None:
+            raise BackendError("the model is closed; load it again")
+        images = plan_input(plan.entry, inputs)
+        profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
+        call("cudaSetDevice", plan.gpu.ordinal)  # the current device is a thread's own
+        with self._lane(plan) as lane:
+            yield lane, images, profile
+
+    @contextmanager
+    def _lane(self, plan: LoadedPlan) -> Iterator[Lane]:
+        try:
+            lane = self._idle.pop()
+        except IndexError:
+            lane = Lane(plan)
+        yield lane
+        # Not after an error: who knows what state it left.
+        self._idle.append(lane)
+        if self._plan is None:
+            self.close()
+
+
+def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBackend:
+    """Check the plan against this machine and against the manifest, then deserialise it.
+
+    A plan without weights gets them from `graph`, the one that it was built from.
+
+    Raises:
+        BackendError: it cannot run here; the message names what differs and what rebuilds it.
+        BundleError: the file is missing or altered.
+        MissingDependencyError: a package is missing.
+    """
+    machine = Machine.examine(entry.flavour)
+    rebuild = rebuild_command(bundle, entry, machine.gpu.target)
+    check_runs(entry, machine, rebuild)
+    # It runs native code: nothing that the manifest does not vouch for gets further than this.
+    content = entry.file.check(bundle, rebuild=rebuild).read_bytes()
+    trt = import_tensorrt(entry.flavour)
+    log = error_log(trt)
+    runtime = trt.Runtime(log)
+    # A version-compatible plan brings a runtime of its own.
+    runtime.engine_host_code_allowed = "version_compatible" in entry.options
+    reason = invalidity(trt, runtime, content)
+    engine = runtime.deserialize_cuda_engine(content) if reason is None else None
+    if engine is None:
+        raise BackendError(
+            f"{entry.file.path} does not load with {entry.flavour} {entry.version} "
+            f"({reason or log.last}); {rebuild}"
+        )
+    if "strip_weights" in entry.options:
+        file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
+        _refit(trt, engine, file, log)
+    if "weight_streaming" in entry.options:  # settled before the first context, or never
+        engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
+    contexts = contexts_of(trt, engine, entry.flavour)
+    return TensorRTBackend(LoadedPlan(entry, machine.gpu, trt, engine, contexts, log))
+
+
+def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:
+    refitter = trt.Refitter(engine, log)
+    from_graph = trt.OnnxParserRefitter(refitter, log)
+    if not (from_graph.refit_from_file(str(graph)) and refitter.refit_cuda_engine()):
+        raise BackendError(f"the plan does not take the weights of {graph} ({log.last})")
+
+
+def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:
+    """The images of a call as the plan takes them.
+
+    What the graph would drop at the bottom and the right of images on the host is left out here, so
+    that a size which is no multiple of 14 finds the profile of the one below.
+
+    Raises:
+        PlanInputError: the call needs an input that plans do not have.
+    """
+    if "padding" in inputs:
+        # TensorRT folds the graph's padding to its default, none; zeros after normalisation cannot
+        # be written as uint8 pixels either.
+        raise PlanInputError(
+            'snap="pad" is not possible in a TensorRT plan of a graph that takes pixels; export '
+            'with --input normalized, or load with backend="onnxruntime"'
+        )
+    images = inputs[entry.input_name]
+    if is_on_gpu(images):
+        return images
+    rows, cols = _axes(entry)
+    index = [slice(None)] * 4
+    for axis in (rows, cols):
+        index[axis] = slice(images.shape[axis] // PATCH_SIZE * PATCH_SIZE)
+    return images[tuple(index)]
+
+
+def batch_shape(entry: PlanEntry, images: Any) -> BatchShape:
+    """Batch, height and width of what the plan takes."""
+    rows, cols = _axes(entry)
+    return BatchShape(images.shape[0], images.shape[rows], images.shape[cols])
+
+
+def _axes(entry: PlanEntry) -> tuple[int, int]:
+    return (1, 2) if entry.input_name == InputFormat.PIXELS else (2, 3)

@@ -1,0 +1,96 @@
+"""May this machine run this plan? Asked before any of the plan's bytes is handed to TensorRT."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dinov2rt.bundle.manifest import Flavour, PlanEntry
+from dinov2rt.errors import BackendError
+from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu, needed_cuda
+from dinov2rt.runtime.tensorrt.flavour import import_tensorrt, installed_flavours
+
+_OPEN = "open"
+_AMPERE = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a plan finds here.
+
+    `version` is that of the installed TensorRT of the plan's flavour, None where there is none,
+    `flavours` are those installed, and `needed_cuda` what its libraries ask of the driver.
+    """
+
+    gpu: Gpu
+    flavours: tuple[Flavour, ...]
+    version: str | None
+    needed_cuda: tuple[int, int]
+
+    @classmethod
+    def examine(cls, flavour: Flavour) -> "Machine":
+        """This machine, for plans of `flavour`.
+
+        Raises:
+            BackendError: no GPU, or no driver.
+            MissingDependencyError: a package is missing.
+        """
+        flavours = installed_flavours()
+        version = import_tensorrt(flavour).__version__ if flavour in flavours else None
+        return cls(find_gpu(), flavours, version, needed_cuda())
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A fact of a plan that does not hold here."""
+
+    field: str
+    of_plan: str
+    here: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"its {self.field} is {self.of_plan}, this machine's is {self.here}; {self.remedy}"
+
+
+def mismatches(plan: PlanEntry, machine: Machine, rebuild: str) -> Iterator[Mismatch]:
+    """What keeps `plan` from running on `machine`, most telling first.
+
+    Unless it was built to run more widely, a plan runs with the very version that built it, on the
+    compute capability that it was built for.
+    """
+    if machine.version is None:
+        installed = " and ".join(machine.flavours) or "none"
+        yield Mismatch("TensorRT flavour", plan.flavour, installed, rebuild)
+    elif not _takes_version(plan, machine.version):
+        yield Mismatch("TensorRT version", plan.version, machine.version, rebuild)
+    if not _takes_target(plan, machine.gpu.target):
+        here = f"{machine.gpu.target} ({machine.gpu.name})"
+        yield Mismatch("compute capability", plan.target, here, rebuild)
+    if machine.gpu.cuda < machine.needed_cuda:
+        needed, here = (".".join(map(str, v)) for v in (machine.needed_cuda, machine.gpu.cuda))
+        remedy = "update the driver; a rebuilt plan would need the same"
+        yield Mismatch(
+            "driver", f"one for CUDA {needed}", f"{machine.gpu.driver} for CUDA {here}", remedy
+        )
+
+
+def _takes_version(plan: PlanEntry, version: str) -> bool:
+    if plan.options.get("version_compatible"):
+        built, here = (tuple(map(int, v.split(".")[:3])) for v in (plan.version, version))
+        return built[0] == here[0] and built <= here
+    return plan.version == version
+
+
+def _takes_target(plan: PlanEntry, target: str) -> bool:
+    if plan.options.get("hardware_compatible") == "ampere-plus":
+        return int(target.removeprefix("sm")) >= _AMPERE
+    return plan.target in (_OPEN, target)
+
+
+def check_runs(plan: PlanEntry, machine: Machine, rebuild: str) -> None:
+    """Do nothing if `plan` can run on `machine`.
+
+    Raises:
+        BackendError: it cannot; the message names the field, both values and the way out.
+    """
+    for mismatch in mismatches(plan, machine, rebuild):
+        raise BackendError(f"{plan.file.path}: {mismatch}")

@@ -1,0 +1,60 @@
+"""Arguments that several verbs share, and what they lead to."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.remote import local_bundle
+from dinov2rt.optional import require
+from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
+from dinov2rt.runtime.selection import BACKENDS, DEVICES
+
+_BEST = "(default: the best that runs here)"
+
+
+def add_bundle(
+    parser: ArgumentParser,
+    *,
+    optional: bool = False,
+    located: Callable[[str], str | Path] = local_bundle,
+) -> None:
+    """The positional argument BUNDLE; `located` makes of it what the verb wants, here a folder."""
+    parser.add_argument(
+        "bundle",
+        metavar="BUNDLE",
+        nargs="?" if optional else None,
+        type=located,
+        help="directory of the bundle, or its URL for fsspec, from which it is copied once",
+    )
+
+
+def add_load_options(parser: ArgumentParser) -> None:
+    """What decides how a bundle is run; see `load`."""
+    group = parser.add_argument_group("how the bundle is run")
+    group.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} (default: auto)")
+    group.add_argument("--backend", help=f"{', '.join(BACKENDS)} {_BEST}")
+    group.add_argument("--precision", help=f"{', '.join(Precision)} {_BEST}")
+    group.add_argument("--threads", type=int, metavar="N", help="threads of the CPU backend")
+
+
+def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> Model:
+    """`load`, with the options of `add_load_options`."""
+    return load(
+        arguments.bundle,
+        device=arguments.device,
+        backend=arguments.backend,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        max_pixels=max_pixels,
+    )
+
+
+def require_export_room(purpose: str) -> None:
+    """Say which extra is missing, before any module of the export room is imported.
+
+    Raises:
+        MissingDependencyError: a package of the extra is not installed.
+    """
+    for package in ("torch", "onnx", "onnxscript", "safetensors"):
+        require(package, extra="export", purpose=purpose)

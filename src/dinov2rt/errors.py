@@ -1,0 +1,61 @@
+"""What can go wrong, as one small tree of exceptions."""
+
+
+class Dinov2rtError(Exception):
+    """Root of every error that dinov2rt raises on purpose.
+
+    The message is one line: what was got, what is allowed, the way out.
+    `exit_status` is what the command line returns for it.
+    """
+
+    exit_status = 2
+
+
+class InputError(Dinov2rtError, ValueError):
+    """An argument or an image that cannot be used."""
+
+
+class BundleError(Dinov2rtError):
+    """A bundle that is missing, altered, incomplete or newer than this version."""
+
+
+class BackendError(Dinov2rtError):
+    """A backend that cannot run here what was asked for by name."""
+
+
+class WeightsError(Dinov2rtError):
+    """A checkpoint that cannot be had or does not fit the variant."""
+
+
+class ExportError(Dinov2rtError):
+    """An exported graph that does not hold what the exporter promises."""
+
+    exit_status = 1
+
+
+class BuildError(Dinov2rtError):
+    """A plan that the builder cannot make, or that does not hold what it must."""
+
+    exit_status = 1
+
+
+class FusionError(BuildError):
+    """A plan whose attention is not one fused kernel a block, in the type it was asked for."""
+
+
+class AccuracyError(Dinov2rtError):
+    """A bundle whose outputs disagree with its golden outputs."""
+
+    exit_status = 1
+
+
+class MissingDependencyError(Dinov2rtError, ImportError):
+    """An optional package that this call needs and that is not installed."""
+
+
+class PlanWarning(UserWarning):
+    """A TensorRT plan that is used, though not in the way that was hoped for."""
+
+
+class PlanInputError(InputError):
+    """An input that a plan cannot take, though the graph that it was built from could."""

@@ -1,0 +1,161 @@
+"""One candidate's failure ends nothing but itself, and nothing that was measured is lost."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.results import Roof, Row
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import PATCH_SIZE
+from dinov2rt.errors import BackendError
+
+DIM = 8
+
+
+class Pooling:
+    """Gives means of pixels in place of tokens; may die, or be wrong, from the second shape on."""
+
+    version = "pooling 1"
+
+    def __init__(self, way_to_fail: str) -> None:
+        self.way_to_fail, self.shapes = way_to_fail, 0
+
+    def prepare(self, pixels: np.ndarray) -> np.ndarray:
+        self.shapes += 1
+        if self.way_to_fail == "dies" and self.shapes == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return pixels
+
+    def run(self, prepared: np.ndarray) -> np.ndarray:
+        return prepared
+
+    def outputs(self, result: np.ndarray) -> dict[str, np.ndarray]:
+        batch, height, width, _ = result.shape
+        means = result.reshape(batch, -1).mean(axis=1, dtype=np.float32)
+        if self.way_to_fail == "wrong":
+            means = means * np.float32(1.5)
+        patches = height // PATCH_SIZE * (width // PATCH_SIZE)
+        return {
+            "cls_token": np.tile(means[:, None], (1, DIM)),
+            "patch_tokens": np.tile(means[:, None, None], (1, patches, DIM)),
+        }
+
+    def close(self) -> None:
+        pass
+
+
+def open_pooling(_: Task, *, way_to_fail: str) -> Runner:
+    if way_to_fail == "load":
+        raise BackendError("there is no such library")
+    return Pooling(way_to_fail)
+
+
+def can_run(_: Task) -> None:
+    return None
+
+
+def cannot_run(_: Task) -> str:
+    return "its package is not installed"
+
+
+THINGS = (open_pooling, can_run, cannot_run)
+
+
+@pytest.fixture(autouse=True)
+def importable_by_children(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.setitem(sys.modules, "test_measure", sys.modules[__name__])
+    for thing in THINGS:
+        monkeypatch.setattr(thing, "__module__", "test_measure")
+    yield
+
+
+def candidate(name: str, way_to_fail: str = "", *, is_peer: bool = True) -> Candidate:
+    return Candidate(
+        name=name,
+        title=name,
+        precision=Precision.FP32,
+        is_peer=is_peer,
+        cannot_run=cannot_run if way_to_fail == "missing" else can_run,
+        open=partial(open_pooling, way_to_fail=way_to_fail),
+    )
+
+
+def measured(bundle: Path, reference: str, *candidates: Candidate) -> list[Measured]:
+    request = Request(
+        own=tuple(each for each in candidates if not each.is_peer) or (candidate("own"),),
+        peers=tuple(each for each in candidates if each.is_peer),
+        reference=candidate("reference", reference),
+        batches=(1, 2),
+        sizes=(ImageSize(28, 28),),
+        device="cpu",
+        threads=1,
+        seconds=0.001,
+        min_turns=1,
+    )
+    return list(measure_bundle(bundle, request, Roof({}, {}, 10.0), lambda _: None))
+
+
+def rows(so_far: Measured, name: str) -> list[Row]:
+    return [row for row in so_far.rows if row.candidate == name]
+
+
+def test_what_is_there_is_given_after_every_cell(bundle_s_reg: Path) -> None:
+    first, whole = measured(bundle_s_reg, "", candidate("peer"))
+    assert [len(rows(each, "peer")) for each in (first, whole)] == [1, 2]
+    assert whole.rows[: len(first.rows)] == first.rows
+    assert all(row.latency is not None for row in whole.rows)
+    assert {facts.candidate for facts in first.candidates} == {"own", "peer"}
+
+
+def test_who_dies_has_a_reason_in_its_rows_and_the_others_go_on(bundle_s_reg: Path) -> None:
+    *_, whole = measured(bundle_s_reg, "", candidate("dying", "dies"), candidate("peer"))
+    timed, dead = rows(whole, "dying")
+    assert timed.latency is not None
+    assert dead.failure == "dying: its process was killed, as happens where memory runs out"
+    assert all(row.latency is not None for row in rows(whole, "peer"))
+    facts = {each.candidate: each for each in whole.candidates}
+    assert facts["dying"].peak_rss_mib is None
+    assert facts["peer"].peak_rss_mib is not None
+
+
+def test_without_a_reference_a_cell_has_no_times_and_those_before_stay(bundle_s_reg: Path) -> None:
+    *_, whole = measured(bundle_s_reg, "dies", candidate("peer"))
+    before, after = rows(whole, "peer")
+    assert before.latency is not None
+    assert (after.latency, after.accuracy) == (None, None)
+    assert after.failure is not None
+    assert after.failure.startswith("there is nothing to compare with: reference: its process")
+
+
+def test_who_is_wrong_gets_no_time(bundle_s_reg: Path) -> None:
+    *_, whole = measured(bundle_s_reg, "", candidate("wrong", "wrong"))
+    for row in rows(whole, "wrong"):
+        assert row.latency is None
+        assert row.failure is not None
+        assert row.failure.startswith("not accurate: relative L2 5.00e-01")
+
+
+def test_who_cannot_run_or_load_is_named(bundle_s_reg: Path) -> None:
+    *_, whole = measured(
+        bundle_s_reg,
+        "",
+        candidate("absent", "missing", is_peer=False),
+        candidate("broken", "load", is_peer=False),
+        candidate("peer", "load"),
+    )
+    assert {(each.candidate, each.reason, each.failed) for each in whole.missing} == {
+        ("absent", "its package is not installed", False),
+        ("broken", "broken: there is no such library", True),
+        ("peer", "peer: there is no such library", False),
+    }
+    assert whole.rows == ()

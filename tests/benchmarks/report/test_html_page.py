@@ -1,0 +1,275 @@
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from dinov2rt.benchmarks.report.html_page import to_html
+from dinov2rt.benchmarks.report.svg import PALETTE, Marks
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell
+
+_BROWSER, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+_FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
+VARIANTS = ("dinov2_vits14_reg", "dinov2_vitb14")
+NAMES = ("dinov2rt-ort", "torch-eager", "torch-compile", "openvino <2026>", "torch-bf16")
+
+Open = Callable[..., webdriver.Chrome]
+
+
+@pytest.fixture(scope="module")
+def page(benchmark_run: BenchmarkRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("page") / "run.html"
+    file.write_text(to_html(benchmark_run), encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    if _BROWSER is None or _DRIVER is None:
+        pytest.skip("no chromium and chromedriver on the PATH")
+    options = webdriver.ChromeOptions()
+    options.binary_location = _BROWSER
+    for flag in (*_FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(_DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def opened(browser: webdriver.Chrome, page: Path) -> Open:
+    """The page in a window of a width, in light or dark."""
+
+    def show(width: int = 1400, *, scheme: str = "light") -> webdriver.Chrome:
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        browser.get("about:blank")
+        for log in ("performance", "browser"):
+            said(browser, log)  # forgets what a new tab did
+        browser.get(page.as_uri())
+        return browser
+
+    return show
+
+
+def said(browser: webdriver.Chrome, log: str) -> list[dict[str, Any]]:
+    """What has come into a log since it was last asked."""
+    entries: list[dict[str, Any]] = browser.get_log(log)  # type: ignore[no-untyped-call]
+    return entries
+
+
+def count(browser: webdriver.Chrome, selector: str) -> int:
+    return len(browser.find_elements(By.CSS_SELECTOR, selector))
+
+
+def test_nothing_is_asked_of_the_network_or_said_on_the_console(opened: Open) -> None:
+    browser = opened()
+    events = [json.loads(entry["message"])["message"] for entry in said(browser, "performance")]
+    urls = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    assert urls
+    assert {url.partition(":")[0] for url in urls} <= {"file", "data"}
+    assert said(browser, "browser") == []
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_the_page_fits_its_window(width: int, opened: Open) -> None:
+    browser = opened(width)
+    root = browser.find_element(By.TAG_NAME, "html")
+    assert browser.execute_script("return innerWidth") == width
+    assert root.get_property("scrollWidth") == root.get_property("clientWidth")
+    for figure in browser.find_elements(By.CSS_SELECTOR, "figure svg"):
+        assert 300 < figure.size["width"] <= width
+        assert figure.size["height"] > 200
+
+
+def test_every_plot_has_a_mark_for_every_result(opened: Open) -> None:
+    browser = opened()
+    assert count(browser, "figure > svg") == 4 * len(VARIANTS)
+    for variant in VARIANTS:
+        for index, name in enumerate(NAMES):
+            # What failed its accuracy has no mark.
+            whole = 3 if (variant, name) == ("dinov2_vitb14", "torch-bf16") else 4
+            for plot, marks in {
+                "latency": 2,
+                "throughput": 2,
+                "limit": whole,
+                "accuracy": whole,
+            }.items():
+                group = f"#{plot}-{variant}-candidate-{index}"
+                assert count(browser, f"{group} use") == marks, group
+
+
+def test_axes_are_labelled_with_units_and_ticks(opened: Open) -> None:
+    browser = opened()
+
+    def texts(plot: str) -> set[str]:
+        found = browser.find_elements(By.CSS_SELECTOR, f"#{plot}-dinov2_vits14_reg text")
+        return {each.text for each in found}
+
+    assert texts("latency") >= {"median ms per call", "224×224", "518×518", "50", "500"}
+    assert texts("throughput") >= {"images per second", "images per call", "1", "8", "0"}
+    assert texts("limit") >= {"8 × 518×518", "0 %", "100 %"}
+    assert texts("accuracy") >= {"0", "1e-06", "1e-02", "100 %"}
+
+
+def test_plots_have_titles_and_descriptions_for_screen_readers(opened: Open) -> None:
+    for figure in opened().find_elements(By.CSS_SELECTOR, "figure svg"):
+        assert figure.accessible_name.startswith("dinov2_vit")
+        described = figure.get_attribute("aria-describedby")
+        text = figure.find_element(By.ID, str(described)).get_attribute("textContent")
+        assert "Candidates: dinov2rt-ort, torch-eager" in str(text)
+
+
+def test_ids_are_unique_and_references_lead_somewhere(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', html)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
+
+
+def test_the_legend_names_every_candidate_in_the_color_of_the_plots(opened: Open) -> None:
+    browser = opened()
+    entries = browser.find_elements(By.CSS_SELECTOR, ".legend li")
+    assert tuple(entry.text for entry in entries) == NAMES
+
+    def fill(selector: str) -> Any:
+        return browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property("fill")
+
+    colors = [fill(f"#key-{i} #key-{i}-candidate-{i} use") for i in range(len(NAMES))]
+    assert len(set(colors)) == len(NAMES)
+    for plot in ("latency", "throughput", "limit", "accuracy"):
+        group = f"#{plot}-dinov2_vitb14-candidate-"
+        assert [fill(f"{group}{i} use") for i in range(len(NAMES))] == colors
+
+
+def luminance(color: tuple[float, ...]) -> float:
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in color]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2.2; colors as `#rrggbb` or `rgb(r, g, b)`."""
+    bright, dim = sorted((luminance(_rgb(color)) for color in (one, other)), reverse=True)
+    return (bright + 0.05) / (dim + 0.05)
+
+
+def _rgb(color: str) -> tuple[float, ...]:
+    if color.startswith("#"):
+        return tuple(int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return tuple(int(value) / 255 for value in re.findall(r"\d+", color)[:3])
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_marks_stand_out_in_light_and_dark(scheme: str, opened: Open) -> None:
+    browser = opened(scheme=scheme)
+
+    def css(selector: str, name: str) -> str:
+        return browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property(name)
+
+    ground = css("figure", "background-color")
+    assert (luminance(_rgb(ground)) < 0.1) == (scheme == "dark")
+    assert contrast(css("#latency-dinov2_vitb14 text", "fill"), ground) > 7
+    assert contrast(css(".quiet", "color"), css("body", "background-color")) > 4.5
+    for pair in PALETTE:
+        assert contrast(pair[scheme == "dark"], ground) >= 3, pair
+
+
+def test_tables_hold_every_result_and_failures_have_no_time(opened: Open) -> None:
+    browser = opened()
+    tables = browser.find_elements(By.CSS_SELECTOR, "details table")
+    assert len(tables) == 8
+    last = tables[-1].find_elements(By.CSS_SELECTOR, "tbody tr")
+    assert len(last) == len(NAMES)
+    assert "failed accuracy" in last[-1].text
+    assert "torch-bf16: not accurate: 7 values are NaN" in browser.page_source
+    assert count(browser, "details tr.own") == 8
+
+
+def test_warnings_and_the_summary_stand_at_the_top(opened: Open) -> None:
+    text = opened().find_element(By.TAG_NAME, "main").text
+    assert text.startswith("Read the figures with care:\nthe machine was busy")
+    assert text.index("dinov2rt is the fastest in 7 of 8 cells") < text.index("Plots")
+
+
+def test_foreign_text_is_never_markup(benchmark_run: BenchmarkRun) -> None:
+    script = "<script>alert(1)</script>"
+    environment = replace(benchmark_run.environment, cpu=script, warnings=(script,))
+    facts = [replace(each, title=script) for each in benchmark_run.candidates]
+    rows = [replace(row, failure=script) for row in benchmark_run.rows[:5]]
+    html = to_html(
+        replace(
+            benchmark_run,
+            environment=environment,
+            command=script,
+            candidates=tuple(facts),
+            rows=tuple(rows),
+        )
+    )
+    assert "<script" not in html
+    assert "&lt;script&gt;" in html
+    assert "openvino <2026>" not in html
+
+
+@pytest.mark.parametrize(("device", "chip"), [("cpu", "Invented CPU | 8 GHz"), ("cuda", "A GPU")])
+def test_the_heading_names_what_was_measured(
+    device: str, chip: str, benchmark_run: BenchmarkRun
+) -> None:
+    run = replace(
+        benchmark_run,
+        environment=replace(benchmark_run.environment, gpu="A GPU"),
+        settings=replace(benchmark_run.settings, device=device),
+        rows=benchmark_run.rows[:5],
+    )
+    assert f'<p class="quiet">{chip}, 2 threads,\ndevice {device}.' in to_html(run)
+
+
+def test_one_cell_is_enough_for_a_page(benchmark_run: BenchmarkRun) -> None:
+    html = to_html(replace(benchmark_run, rows=benchmark_run.rows[:5]))
+    assert html.count("<figure>") == 3
+    assert "Throughput by batch" not in html
+
+
+def test_a_run_without_any_time_still_has_a_page(benchmark_run: BenchmarkRun) -> None:
+    rows = [replace(row, latency=None, floor=None, failure="x") for row in benchmark_run.rows]
+    html = to_html(replace(benchmark_run, rows=tuple(rows)))
+    assert "<figure>" not in html
+    assert "39 results could not be measured for another reason." in html
+
+
+def test_more_candidates_than_colors_still_look_different(benchmark_run: BenchmarkRun) -> None:
+    facts = [replace(benchmark_run.candidates[0], candidate=f"c{i}") for i in range(20)]
+    marks = Marks.of(replace(benchmark_run, candidates=tuple(facts)))
+    keys = {
+        re.sub(r'candidate-\d+"|key-\d+|<title.*?title>|c\d+', "", marks.key(f"c{i}"))
+        for i in range(20)
+    }
+    assert len(keys) == 20
+
+
+def test_many_cells_make_the_plot_of_the_limit_taller(benchmark_run: BenchmarkRun) -> None:
+    rows = [
+        replace(benchmark_run.rows[1], cell=Cell(VARIANTS[0], batch, 14 * size, 14))
+        for batch in range(1, 5)
+        for size in range(1, 5)
+    ]
+    html = to_html(replace(benchmark_run, rows=tuple(rows)))
+    boxes = re.findall(r'<svg viewBox="0 0 [\d.]+ ([\d.]+)" role="img" id="limit', html)
+    assert float(boxes[0]) > 500

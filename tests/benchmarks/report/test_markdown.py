@@ -1,0 +1,166 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dinov2rt.benchmarks.report.formats import significant
+from dinov2rt.benchmarks.report.markdown import to_markdown
+from dinov2rt.benchmarks.report.summary import Standing, duels, sentences
+from dinov2rt.benchmarks.results import BenchmarkRun, Row
+from dinov2rt.errors import InputError
+
+OWN = "dinov2rt-ort"
+
+
+@pytest.fixture(scope="module")
+def lines(benchmark_run: BenchmarkRun) -> list[str]:
+    return to_markdown(benchmark_run).splitlines()
+
+
+def cells_of(line: str) -> list[str]:
+    return [text.strip() for text in line.strip("|").split(" | ")]
+
+
+def test_the_summary_counts_the_cells(benchmark_run: BenchmarkRun) -> None:
+    first, span, slower, other, *_ = sentences(benchmark_run)
+    assert first == (
+        "In float32, dinov2rt is the fastest in 7 of 8 cells, within 3 % of the fastest peer in 0, "
+        "slower in 1."
+    )
+    assert "0.985 to 1.38 times" in span
+    assert slower == "Slower in float32: dinov2_vits14_reg 1x224x224, 1.38 times openvino <2026>."
+    assert other.startswith("In 7 cells a peer is faster than all of dinov2rt's candidates")
+    assert "1 result failed them and has no time." in sentences(benchmark_run)
+
+
+@pytest.mark.parametrize(
+    ("factor", "standing"),
+    [
+        (0.98, Standing.FASTEST),
+        (1.015 * 1.02, Standing.LEVEL),
+        (1.015 * 1.05, Standing.SLOWER),
+        (1.015, Standing.LEVEL),
+    ],
+)
+def test_a_standing_needs_the_whole_interval(
+    factor: float,
+    standing: Standing,
+    benchmark_run: BenchmarkRun,
+    timed: Callable[[Row, float], Row],
+) -> None:
+    rows = [timed(row, factor if row.candidate == OWN else 1) for row in benchmark_run.rows[5:]]
+    found = duels(replace(benchmark_run, rows=tuple(rows)))
+    assert {duel.standing for duel in found} == {standing}
+
+
+def test_few_turns_decide_nothing(benchmark_run: BenchmarkRun) -> None:
+    def short(row: Row) -> Row:
+        if row.latency is None:
+            return row
+        return replace(row, latency=replace(row.latency, turns_ms=row.latency.turns_ms[:5]))
+
+    run = replace(benchmark_run, rows=tuple(map(short, benchmark_run.rows)))
+    assert {duel.standing for duel in duels(run)} == {Standing.OPEN}
+    assert "not told apart by the measurement in 8" in sentences(run)[0]
+    assert "(too few turns)" in to_markdown(run)
+
+
+def test_a_precision_that_no_peer_has_stands_beside_float32(
+    benchmark_run: BenchmarkRun, timed: Callable[[Row, float], Row]
+) -> None:
+    name = "dinov2rt-int8"
+    own = [row for row in benchmark_run.rows if row.candidate == OWN][1:]
+    facts = [
+        replace(facts, candidate=name, precision="int8")
+        for facts in benchmark_run.candidates
+        if facts.candidate == OWN
+    ]
+    rows = [replace(timed(row, 0.5), candidate=name) for row in own]
+    run = replace(
+        benchmark_run,
+        candidates=(*benchmark_run.candidates, *facts),
+        rows=(*benchmark_run.rows, *rows),
+    )
+    line = next(line for line in sentences(run) if line.startswith("In int8 its calls take"))
+    assert "take 0.500 to 0.500 of the time of the fastest float32 candidate" in line
+    assert line.count(f" times {OWN}") == 7, "one cell has no int8 row"
+
+
+def test_a_run_without_peers_says_so(benchmark_run: BenchmarkRun) -> None:
+    rows = tuple(row for row in benchmark_run.rows if row.candidate == OWN)
+    first, *_ = sentences(replace(benchmark_run, rows=rows))
+    assert first == "Nowhere were dinov2rt and a peer of the same precision both timed."
+
+
+def test_warnings_stand_before_the_machine(lines: list[str]) -> None:
+    warning = lines.index("- **Warning:** the machine was busy: load average 1.70 on 2 cores")
+    machine = next(i for i, line in enumerate(lines) if line.startswith("| machine "))
+    assert lines.index("## Environment") < warning < machine
+
+
+def test_each_cell_has_a_table_with_every_candidate(lines: list[str]) -> None:
+    headings = [
+        i for i, line in enumerate(lines) if line.startswith("### dinov2_vit") and "x" in line
+    ]
+    assert len(headings) == 8
+    for heading in headings:
+        table = lines[heading + 4 : heading + 9]
+        assert {cells_of(line)[0] for line in table} >= {OWN, "torch-eager", "openvino &lt;2026>"}
+    fast = cells_of(lines[lines.index("### dinov2_vits14_reg 8x224x224") + 5])
+    assert fast[:2] == [OWN, "float32"]
+    assert fast[2].startswith("430 (430–43")
+    assert fast[6] == "30"
+    assert fast[8].startswith("0.985 (0.98")
+    assert fast[9:] == ["55 %", "compute", "9.1e-07", "0.9999991"]
+
+
+def test_what_failed_its_accuracy_has_a_reason_and_no_time(lines: list[str]) -> None:
+    start = lines.index("### dinov2_vitb14 8x518x518")
+    failed = cells_of(lines[start + 8])
+    assert failed[:3] == ["torch-bf16", "bfloat16", "failed accuracy"]
+    assert not any(character.isdigit() for text in failed[3:] for character in text)
+    assert lines[start + 10] == "- torch-bf16: not accurate: 7 values are NaN"
+
+
+def test_missing_candidates_and_cold_starts_are_there(lines: list[str]) -> None:
+    text = "\n".join(lines)
+    assert "| dinov2_vitb14 | tensorrt  | needs an NVIDIA GPU; there is none |" in lines
+    assert text.count("peak memory MiB") == 2
+
+
+def test_foreign_text_stays_in_its_cell(lines: list[str]) -> None:
+    assert any("Invented CPU \\| 8 GHz" in line for line in lines)
+    assert not any("<2026>" in line for line in lines)
+
+
+def test_a_run_survives_its_file(benchmark_run: BenchmarkRun, tmp_path: Path) -> None:
+    benchmark_run.write(tmp_path / "run.json")
+    assert to_markdown(BenchmarkRun.read(tmp_path / "run.json")) == to_markdown(benchmark_run)
+
+
+def test_a_row_without_facts_is_refused(benchmark_run: BenchmarkRun) -> None:
+    run = replace(benchmark_run, candidates=benchmark_run.candidates[1:])
+    with pytest.raises(InputError, match=rf"a row of {OWN} at .*; measure again$"):
+        to_markdown(run)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.01234, "0.0123"), (1.0, "1.00"), (12345.6, "12,346"), (0, "0"), (None, "–")],
+)
+def test_figures_have_three_digits_and_no_exponent(value: float | None, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_on_a_gpu_the_phases_of_a_call_are_told(benchmark_run: BenchmarkRun) -> None:
+    first = benchmark_run.rows[0]
+    assert first.latency is not None
+    latency = replace(
+        first.latency, host_to_device_ms=0.21, compute_ms=1.5, device_to_host_ms=0.034
+    )
+    run = replace(benchmark_run, rows=(replace(first, latency=latency), *benchmark_run.rows[1:]))
+    lines = to_markdown(run).splitlines()
+    row = cells_of(lines[lines.index("## Phases of a call on the GPU") + 4])
+    assert row == ["dinov2_vits14_reg 1x224x224", OWN, "0.210", "1.50", "0.0340"]
+    assert "Phases of a call" not in to_markdown(benchmark_run)

@@ -1,0 +1,362 @@
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dinov2rt.bundle.manifest import (
+    MANIFEST_NAME,
+    SCHEMA_VERSION,
+    FileEntry,
+    Flavour,
+    GraphEntry,
+    Manifest,
+    PlanEntry,
+    VerificationEntry,
+    WeightsEntry,
+)
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
+from dinov2rt.bundle.variants import find_variant
+from dinov2rt.errors import BundleError
+
+Document = dict[str, Any]
+
+FILE = FileEntry(path="fp32.onnx", size_bytes=5, sha256="a" * 64)
+GRAPH = GraphEntry(
+    precision=Precision.FP32,
+    opset=23,
+    input_name="pixels",
+    outputs=("cls_token", "patch_tokens"),
+    layers=(),
+    files=(FILE, replace(FILE, path="fp32.onnx.data")),
+)
+PLAN = PlanEntry(
+    file=replace(FILE, path="plans/sm80.plan"),
+    flavour=Flavour.TENSORRT,
+    version="10.14",
+    target="sm80",
+    precision=Precision.FP16,
+    input_name="pixels",
+    outputs=("cls_token",),
+    profiles=(ProfileEntry("b8-224", ShapeRange.pinned(224, max_batch=8), scratch_bytes=7),),
+    fused_attention=12,
+    weight_bytes=8,
+    build_seconds=1.5,
+    graph_sha256="b" * 64,
+    options={"optimization_level": "5"},
+)
+VERIFICATION = VerificationEntry(
+    machine="NVIDIA A100", driver="580.1", date="2026-01-31", cosine_min=0.99, relative_l2=1e-3
+)
+MANIFEST = Manifest(
+    schema=SCHEMA_VERSION,
+    variant=find_variant("dinov2_vits14"),
+    weights=WeightsEntry(source="synthetic:0", sha256="c" * 64),
+    graphs=(GRAPH,),
+    golden=replace(FILE, path="golden.npz"),
+    plans=(PLAN, replace(PLAN, verification=VERIFICATION)),
+    tools={"torch": "2.13.0"},
+)
+
+
+def document_of(bundle: Path) -> Document:
+    document: Document = json.loads((bundle / MANIFEST_NAME).read_text())
+    return document
+
+
+def write(bundle: Path, document: Any) -> None:
+    (bundle / MANIFEST_NAME).write_text(json.dumps(document))
+
+
+def read_error(bundle: Path) -> str:
+    with pytest.raises(BundleError) as error:
+        Manifest.read(bundle)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    MANIFEST.write(tmp_path)
+    return tmp_path
+
+
+# Reading what was written
+
+
+def test_what_is_written_is_read_back(bundle: Path) -> None:
+    assert Manifest.read(bundle) == MANIFEST
+
+
+def test_the_file_is_plain_json_with_names_for_types(bundle: Path) -> None:
+    document = document_of(bundle)
+    assert document["schema"] == 1
+    assert document["variant"] == "dinov2_vits14"
+    assert document["graphs"][0]["precision"] == "fp32"
+    assert document["graphs"][0]["files"][0] == {
+        "path": "fp32.onnx",
+        "size_bytes": 5,
+        "sha256": "a" * 64,
+    }
+    assert document["plans"][0]["verification"] is None
+
+
+def test_keys_of_a_later_version_are_left_out(bundle: Path) -> None:
+    document = document_of(bundle)
+    document["signature"] = {"key": "value"}
+    document["graphs"][0]["quantization"] = None
+    document["golden"]["compression"] = "none"
+    write(bundle, document)
+    assert Manifest.read(bundle) == MANIFEST
+
+
+def test_what_has_a_default_may_be_missing(bundle: Path) -> None:
+    document = document_of(bundle)
+    del document["plans"], document["tools"]
+    write(bundle, document)
+    assert Manifest.read(bundle) == replace(MANIFEST, plans=(), tools={})
+
+
+# What cannot be read
+
+
+def test_no_bundle(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    assert read_error(nowhere) == (
+        f"{nowhere} is not a bundle: manifest.json cannot be read (No such file or directory); "
+        f"make one with: dinov2rt export VARIANT --weights W --out {nowhere}"
+    )
+
+
+def test_a_file_is_not_a_bundle(tmp_path: Path) -> None:
+    file = tmp_path / "model.onnx"
+    file.touch()
+    assert f"{file} is not a bundle: manifest.json cannot be read (Not a dir" in read_error(file)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b'{"schema": 1,', b"\xff\xfe", b"[" * 100_000],
+    ids=["empty", "cut short", "not UTF-8", "nested without end"],
+)
+def test_not_json(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / MANIFEST_NAME).write_bytes(content)
+    message = read_error(tmp_path)
+    assert message.startswith(f"{tmp_path / MANIFEST_NAME} is not JSON (")
+    assert message.endswith("); export the bundle again")
+
+
+@pytest.mark.parametrize(
+    "document",
+    [[], "manifest", None, {}, {"schema": "1"}, {"schema": True}, {"schema": 1.0}, {"schema": 0}],
+)
+def test_no_schema_version(tmp_path: Path, document: Any) -> None:
+    write(tmp_path, document)
+    expected = f"{tmp_path / MANIFEST_NAME} states no schema version; export the bundle again"
+    assert read_error(tmp_path) == expected
+
+
+def test_newer_schema(bundle: Path) -> None:
+    write(bundle, document_of(bundle) | {"schema": SCHEMA_VERSION + 1})
+    assert read_error(bundle) == (
+        f"{bundle / MANIFEST_NAME} has schema 2, this dinov2rt reads up to 1; "
+        "upgrade dinov2rt, or export the bundle again with this version"
+    )
+
+
+def set_(*path: str | int, to: Any) -> Callable[[Document], None]:
+    """Replaces the value at `path`."""
+
+    def damage(document: Document) -> None:
+        *parents, last = path
+        for step in parents:
+            document = document[step]  # type: ignore[index]
+        document[last] = to  # type: ignore[index]
+
+    return damage
+
+
+def without(*path: str | int) -> Callable[[Document], None]:
+    """Removes the key at `path`."""
+
+    def damage(document: Document) -> None:
+        *parents, last = path
+        for step in parents:
+            document = document[step]  # type: ignore[index]
+        del document[last]  # type: ignore[arg-type]
+
+    return damage
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (without("golden"), "Manifest.__init__() missing 1 required positional argument: 'golden'"),
+        (
+            without("graphs", 0, "opset"),
+            "GraphEntry.__init__() missing 1 required positional argument: 'opset'",
+        ),
+        (set_("golden", to=[]), "manifest.golden is list, must be dict"),
+        (set_("golden", to=None), "manifest.golden is NoneType, must be dict"),
+        (set_("graphs", to={}), "manifest.graphs is dict, must be list"),
+        (set_("graphs", to="fp32"), "manifest.graphs is str, must be list"),
+        (set_("graphs", 0, to=[]), "manifest.graphs[0] is list, must be dict"),
+        (set_("graphs", 0, "opset", to="23"), "manifest.graphs[0].opset is str, must be int"),
+        (set_("graphs", 0, "opset", to=True), "manifest.graphs[0].opset is bool, must be int"),
+        (
+            set_("graphs", 0, "files", 1, "size_bytes", to=1.5),
+            "manifest.graphs[0].files[1].size_bytes is float, must be int",
+        ),
+        (set_("tools", "torch", to=2), "manifest.tools.torch is int, must be str"),
+        (set_("tools", to=["torch"]), "manifest.tools is list, must be dict"),
+        (set_("variant", to=["dinov2_vits14"]), "manifest.variant is list, must be str"),
+        (
+            set_("variant", to="dinov2_vits15"),
+            "unknown variant 'dinov2_vits15'; nearest is 'dinov2_vits14', all are: ",
+        ),
+        (set_("graphs", 0, "precision", to="int4"), "'int4' is not a valid Precision"),
+        (
+            set_("graphs", 0, "input_name", to="image"),
+            "input_name 'image' is neither pixels nor images",
+        ),
+        (set_("graphs", 0, "files", to=[]), "a graph must have files and outputs"),
+        (set_("graphs", 0, "outputs", to=[]), "a graph must have files and outputs"),
+    ],
+)
+def test_misshapen(bundle: Path, damage: Callable[[Document], None], reason: str) -> None:
+    document = document_of(bundle)
+    damage(document)
+    write(bundle, document)
+    message = read_error(bundle)
+    start, end = (
+        f"{bundle / MANIFEST_NAME} is incomplete or misshapen (",
+        "); export the bundle again",
+    )
+    assert message.startswith(start)
+    assert message.endswith(end)
+    assert message.removeprefix(start).removesuffix(end).startswith(reason)
+
+
+@pytest.mark.parametrize("path", ["../fp32.onnx", "/etc/passwd", "plans/../../x", "", ".", "a\0b"])
+@pytest.mark.parametrize("place", [("golden",), ("graphs", 0, "files", 0)])
+def test_a_path_out_of_the_bundle_is_refused(
+    bundle: Path, path: str, place: tuple[str | int, ...]
+) -> None:
+    document = document_of(bundle)
+    set_(*place, "path", to=path)(document)
+    write(bundle, document)
+    assert f"(path {path!r} does not lie in the bundle)" in read_error(bundle)
+
+
+# Writing
+
+
+def test_a_failed_write_leaves_the_old_manifest(bundle: Path) -> None:
+    (bundle / f"{MANIFEST_NAME}.partial").mkdir()  # nothing can be written there
+    with pytest.raises(BundleError) as error:
+        replace(MANIFEST, tools={}).write(bundle)
+    assert str(error.value) == (
+        f"{bundle / MANIFEST_NAME} cannot be written (Is a directory); "
+        "check the space and the permissions there"
+    )
+    assert Manifest.read(bundle) == MANIFEST
+
+
+def test_a_reader_never_sees_half_a_manifest(bundle: Path) -> None:
+    large = replace(MANIFEST, tools={f"tool{index}": "1.0" * 100 for index in range(1000)})
+    done = threading.Event()
+
+    def rewrite() -> None:
+        for _ in range(20):
+            large.write(bundle)
+            MANIFEST.write(bundle)
+        done.set()
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    try:
+        while not done.is_set():
+            assert Manifest.read(bundle) in (MANIFEST, large)
+    finally:
+        writer.join()
+    assert [file.name for file in bundle.iterdir()] == [MANIFEST_NAME]
+
+
+# Files
+
+
+@pytest.fixture
+def entry(tmp_path: Path) -> FileEntry:
+    (tmp_path / "data.bin").write_bytes(b"weights")
+    return FileEntry.of(tmp_path, "data.bin")
+
+
+def check_error(root: Path, entry: FileEntry) -> str:
+    with pytest.raises(BundleError) as error:
+        entry.check(root, rebuild="rebuild with: make")
+    return str(error.value)
+
+
+def test_an_entry_is_measured_and_checked(tmp_path: Path, entry: FileEntry) -> None:
+    assert entry == FileEntry("data.bin", 7, hashlib.sha256(b"weights").hexdigest())
+    assert entry.check(tmp_path, rebuild="") == tmp_path / "data.bin"
+
+
+def test_missing_file(tmp_path: Path, entry: FileEntry) -> None:
+    (tmp_path / "data.bin").unlink()
+    assert check_error(tmp_path, entry) == (
+        f"{tmp_path / 'data.bin'} cannot be read (No such file or directory), "
+        "but the manifest names it; rebuild with: make"
+    )
+
+
+def test_truncated_file(tmp_path: Path, entry: FileEntry) -> None:
+    (tmp_path / "data.bin").write_bytes(b"weight")
+    assert check_error(tmp_path, entry) == (
+        f"{tmp_path / 'data.bin'} has 6 bytes, the manifest says 7; rebuild with: make"
+    )
+
+
+def test_one_flipped_bit(tmp_path: Path, entry: FileEntry) -> None:
+    (tmp_path / "data.bin").write_bytes(b"weightr")
+    assert check_error(tmp_path, entry) == (
+        f"{tmp_path / 'data.bin'} has SHA-256 {hashlib.sha256(b'weightr').hexdigest()[:16]}…, "
+        f"the manifest says {entry.sha256[:16]}…; rebuild with: make"
+    )
+
+
+def test_a_directory_in_place_of_a_file(tmp_path: Path, entry: FileEntry) -> None:
+    (tmp_path / "data.bin").unlink()
+    (tmp_path / "data.bin").mkdir()
+    size = (tmp_path / "data.bin").stat().st_size
+    assert "(Is a directory)" in check_error(tmp_path, replace(entry, size_bytes=size))
+
+
+# The way back
+
+
+@pytest.mark.parametrize(
+    ("graph", "options"),
+    [
+        (GRAPH, ""),
+        (replace(GRAPH, input_name="images"), "--input normalized "),
+        (replace(GRAPH, layers=(2, 11)), "--layers 2,11 "),
+    ],
+)
+def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> None:
+    manifest = replace(MANIFEST, graphs=(graph, replace(graph, precision=Precision.FP16)))
+    assert manifest.rebuild_command(Path("out")) == (
+        "rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 "
+        f"--precision fp32,fp16 {options}--out out --force"
+    )
+
+
+def test_rebuild_command_can_be_pasted_into_a_shell() -> None:
+    manifest = replace(MANIFEST, weights=replace(MANIFEST.weights, source="my weights.pth"))
+    command = manifest.rebuild_command(Path("my bundle"))
+    assert "--weights 'my weights.pth' --precision fp32 --out 'my bundle' --force" in command

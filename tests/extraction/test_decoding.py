@@ -1,0 +1,274 @@
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from dinov2rt.bundle.geometry import ImageSize, Snap
+from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, ImageFiles, Item
+from dinov2rt.extraction.decoding import (
+    DecodedImage,
+    Decoders,
+    Decoding,
+    decode,
+    decode_chunks,
+    decoder_pool,
+)
+from dinov2rt.runtime.images import Preprocess, load_image
+
+NATIVE = Decoding(Preprocess(), Snap.CROP, max_pixels=10_000)
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    rng = np.random.default_rng([height, width])
+    return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def encoded(height: int, width: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(noise(height, width)).save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def decoded(item: Item, decoding: Decoding = NATIVE) -> DecodedImage:
+    image = decode(item, decoding)
+    assert isinstance(image, DecodedImage)
+    return image
+
+
+def reason(item: Item, decoding: Decoding = NATIVE) -> str:
+    failure = decode(item, decoding)
+    assert isinstance(failure, Failure)
+    assert failure.key == item.key
+    assert failure.reason.startswith(item.key)
+    assert "\n" not in failure.reason
+    return failure.reason
+
+
+# One image
+
+
+def test_an_image_is_the_same_wherever_its_bytes_are(tmp_path: Path) -> None:
+    content = encoded(28, 42)
+    file, shard = tmp_path / "a.png", tmp_path / "s.tar"
+    file.write_bytes(content)
+    shard.write_bytes(b"before" + content + b"after")
+    for source in (file, content, FileSlice(str(shard), 6, len(content))):
+        image = decoded(Item("a", source))
+        np.testing.assert_array_equal(image.pixels, noise(28, 42))
+
+
+@pytest.mark.parametrize(
+    ("snap", "rows", "cols"),
+    [(Snap.CROP, slice(28), slice(42)), (Snap.CENTER_CROP, slice(1, 29), slice(1, 43))],
+)
+def test_what_the_model_would_not_see_is_cut(snap: Snap, rows: slice, cols: slice) -> None:
+    image = decoded(Item("a", encoded(31, 45)), Decoding(Preprocess(), snap, 10_000))
+    assert image.size == ImageSize(31, 45)
+    assert image.pixels.flags.c_contiguous
+    np.testing.assert_array_equal(image.pixels, noise(31, 45)[rows, cols])
+
+
+def test_resizing_is_done_here_and_padding_is_left_to_the_graph() -> None:
+    item = Item("a", encoded(31, 45))
+    resized = decoded(item, Decoding(Preprocess(), Snap.RESIZE, 10_000))
+    assert (resized.size, resized.pixels.shape) == (ImageSize(31, 45), (28, 42, 3))
+    padded = decoded(item, Decoding(Preprocess(), Snap.PAD, 10_000))
+    assert padded.pixels.shape == (31, 45, 3)
+
+
+def test_preprocessing_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(31, 45))
+    steps = Preprocess(short_side=60)
+    image = decoded(Item("a", tmp_path / "a.png"), Decoding(steps, Snap.PAD, 10_000))
+    np.testing.assert_array_equal(image.pixels, load_image(tmp_path / "a.png", steps))
+
+
+def bomb() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"plain text", "is not an image that Pillow can read"),
+        (b"", "is not an image that Pillow can read"),
+        (encoded(28, 28, "JPEG")[:-200], "cannot be decoded (image file is truncated"),
+        (encoded(1, 1), "image of 1x1 pixels is smaller than one patch of 14x14"),
+        (encoded(160, 160), "image of 160x160 has 23716 pixels, more than max_pixels=10000"),
+    ],
+)
+def test_why_an_image_cannot_be_used_is_one_line(
+    content: bytes, expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad.jpg"
+    file.write_bytes(content)
+    assert expected in reason(Item(str(file), file))
+    assert expected in reason(Item("shard.tar#bad.jpg", content))
+
+
+def test_a_decompression_bomb_is_refused_unopened() -> None:
+    started = time.perf_counter()
+    assert "is too large: Image size (900000000 pixels) exceeds limit" in reason(Item("a", bomb()))
+    assert time.perf_counter() - started < 10
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    circle, shard = tmp_path / "circle.jpg", tmp_path / "s.tar"
+    circle.symlink_to(circle)
+    shard.write_bytes(b"short")
+    assert "(Too many levels of symbolic links)" in reason(Item(str(circle), circle))
+    assert "(No such file" in reason(Item("a", tmp_path / "gone.jpg"))
+    assert f"a: {shard} ends before this image does" in reason(
+        Item("a", FileSlice(str(shard), 2, 9))
+    )
+    gone = FileSlice(str(tmp_path / "gone.tar"), 0, 9)
+    assert "gone.tar cannot be read (No such file" in reason(Item("a", gone))
+
+
+def test_a_failure_stays_what_it_is() -> None:
+    failure = Failure("s.tar", "s.tar is damaged")
+    assert decode(failure, NATIVE) is failure
+
+
+# Many images
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Decoders]:
+    with decoder_pool(2) as decoders:
+        yield decoders
+
+
+def chunks_of(folder: Path, sizes: list[int], each: int) -> list[Chunk]:
+    files = []
+    for index, side in enumerate(sizes):
+        file = folder / f"{index}.png"
+        file.write_bytes(encoded(side, 28))
+        files.append(str(file))
+    parts = [tuple(files[start : start + each]) for start in range(0, len(files), each)]
+    return [Chunk(index, ImageFiles(part)) for index, part in enumerate(parts)]
+
+
+def test_images_come_in_order_whichever_is_decoded_first(two: Decoders, tmp_path: Path) -> None:
+    sizes = [300, 14, 28, 14, 14, 300, 14, 28, 14, 28, 14]
+    chunks = chunks_of(tmp_path, sizes, each=5)
+    images = list(decode_chunks(chunks, NATIVE, two, ahead=8))
+    assert [image.key for _, image in images] == [
+        item.key for chunk in chunks for item in chunk.items()
+    ]
+    assert [chunk.index for chunk, _ in images] == [0] * 5 + [1] * 5 + [2]
+    for (_, image), side in zip(images, sizes, strict=True):
+        assert isinstance(image, DecodedImage)
+        np.testing.assert_array_equal(image.pixels, noise(side, 28)[: side // 14 * 14])
+
+
+@pytest.mark.parametrize(("ahead", "images_ahead"), [(8, 8), (1, 8), (24, 24)])
+def test_no_more_is_read_ahead_than_asked_for(
+    tmp_path: Path, ahead: int, images_ahead: int
+) -> None:
+    chunks = chunks_of(tmp_path, [14] * 40, each=5)
+    with ThreadPoolExecutor(1) as executor:
+        images = decode_chunks(chunks, NATIVE, Decoders(executor, 1), ahead=ahead)
+        next(images)
+        executor.submit(int).result()  # all that was sent has been read by now
+        for index in range(images_ahead + 4, 40):
+            (tmp_path / f"{index}.png").unlink()  # had one been read, it would not be missed
+        rest = [isinstance(image, DecodedImage) for _, image in images]
+    read = 1 + sum(rest)
+    assert images_ahead <= read <= images_ahead + 4
+    assert rest == sorted(rest, reverse=True)
+
+
+def test_what_is_no_longer_wanted_is_not_decoded(tmp_path: Path) -> None:
+    chunks = chunks_of(tmp_path, [14] * 40, each=40)
+    with ThreadPoolExecutor(1) as executor:
+        images = decode_chunks(chunks, NATIVE, Decoders(executor, 1), ahead=40)
+        next(images)
+        images.close()  # type: ignore[attr-defined]
+        assert executor._work_queue.qsize() <= 10
+        started = time.perf_counter()
+    assert time.perf_counter() - started < 5
+
+
+def test_a_limit_set_in_pillow_holds_in_the_decoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
+    chunks = chunks_of(tmp_path, [14, 42], each=2)
+    with decoder_pool(1) as decoders:
+        _, (_, failure) = decode_chunks(chunks, NATIVE, decoders, ahead=4)
+    assert isinstance(failure, Failure)
+    assert "exceeds limit of 1000 pixels" in failure.reason
+
+
+def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
+    chunks = chunks_of(tmp_path, [14] * 40, each=8)
+    with decoder_pool(1) as decoders:
+        images = decode_chunks(chunks, NATIVE, decoders, ahead=4)
+        next(images)
+        (decoder,) = decoders.executor._processes  # type: ignore[attr-defined]
+        os.kill(decoder, signal.SIGKILL)
+        with pytest.raises(Dinov2rtError, match="a decoder process died, perhaps of too little"):
+            list(images)
+
+
+def test_a_negative_number_of_decoders_is_refused() -> None:
+    with pytest.raises(InputError, match="decoders=-1; allowed is a whole number from 0"):
+        decoder_pool(-1).__enter__()
+
+
+ORPHANS = """
+import sys, time
+from pathlib import Path
+from dinov2rt.runtime.chunks import Chunk, ImageFiles
+from dinov2rt.runtime.decoding import *
+from dinov2rt.runtime.geometry import Snap
+from dinov2rt.runtime.images import Preprocess
+if __name__ == "__main__":
+    chunks = [Chunk(0, ImageFiles((sys.argv[1],) * 8))]
+    with decoder_pool(2) as decoders:
+        list(decode_chunks(chunks, Decoding(Preprocess(), Snap.CROP, 10_000), decoders, ahead=8))
+        print(*decoders.executor._processes, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_decoders_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
+    script, image = tmp_path / "script.py", tmp_path / "a.png"
+    script.write_text(ORPHANS)
+    image.write_bytes(encoded(14, 14))
+    with subprocess.Popen(
+        [sys.executable, str(script), str(image)], stdout=subprocess.PIPE, text=True
+    ) as caller:
+        assert caller.stdout is not None
+        decoders = [int(each) for each in caller.stdout.readline().split()]
+        assert len(decoders) == 2
+        assert all(map(is_running, decoders))
+        caller.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, decoders)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(is_running, decoders))
+
+
+def is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{process}/stat")
+    return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,0 +1,119 @@
+"""Against the real TensorRT for RTX, as far as it goes without a driver."""
+
+import importlib.util
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.errors import MissingDependencyError
+from dinov2rt.runtime.tensorrt.flavour import (
+    error_log,
+    import_tensorrt,
+    installed_flavours,
+    invalidity,
+)
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def trt() -> ModuleType:
+    return import_tensorrt(Flavour.TENSORRT_RTX)
+
+
+@pytest.fixture(scope="module")
+def plan(trt: ModuleType) -> bytes:
+    """A plan for sm80 that turns pixels into floats."""
+    log = error_log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(0)
+    pixels = network.add_input("pixels", trt.uint8, (-1, -1, -1, 3))
+    network.mark_output(network.add_cast(pixels, trt.float32).get_output(0))
+    config = builder.create_builder_config()
+    config.num_compute_capabilities = 1
+    config.set_compute_capability(trt.ComputeCapability.SM80, 0)
+    profile = builder.create_optimization_profile()
+    profile.set_shape("pixels", (1, 14, 14, 3), (1, 28, 28, 3), (4, 56, 56, 3))
+    config.add_optimization_profile(profile)
+    return bytes(builder.build_serialized_network(network, config))
+
+
+def test_the_flavours_that_are_there_are_found_without_importing_them() -> None:
+    assert Flavour.TENSORRT_RTX in installed_flavours()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("tensorrt") is not None, reason="the data-centre TensorRT is here"
+)
+def test_a_flavour_that_is_missing_is_one_line() -> None:
+    assert Flavour.TENSORRT not in installed_flavours()
+    with pytest.raises(MissingDependencyError) as error:
+        import_tensorrt(Flavour.TENSORRT)
+    assert str(error.value) == (
+        "a plan of flavour tensorrt needs the package 'tensorrt', which is not installed; "
+        "pip install 'dinov2rt[tensorrt]'"
+    )
+
+
+def test_what_is_no_plan_is_called_malformed(trt: ModuleType) -> None:
+    runtime = trt.Runtime(error_log(trt))
+    assert invalidity(trt, runtime, b"no plan at all, whatever it says" * 8) == "MALFORMED_ENGINE"
+
+
+def test_the_reason_for_a_failure_is_kept(trt: ModuleType, plan: bytes) -> None:
+    log = error_log(trt)
+    assert log.last == "no reason was given"
+    assert trt.Runtime(log).deserialize_cuda_engine(plan[: len(plan) // 2]) is None
+    assert log.last != "no reason was given"
+    assert "\n" not in log.last
+
+
+def test_warnings_are_not_taken_for_the_reason(trt: ModuleType) -> None:
+    log = error_log(trt)
+    log.log(trt.ILogger.WARNING, "slow")
+    assert log.last == "no reason was given"
+    log.log(trt.ILogger.ERROR, "broken\nin detail")
+    assert log.last == "broken"
+
+
+USED: dict[str, tuple[str, ...]] = {
+    "Runtime": ("deserialize_cuda_engine", "get_engine_validity", "engine_host_code_allowed"),
+    "ICudaEngine": (
+        "create_execution_context",
+        "create_runtime_config",
+        "get_tensor_dtype",
+        "get_weight_streaming_automatic_budget",
+        "weight_streaming_budget_v2",
+    ),
+    "IExecutionContext": (
+        "active_optimization_profile",
+        "execute_async_v3",
+        "get_tensor_shape",
+        "infer_shapes",
+        "set_device_memory",
+        "set_input_shape",
+        "set_optimization_profile_async",
+        "set_tensor_address",
+        "update_device_memory_size_for_shapes",
+    ),
+    "IRuntimeConfig": (
+        "create_runtime_cache",
+        "cuda_graph_strategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "set_execution_context_allocation_strategy",
+        "set_runtime_cache",
+    ),
+    "CudaGraphStrategy": ("DISABLED", "WHOLE_GRAPH_CAPTURE"),
+    "DynamicShapesKernelSpecializationStrategy": ("EAGER",),
+    "ExecutionContextAllocationStrategy": ("USER_MANAGED",),
+    "EngineValidity": ("INVALID",),
+    "Refitter": ("refit_cuda_engine",),
+    "OnnxParserRefitter": ("refit_from_file",),
+}
+
+
+@pytest.mark.parametrize(("kind", "members"), USED.items())
+def test_what_the_backend_calls_exists(trt: Any, kind: str, members: tuple[str, ...]) -> None:
+    assert [name for name in members if not hasattr(getattr(trt, kind), name)] == []

@@ -1,0 +1,127 @@
+"""Plans among the choices, on a machine that cannot run them."""
+
+import re
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
+from dinov2rt.errors import BackendError, InputError, PlanInputError
+from dinov2rt.runtime.model import load
+from dinov2rt.runtime.tensorrt.backend import batch_shape, plan_input
+
+runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+pytestmark = pytest.mark.skipif(
+    runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess,
+    reason="a GPU is here; see tests/gpu",
+)
+NO_GPU = r"cudaGetDevice failed: .+ \(cudaError(InsufficientDriver|NoDevice)\)"
+
+
+@pytest.fixture
+def planned(pooling_bundle: Path) -> Path:
+    """A bundle that names a plan, whose file nobody gets to read here."""
+    manifest = Manifest.read(pooling_bundle)
+    graph = manifest.graphs[0]
+    (pooling_bundle / "plans").mkdir()
+    (pooling_bundle / "plans" / "a.plan").write_bytes(b"a plan")
+    plan = PlanEntry(
+        file=FileEntry.of(pooling_bundle, "plans/a.plan"),
+        flavour=Flavour.TENSORRT_RTX,
+        version="1.7.1.116",
+        target="sm80",
+        precision=Precision.FP32,
+        input_name="pixels",
+        outputs=graph.outputs,
+        profiles=(ProfileEntry("28", ShapeRange.pinned(28, 4), 1024),),
+        fused_attention=0,
+        weight_bytes=1,
+        build_seconds=1.0,
+        graph_sha256=graph.files[0].sha256,
+    )
+    replace(manifest, plans=(plan,)).write(pooling_bundle)
+    return pooling_bundle
+
+
+def change_plan(bundle: Path, **changes: object) -> PlanEntry:
+    manifest = Manifest.read(bundle)
+    plan = replace(manifest.plans[0], **changes)  # type: ignore[arg-type]
+    replace(manifest, plans=(plan,)).write(bundle)
+    return plan
+
+
+def test_auto_passes_over_a_plan_without_a_gpu_and_says_so(planned: Path) -> None:
+    with load(planned) as model:
+        first, *others = model.describe().splitlines()
+    assert first == f"dinov2_vits14 fp32 on openvino {metadata.version('openvino')}, cpu"
+    assert re.fullmatch(f"passed over tensorrt_rtx cuda fp32: {NO_GPU}", others[0])
+
+
+def test_a_plan_by_name_is_never_replaced(planned: Path) -> None:
+    with pytest.raises(BackendError) as error:
+        load(planned, backend="tensorrt")
+    assert re.fullmatch(
+        rf"nothing that was asked for runs here \(tensorrt_rtx cuda fp32: {NO_GPU}\)",
+        str(error.value),
+    )
+
+
+def test_another_precision_by_name_leaves_the_plan_out(planned: Path) -> None:
+    with pytest.raises(BackendError) as error:
+        load(planned, backend="tensorrt", precision="fp16")
+    assert str(error.value) == (
+        "nothing that was asked for runs here (tensorrt auto: the bundle holds no fp16 plan; "
+        f"make one with: dinov2rt build {planned} --target sm80)"
+    )
+
+
+def test_plans_do_not_run_on_a_cpu(planned: Path) -> None:
+    with pytest.raises(BackendError, match='plans run on NVIDIA GPUs alone; use device="cuda"'):
+        load(planned, backend="tensorrt", device="cpu")
+
+
+def test_onnxruntime_by_name_does_not_look_at_plans(planned: Path) -> None:
+    with load(planned, backend="onnxruntime") as model:
+        assert "tensorrt" not in model.describe()
+
+
+def test_a_plan_of_another_graph_is_passed_over(planned: Path) -> None:
+    change_plan(planned, graph_sha256="f" * 64)
+    with load(planned) as model:
+        assert (
+            "passed over tensorrt_rtx cuda fp32: plans/a.plan: its graph has SHA-256 "
+            f"{'f' * 16}…" in model.describe()
+        )
+
+
+def test_images_on_the_host_are_cropped_to_the_patches_they_hold(planned: Path) -> None:
+    plan = Manifest.read(planned).plans[0]
+    images = np.arange(2 * 30 * 41 * 3, dtype=np.uint8).reshape(2, 30, 41, 3)
+    taken = plan_input(plan, {"pixels": images})
+    assert np.shares_memory(taken, images)
+    np.testing.assert_array_equal(taken, images[:, :28, :28])
+    assert str(batch_shape(plan, taken)) == "2x28x28"
+
+
+def test_normalized_images_are_cropped_along_their_own_axes(planned: Path) -> None:
+    plan = change_plan(planned, input_name="images")
+    taken = plan_input(plan, {"images": np.zeros((2, 3, 30, 43), np.float32)})
+    assert taken.shape == (2, 3, 28, 42)
+    assert str(batch_shape(plan, taken)) == "2x28x42"
+
+
+def test_padding_inside_the_graph_is_refused_and_not_approximated(planned: Path) -> None:
+    plan = Manifest.read(planned).plans[0]
+    images = np.zeros((1, 30, 30, 3), np.uint8)
+    with pytest.raises(InputError) as error:
+        plan_input(plan, {"pixels": images, "padding": np.zeros(8, np.int64)})
+    assert isinstance(error.value, PlanInputError)
+    assert str(error.value) == (
+        'snap="pad" is not possible in a TensorRT plan of a graph that takes pixels; export '
+        'with --input normalized, or load with backend="onnxruntime"'
+    )
