@@ -29,7 +29,7 @@ def array_of(value: ir.Value | None) -> np.ndarray:
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """A new initializer of `graph`."""
-    tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+    tensor = ir.tensor(np.asarray(array, order="C"), name=name)
     value = ir.val(name, dtype=tensor.dtype, shape=array.shape, const_value=tensor)
     graph.initializers.add(value)
     return value
@@ -39,7 +39,7 @@ def set_array(value: ir.Value | None, array: np.ndarray) -> None:
     """Replace what the initializer `value` holds."""
     if value is None:
         raise ValueError("no value to set")
-    value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
+    value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
 
 
 def bypass(graph: ir.Graph, node: ir.Node, replacement: ir.Value) -> None:
