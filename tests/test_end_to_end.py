@@ -31,7 +31,7 @@ EXPORT_LIMIT_GIB = 20
 # The exporter's own process, so that the peak is its alone.
 MEASURED_EXPORT = """
 import json, sys
-from dinov2rt.benchmarks.clock import peak_rss_mib
+from dinov2rt.benchmarks.harness.clock import peak_rss_mib
 from dinov2rt.cli import main
 status = main(["export", sys.argv[1], "--weights", "synthetic:0", "--out", sys.argv[2],
                "--layers", "last4"])

@@ -234,9 +234,9 @@ def test_a_negative_number_of_decoders_is_refused() -> None:
 ORPHANS = """
 import sys, time
 from pathlib import Path
-from dinov2rt.runtime.chunks import Chunk, ImageFiles
-from dinov2rt.runtime.decoding import *
-from dinov2rt.runtime.geometry import Snap
+from dinov2rt.extraction.chunks import Chunk, ImageFiles
+from dinov2rt.extraction.decoding import *
+from dinov2rt.bundle.geometry import Snap
 from dinov2rt.runtime.images import Preprocess
 if __name__ == "__main__":
     chunks = [Chunk(0, ImageFiles((sys.argv[1],) * 8))]
