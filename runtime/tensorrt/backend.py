@@ -12,12 +12,13 @@ from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import BackendError, PlanInputError
-from dinov2rt.runtime.gpu.cuda import Stopwatch, call
+from dinov2rt.runtime.gpu.cuda import Stopwatch, Stream, call
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+from dinov2rt.runtime.gpu.lane import Lane
 from dinov2rt.runtime.tensorrt.flavour import contexts_of, error_log, import_tensorrt, invalidity
-from dinov2rt.runtime.tensorrt.lane import Lane, LoadedPlan
 from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
 from dinov2rt.runtime.tensorrt.profile_choice import choose_profile, largest_batch
+from dinov2rt.runtime.tensorrt.program import LoadedPlan, PlanProgram
 
 
 class TensorRTBackend:
@@ -92,7 +93,7 @@ class TensorRTBackend:
         try:
             lane = self._idle.pop()
         except IndexError:
-            lane = Lane(plan)
+            lane = Lane(PlanProgram(plan), Stream())
         yield lane
         # Not after an error: who knows what state it left.
         self._idle.append(lane)

@@ -1,0 +1,333 @@
+"""The fp16 graph, rewritten for ONNX Runtime's CUDA provider.
+
+The portable graph leaves each transformer block to about 30 kernels there. This form uses the fused
+operators of ONNX Runtime (domain com.microsoft) and takes 13 kernels for a block with an MLP:
+
+    qkv product · bias and transpose of q, k, v · attention · output product
+    · cast, SkipLayerNormalization, cast · up product · BiasGelu · down product
+    · cast, SkipLayerNormalization, cast
+
+The precision is that of the portable graph: products and attention in half precision, the residual
+stream and LayerNorm in float32. The casts are the price of the float32 stream: no operator of ONNX
+Runtime adds a float16 branch to it. docs/adr/0012 tells what else was tried, with times.
+
+Nothing but arithmetic on shapes runs on the CPU provider and nothing is copied between the
+providers, so a CUDA graph can be captured for every shape of one session; see `placement.py`. For
+that, everything that depends on the image's size alone is an input, which the runtime computes once
+a shape: the padding, and the matrices that resample the position table.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+
+from dinov2rt.bundle.geometry import PATCH_SIZE
+from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.engines.graph_writer import Writer, array_of
+
+_HALF, _FLOAT, _INT64 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT64
+_CONTRIB = "com.microsoft"
+_EPSILON = 1e-6
+_PADDING = "padding"
+
+
+def fuse(model: ir.Model, variant: Variant) -> None:
+    """Rewrite `model`, the portable fp16 graph of `variant`, in place.
+
+    Its images keep their name, type and layout. Three inputs are added, or replaced:
+    `padding` int64 [8], what ONNX calls `pads` for the images in their own layout, negative where
+    pixels are dropped, so that the padded sides are multiples of the patch; `position_rows` and
+    `position_columns`, see `bundle/position.py`. The outputs stay as they are.
+    """
+    graph = model.graph
+    writer = Writer(graph, before=_first_head(graph))
+    tokens = _embed(writer, variant)
+    _Blocks(writer, variant, tokens).write()
+    RemoveUnusedNodesPass()(model)
+    _drop_unused_initializers(graph)
+    model.opset_imports[_CONTRIB] = 1
+
+
+def _first_head(graph: ir.Graph) -> ir.Node:
+    """The first node behind the blocks, in the order of the graph."""
+    return next(node for node in graph if (node.name or "").startswith(("layer_", "final")))
+
+
+def _embed(write: Writer, variant: Variant) -> ir.Value:
+    """Images to the tokens that enter the first block, [B, 1 + R + h·w, D] float32."""
+    images = write.graph.inputs[0]
+    is_pixels = images.dtype == ir.DataType.UINT8
+    padding = _declare_inputs(write, images, is_pixels)
+    if is_pixels:
+        scale, shift = (
+            write.array(name).reshape(1, 1, 1, 3) for name in ("pixel_scale", "pixel_shift")
+        )
+        images = write("Cast", images, name="pixels/float", dtype=_FLOAT)
+        images = write("Mul", images, scale, name="pixels/scaled")
+        images = write("Add", images, shift, name="pixels/normalized")
+    padded = write("Pad", images, padding, name="embedding/padded")
+    patches = _patches(write, padded, is_pixels)
+    weight = write.array("patch_weight")  # [D, 3, 14, 14]
+    order = (2, 3, 1, 0) if is_pixels else (1, 2, 3, 0)
+    weight = weight.transpose(order).reshape(-1, variant.embed_dim)
+    product = write("MatMul", patches, weight, name="embedding.patch/product", dtype=_HALF)
+    product = write("Cast", product, name="embedding.patch/float", dtype=_FLOAT)
+    patch_tokens = write("Add", product, _positions(write, variant), name="embedding/patch_tokens")
+    batch = write("Shape", padded, name="embedding/batch", dtype=_INT64, start=0, end=1)
+    one = np.array([1])
+    shape = write("Concat", batch, one, one, name="embedding/prefix_shape", dtype=_INT64, axis=0)
+    prefix = write("Expand", write.initializer("prefix"), shape, name="embedding/prefix")
+    return write("Concat", prefix, patch_tokens, name="embedding/tokens", axis=1)
+
+
+def _declare_inputs(write: Writer, images: ir.Value, is_pixels: bool) -> ir.Value:
+    """Take out the inputs that the portable graph has besides its images, and declare our own.
+
+    Returns:
+        The padding. Its default, zeros, holds for images whose sides are multiples of the patch.
+    """
+    graph = write.graph
+    graph.initializers.pop(_PADDING, None)
+    padding = ir.val(_PADDING, dtype=_INT64, shape=[8])
+    padding.const_value = ir.tensor(np.zeros(8, np.int64), name=_PADDING)
+    taps = write.initializer("position.table").shape[0]  # type: ignore[index]
+    sides = ((ROWS_INPUT, "rows"), (COLUMNS_INPUT, "columns"))
+    matrices = [ir.val(name, dtype=_FLOAT, shape=ir.Shape([side, taps])) for name, side in sides]
+    height, width = ("height", "width")
+    layout = ["batch", height, width, 3] if is_pixels else ["batch", 3, height, width]
+    images.shape = ir.Shape(layout)
+    graph.inputs[:] = [images, padding, *matrices]
+    graph.initializers.add(padding)
+    return padding
+
+
+def _patches(write: Writer, padded: ir.Value, is_pixels: bool) -> ir.Value:
+    """Padded images to the pixels of each patch, [B, h·w, 588] float16.
+
+    A convolution whose stride is its kernel is a product of these; ONNX Runtime's own convolution
+    kernel for 14 × 14 takes about ten times as long.
+    """
+    height, width = (1, 2) if is_pixels else (2, 3)
+    batch = write("Shape", padded, name="patches/batch", dtype=_INT64, start=0, end=1)
+    sides = []
+    for name, axis in (("rows", height), ("columns", width)):
+        pixels = write(
+            "Shape", padded, name=f"patches/{name}_pixels", dtype=_INT64, start=axis, end=axis + 1
+        )
+        side = np.array([PATCH_SIZE])
+        sides.append(write("Div", pixels, side, name=f"patches/{name}", dtype=_INT64))
+    rows, columns = sides
+    side, channels = np.array([PATCH_SIZE]), np.array([3])
+    if is_pixels:  # [B, h, 14, w, 14 · 3]
+        cells = [batch, rows, side, columns, side * channels]
+        order = [0, 1, 3, 2, 4]
+    else:  # [B, 3, h, 14, w, 14]
+        cells = [batch, channels, rows, side, columns, side]
+        order = [0, 2, 4, 1, 3, 5]
+    shape = write("Concat", *cells, name="patches/cells", dtype=_INT64, axis=0)
+    split = write("Reshape", padded, shape, name="patches/split")
+    ordered = write("Transpose", split, name="patches/ordered", perm=order)
+    half = write("Cast", ordered, name="patches/half", dtype=_HALF)
+    length = np.array([-1]), np.array([3 * PATCH_SIZE**2])
+    flat = write("Concat", batch, *length, name="patches/flat", dtype=_INT64, axis=0)
+    return write("Reshape", half, flat, name="patches", dtype=_HALF)
+
+
+def _positions(write: Writer, variant: Variant) -> ir.Value:
+    """The position of every patch, plus the bias of the patch embedding: [1, h·w, D] float32."""
+    rows, columns = write.graph.inputs[2:4]
+    table = write.initializer("position.table")  # [taps, taps · D]
+    taps, dim = table.shape[0], variant.embed_dim  # type: ignore[index]
+    down = write("MatMul", rows, table, name="position/rows")
+    down = write("Reshape", down, np.array([-1, taps, dim]), name="position/of_rows")
+    across = write("MatMul", columns, down, name="position/columns")
+    flat = write("Reshape", across, np.array([1, -1, dim]), name="position/flat")
+    bias = write.array("patch_bias").astype(np.float32)
+    return write("Add", flat, bias, name="position/with_bias")
+
+
+class _Blocks:
+    """All transformer blocks, and the norms behind them.
+
+    The residual add of one branch and the LayerNorm of the next are one operator, so that each
+    branch is added when the norm after it is written.
+    """
+
+    def __init__(self, write: Writer, variant: Variant, tokens: ir.Value) -> None:
+        self._write, self._variant = write, variant
+        self._stream = tokens
+        self._heads = {
+            _module(node): node
+            for node in write.graph
+            if node.op_type == "LayerNormalization" and not (node.name or "").startswith("blocks.")
+        }
+
+    def write(self) -> None:
+        """Write every block, in order; intermediate and final norms take their results."""
+        write, depth = self._write, self._variant.depth
+        weight, bias = (write.initializer(f"blocks.0.norm1.{kind}") for kind in ("weight", "bias"))
+        normed = write(
+            "LayerNormalization",
+            self._stream,
+            weight,
+            bias,
+            name="blocks.0.norm1",
+            axis=-1,
+            epsilon=_EPSILON,
+        )
+        for index in range(depth):
+            name = f"blocks.{index}"
+            following = f"blocks.{index + 1}.norm1" if index + 1 < depth else "norm"
+            branch = self._attention(normed, name)
+            normed = self._add_and_norm(branch, f"{name}.proj", f"{name}.ls1", f"{name}.norm2")
+            branch = self._feed_forward(normed, name)
+            normed = self._add_and_norm(branch, f"{name}.down", f"{name}.ls2", following)
+            self._feed_head(index)
+        final = self._heads["final.norm"]
+        ir.convenience.replace_all_uses_with(final.outputs[0], normed)
+
+    def _attention(self, normed: ir.Value, name: str) -> ir.Value:
+        write = self._write
+        half = write("Cast", normed, name=f"{name}.qkv/half", dtype=_HALF)
+        mixed = write(
+            "Attention",
+            half,
+            write.initializer(f"{name}.qkv.weight"),
+            write.initializer(f"{name}.qkv.bias"),
+            name=f"{name}/attention",
+            dtype=_HALF,
+            domain=_CONTRIB,
+            num_heads=self._variant.num_heads,
+            scale=1.0,  # the query's weights hold it
+        )
+        return self._product(mixed, f"{name}.proj", f"{name}.ls1")
+
+    def _feed_forward(self, normed: ir.Value, name: str) -> ir.Value:
+        half = self._write("Cast", normed, name=f"{name}.up/half", dtype=_HALF)
+        is_gated = self._variant.ffn == "swiglu"
+        hidden = self._swiglu(half, name) if is_gated else self._mlp(half, name)
+        return self._product(hidden, f"{name}.down", f"{name}.ls2")
+
+    def _mlp(self, half: ir.Value, name: str) -> ir.Value:
+        write = self._write
+        weight, bias = (write.initializer(f"{name}.up.{kind}") for kind in ("weight", "bias"))
+        hidden = write("MatMul", half, weight, name=f"{name}.up/product", dtype=_HALF)
+        return write(
+            "BiasGelu", hidden, bias, name=f"{name}.up/gelu", dtype=_HALF, domain=_CONTRIB
+        )
+
+    def _swiglu(self, half: ir.Value, name: str) -> ir.Value:
+        """Two products in place of one, whose parts a Split would copy."""
+        write = self._write
+        parts = []
+        for kind, weight, bias in zip(
+            ("gate", "value"),
+            np.split(write.array(f"{name}.up.weight"), 2, axis=1),
+            np.split(write.array(f"{name}.up.bias"), 2),
+            strict=True,
+        ):
+            product = write("MatMul", half, weight, name=f"{name}.{kind}/product", dtype=_HALF)
+            parts.append(write("Add", product, bias, name=f"{name}.{kind}/biased", dtype=_HALF))
+        gate, value = parts
+        gate = write(
+            "QuickGelu", gate, name=f"{name}.gate/silu", dtype=_HALF, domain=_CONTRIB, alpha=1.0
+        )
+        return write("Mul", gate, value, name=f"{name}/gated", dtype=_HALF)
+
+    def _product(self, values: ir.Value, name: str, scale: str) -> ir.Value:
+        """The last product of a branch, times LayerScale, in float32; its bias comes later.
+
+        LayerScale goes into the weights. Where its factors are so small that the products would
+        lose digits in float16, the weights are kept larger by a power of two, which the product
+        takes away again, exactly.
+        """
+        write = self._write
+        gamma = write.array(f"{scale}.gamma")
+        exact = write.array(f"{name}.weight").astype(np.float32) * gamma
+        exponent = _exponent(exact)
+        weight = np.ldexp(exact, exponent).astype(np.float16)
+        if exponent:
+            product = write(
+                "FusedMatMul",
+                values,
+                weight,
+                name=f"{name}/product",
+                dtype=_HALF,
+                domain=_CONTRIB,
+                alpha=2.0**-exponent,
+            )
+        else:
+            product = write("MatMul", values, weight, name=f"{name}/product", dtype=_HALF)
+        return write("Cast", product, name=f"{name}/float", dtype=_FLOAT)
+
+    def _add_and_norm(self, branch: ir.Value, name: str, scale: str, norm: str) -> ir.Value:
+        """Add a branch and its bias to the residual stream, and normalise the sum."""
+        write = self._write
+        bias = write.array(f"{name}.bias") * write.array(f"{scale}.gamma")
+        weight, shift = (write.initializer(f"{norm}.{kind}") for kind in ("weight", "bias"))
+        normed, _, _, self._stream = write.several(
+            "SkipLayerNormalization",
+            branch,
+            self._stream,
+            weight,
+            shift,
+            bias,
+            name=f"{norm}/skip",
+            domain=_CONTRIB,
+            used=(True, False, False, True),
+            epsilon=_EPSILON,
+        )
+        return normed
+
+    def _feed_head(self, index: int) -> None:
+        """Give an intermediate layer's norm the residual stream behind block `index`."""
+        head = self._heads.get(f"layer_{index}.norm")
+        if head is not None:
+            head.replace_input_with(0, self._stream)
+
+
+def _exponent(weight: np.ndarray) -> int:
+    """The power of two that lifts `weight` out of float16's subnormal range, as far as it must."""
+    largest = float(np.abs(weight).max(initial=0))
+    lost = weight.astype(np.float16).astype(np.float32) - weight
+    if largest == 0 or np.linalg.norm(lost) <= np.linalg.norm(weight) * 2.0**-11:
+        return 0
+    return 14 - int(np.ceil(np.log2(largest)))  # the largest is then at most 2¹⁴ of 65504
+
+
+def _module(node: ir.Node) -> str:
+    return (node.name or "").partition("/")[0]
+
+
+def _drop_unused_initializers(graph: ir.Graph) -> None:
+    used = {value.name for node in graph for value in node.inputs if value is not None}
+    used |= {value.name for value in graph.inputs}
+    for name in [name for name in graph.initializers if name not in used]:
+        del graph.initializers[name]
+
+
+def save(model: ir.Model, bundle: Path, name: str) -> None:
+    """Write `name` and `name`.data into `bundle`.
+
+    Weights that came from a file of the bundle unchanged stay there: the new file holds the others.
+    """
+    data = f"{name}.data"
+    own = [
+        value
+        for value in model.graph.initializers.values()
+        if not isinstance(value.const_value, ir.ExternalTensor)
+        and value.const_value is not None
+        and value.const_value.nbytes > _INLINE_BYTES
+    ]
+    tensors = [value.const_value for value in own if value.const_value is not None]
+    moved = ir.external_data.convert_tensors_to_external(tensors, bundle, data)
+    for value, tensor in zip(own, moved, strict=True):
+        value.const_value = tensor
+    ir.save(model, bundle / name)
+
+
+_INLINE_BYTES = 1024
+"""Smaller tensors stand in the graph's own file."""

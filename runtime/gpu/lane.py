@@ -1,0 +1,175 @@
+"""One stream of work on the GPU: a staged input, a bound shape, outputs on the host or left there.
+
+Both GPU backends run their batches through a `Lane`. What they execute is a `Program`: a TensorRT
+plan, or a session of ONNX Runtime.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.gpu.cuda import DeviceMemory, Event, PinnedMemory, PooledMemory, Stream
+from dinov2rt.runtime.gpu.device_arrays import DeviceArray, DeviceView, is_on_gpu, view_of
+from dinov2rt.runtime.gpu.graph_cache import GraphCache
+from dinov2rt.runtime.gpu.memory_layout import MemoryLayout, TensorSpec
+
+_SHAPES_PER_LANE = 8
+"""Prepared shapes, such as captured CUDA graphs, that a lane keeps."""
+
+Mark = Callable[[], None]
+
+
+class Bound(Protocol):
+    """A program with its shape and its addresses set."""
+
+    @property
+    def addresses(self) -> Mapping[str, int]:
+        """Where the input and each output lie on the GPU."""
+        ...
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """Shape and dtype of each output."""
+        ...
+
+    def launch(self) -> None:
+        """Enqueue the work in the lane's stream."""
+        ...
+
+
+class Program(Protocol):
+    """What a lane executes. `key` says what a bound shape depends on, besides the input's shape."""
+
+    @property
+    def input_name(self) -> str:
+        """Name of the images."""
+        ...
+
+    @property
+    def input_dtype(self) -> np.dtype[Any]:
+        """Type of the images' elements."""
+        ...
+
+    @property
+    def ordinal(self) -> int:
+        """Number of the GPU."""
+        ...
+
+    def bind(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
+        """Set shape and addresses, for a call or two."""
+        ...
+
+    def prepare(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
+        """Set shape and addresses for many calls, where possible with a captured CUDA graph."""
+        ...
+
+
+def _no_mark() -> None:
+    """The default of `mark`: nothing is timed."""
+
+
+class Lane:
+    """Runs one batch at a time, in order. Two lanes run beside each other.
+
+    All memory is allocated once and grows only when a larger shape comes.
+    """
+
+    def __init__(self, program: Program, stream: Stream) -> None:
+        self._program = program
+        self.stream = stream
+        self._released = Stream()
+        self._shapes: GraphCache[Bound] = GraphCache(_SHAPES_PER_LANE, stream.synchronize)
+        self._arena: DeviceMemory | None = None
+        self._staging: dict[str, PinnedMemory] = {}
+        self._input_read = Event()
+        self._input_owner: DeviceView | None = None
+
+    def run(
+        self, images: Any, key: Hashable, outputs: Sequence[str], mark: Mark = _no_mark
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs that are asked for, on the host.
+
+        `mark` is called four times: before the copy of the input is enqueued and after it, after
+        the program is, and after the copies of the outputs are.
+        """
+        bound = self._enqueue(images, key, mark)
+        specs = {name: bound.outputs[name] for name in outputs}
+        layout = MemoryLayout.of({name: spec.num_bytes for name, spec in specs.items()})
+        staging = self._pinned("outputs", layout.total_bytes)
+        for name, spec in specs.items():
+            target = staging.address + layout.offsets[name]
+            self.stream.copy(target, bound.addresses[name], spec.num_bytes)
+        mark()
+        self.stream.synchronize()
+        self._input_owner = None
+        return {
+            name: staging.array(layout.offsets[name], spec).copy() for name, spec in specs.items()
+        }
+
+    def run_on_device(
+        self, images: Any, key: Hashable, outputs: Sequence[str]
+    ) -> dict[str, DeviceArray]:
+        """The outputs that are asked for, left on the GPU; nothing waits for them here."""
+        bound = self._enqueue(images, key)
+        ready, arrays = Event(), {}
+        for name in outputs:
+            spec = bound.outputs[name]
+            memory = PooledMemory(spec.num_bytes, self.stream, ready, self._released)
+            self.stream.copy(memory.address, bound.addresses[name], spec.num_bytes)
+            arrays[name] = DeviceArray(memory, self._program.ordinal, spec)
+        ready.record(self.stream.handle)
+        return arrays
+
+    def reserve(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Addresses on the GPU for parts of these sizes; every shape shares the same memory."""
+        layout = MemoryLayout.of(sizes)
+        if self._arena is None or self._arena.size < layout.total_bytes:
+            self._shapes.clear()  # they hold addresses in the old memory
+            self._arena = None  # freed before more is taken
+            self._arena = DeviceMemory(layout.total_bytes)
+        return {name: self._arena.address + offset for name, offset in layout.offsets.items()}
+
+    def _enqueue(self, images: Any, key: Hashable, mark: Mark = _no_mark) -> Bound:
+        """Copy the input and launch the program on it."""
+        shape, program = tuple(images.shape), self._program
+        bound = self._shapes.get((key, shape), partial(program.prepare, key, shape, self))
+        if bound is None:
+            bound = program.bind(key, shape, self)
+        source, num_bytes = self._source(images)
+        mark()
+        self.stream.copy(bound.addresses[program.input_name], source, num_bytes)
+        self._input_read.record(self.stream.handle)
+        mark()
+        bound.launch()
+        mark()
+        return bound
+
+    def _source(self, images: Any) -> tuple[int, int]:
+        """Address and bytes of what the GPU can copy: `images` there, or staged on the host."""
+        # What the last call copied from may be overwritten or freed only once it was read.
+        self._input_read.synchronize()
+        if is_on_gpu(images):
+            view = view_of(images, self.stream, self._program.ordinal)
+            self._check_dtype(view.spec.dtype)
+            self._input_owner = view
+            return view.address, view.spec.num_bytes
+        self._check_dtype(images.dtype)
+        spec = TensorSpec(images.shape, images.dtype)
+        staging = self._pinned("input", spec.num_bytes)
+        staging.array(0, spec)[...] = images
+        return staging.address, spec.num_bytes
+
+    def _check_dtype(self, dtype: np.dtype[Any]) -> None:
+        expected = self._program.input_dtype
+        if dtype != expected:
+            raise InputError(f"got dtype {dtype}, the graph takes {expected}")
+
+    def _pinned(self, purpose: str, num_bytes: int) -> PinnedMemory:
+        held = self._staging.get(purpose)
+        if held is None or held.size < num_bytes:
+            held = self._staging[purpose] = PinnedMemory(num_bytes)
+        return held
