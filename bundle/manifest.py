@@ -188,7 +188,11 @@ class PlanEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that is known about a bundle. `tools` maps the exporting packages to their versions."""
+    """All that is known about a bundle.
+
+    `cuda_graph` is the fp16 graph in the form for ONNX Runtime CUDA, see `export/fused.py`; None
+    where the bundle was exported without. `tools` maps the exporting packages to their versions.
+    """
 
     schema: int
     variant: Variant
@@ -196,6 +200,7 @@ class Manifest:
     graphs: tuple[GraphEntry, ...]
     golden: FileEntry
     plans: tuple[PlanEntry, ...] = ()
+    cuda_graph: GraphEntry | None = None
     tools: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -242,9 +247,11 @@ class Manifest:
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file of the bundle besides the manifest."""
-        graphs = (file for graph in self.graphs for file in graph.files)
-        return (*graphs, self.golden, *(plan.file for plan in self.plans))
+        """Every file of the bundle besides the manifest, each once."""
+        graphs = (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []))
+        files = [file for graph in graphs for file in graph.files]
+        files += [self.golden, *(plan.file for plan in self.plans)]
+        return tuple({file.path: file for file in files}.values())
 
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back: the export that made them."""

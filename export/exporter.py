@@ -22,6 +22,7 @@ from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
 from dinov2rt.export.frontend import attach_pixel_input
+from dinov2rt.export.fused import write_cuda_graph
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
@@ -112,6 +113,7 @@ def export_bundle(
         progress("tracing the graph")
         graphs = _write_graphs(partial, loaded, variant, options, reference, progress)
         manifest = Manifest(
+            cuda_graph=_write_cuda_graph(partial, variant, graphs),
             schema=SCHEMA_VERSION,
             variant=variant,
             weights=loaded.entry,
@@ -180,6 +182,14 @@ def _write_graphs(
             )
         )
     return tuple(entries)
+
+
+def _write_cuda_graph(
+    bundle: Path, variant: Variant, graphs: tuple[GraphEntry, ...]
+) -> GraphEntry | None:
+    """The fp16 graph once more, in the form for ONNX Runtime CUDA."""
+    half = next((graph for graph in graphs if graph.precision is Precision.FP16), None)
+    return None if half is None else write_cuda_graph(bundle, variant, half)
 
 
 def _finish(

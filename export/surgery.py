@@ -1,6 +1,5 @@
 """Reading and changing ONNX graphs in memory, one node or one initializer at a time."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -53,39 +52,78 @@ def module_of(node: ir.Node) -> str:
     return (node.name or "").partition("/")[0]
 
 
-Insert = Callable[..., ir.Value]
-"""`insert("MatMul", a, b)`: the output of a new node; keywords are attributes."""
+Operand = ir.Value | np.ndarray | np.float32 | None
 
 
-def inserter(graph: ir.Graph, before: ir.Node) -> Insert:
-    """Inserts nodes before `before`, with names that begin with its own.
+class Writer:
+    """Inserts nodes before the node `before`, in the order of the calls.
 
-    Each computes in float32, unless it is a Cast or is given another `dtype`. Numbers and arrays
-    among the inputs become initializers.
+    Numbers and arrays among the operands become initializers, called after the node. Keywords
+    besides the named ones are the operator's attributes.
     """
-    count = 0
 
-    def insert(
+    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
+        self.graph, self._before, self._count = graph, before, 0
+
+    def __call__(
+        self,
         op_type: str,
-        *inputs: ir.Value | np.ndarray | np.float32 | None,
+        *operands: Operand,
+        name: str | None = None,
         dtype: ir.DataType = ir.DataType.FLOAT,
+        domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
-        nonlocal count
-        count += 1
-        name = f"{before.name}/{op_type}_{count}"
-        values = [
-            given
-            if given is None or isinstance(given, ir.Value)
-            else add_initializer(graph, f"{name}_constant", np.asarray(given))
-            for given in inputs
-        ]
+        """A node of one output, of type `dtype`; both are called `name`."""
         if op_type == "Cast":
             attributes["to"] = dtype
-        node = ir.node(op_type, values, attributes, name=name)
-        (output,) = node.outputs
-        output.name, output.type = f"{name}_out", ir.TensorType(dtype)
-        graph.insert_before(before, node)
+        self._count += 1
+        name = name or f"{self._before.name}/{op_type}_{self._count}"
+        (output,) = self._insert(op_type, operands, name, domain, 1, attributes)
+        output.name, output.type = name, ir.TensorType(dtype)
         return output
 
-    return insert
+    def several(
+        self,
+        op_type: str,
+        *operands: Operand,
+        name: str,
+        used: tuple[bool, ...],
+        domain: str = "",
+        **attributes: Any,
+    ) -> tuple[ir.Value, ...]:
+        """A node of several float32 outputs; those that are not `used` are left out."""
+        outputs = self._insert(op_type, operands, name, domain, len(used), attributes)
+        for index, (output, is_used) in enumerate(zip(outputs, used, strict=True)):
+            output.name = f"{name}_{index}" if is_used else ""
+            output.type = ir.TensorType(ir.DataType.FLOAT)
+        return outputs
+
+    def initializer(self, name: str) -> ir.Value:
+        """The initializer called `name`."""
+        return self.graph.initializers[name]
+
+    def array(self, name: str) -> np.ndarray:
+        """What the initializer called `name` holds."""
+        return array_of(self.initializer(name))
+
+    def _insert(
+        self,
+        op_type: str,
+        operands: tuple[Operand, ...],
+        name: str,
+        domain: str,
+        num_outputs: int,
+        attributes: dict[str, Any],
+    ) -> tuple[ir.Value, ...]:
+        inputs = [
+            operand
+            if operand is None or isinstance(operand, ir.Value)
+            else add_initializer(self.graph, f"{name}_{index}", np.asarray(operand))
+            for index, operand in enumerate(operands)
+        ]
+        node = ir.node(
+            op_type, inputs, attributes, domain=domain, name=name, num_outputs=num_outputs
+        )
+        self.graph.insert_before(self._before, node)
+        return tuple(node.outputs)

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from dinov2rt.errors import BackendError, InputError
+from dinov2rt.errors import BackendError, InputError, first_line
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.dataset import FeatureDataset, PartReport
 from dinov2rt.extraction.decoding import decoder_pool
@@ -95,7 +95,7 @@ def process_on_ray(
             for row in parts.iter_rows():
                 yield PartReport(int(row["images"]), int(row["failures"]))
         except ray.exceptions.RayError as error:
-            raise BackendError(f"Ray gave up: {_first_line(error)}") from error
+            raise BackendError(f"Ray gave up: {first_line(error)}") from error
 
 
 class _ChunkWorker:
@@ -148,7 +148,7 @@ def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", **starts)
     except (OSError, ray.exceptions.RayError, ValueError) as error:
         raise BackendError(
-            f"no Ray cluster at {cluster.address or 'this machine'} ({_first_line(error)}); start "
+            f"no Ray cluster at {cluster.address or 'this machine'} ({first_line(error)}); start "
             "one with `ray start --head`, or leave --address out to start one here"
         ) from error
     try:
@@ -170,8 +170,3 @@ def _silence(context: Any) -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

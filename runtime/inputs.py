@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import Grid, ImageSize, Padding, Snap
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import InputFormat
-from dinov2rt.errors import InputError
+from dinov2rt.errors import InputError, first_line
 from dinov2rt.runtime.images import resize
 
 Images = NDArray[Any] | Sequence[NDArray[Any]]
@@ -127,7 +127,7 @@ def _as_array(images: Any, allowed: str) -> NDArray[Any]:
     try:
         return np.asarray(images)
     except Exception as error:  # other libraries' own, e.g. of a tensor on a GPU
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise InputError(
             f"got {type(images).__name__} that is no numpy array ({reason}); allowed is {allowed}"
         ) from error

@@ -28,6 +28,9 @@ from dinov2rt.runtime.inputs import ImageGroup, group_images
 from dinov2rt.runtime.selection import Choice, select
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
+_WARM_UP_CALLS = 3
+"""On a GPU a shape is prepared when it comes for the second time, and captured by that call."""
+
 DEFAULT_MAX_PIXELS = 2**22
 """Pixels of one forward pass unless the caller says otherwise: one image of 2048 × 2048."""
 
@@ -127,6 +130,23 @@ class Model:
         results = [(group, self._run(group, names, device_outputs)) for group in groups]
         return scatter(results) if isinstance(images, list | tuple) else results[0][1]
 
+    def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
+        """Prepare for batches of these shapes, so that their first call is as fast as later ones.
+
+        A service calls it before it takes requests. On a GPU, memory is allocated and a CUDA graph
+        captured for each shape; eight are kept, and the least recently used is evicted.
+
+        Args:
+            shapes: batch, height and width in pixels, e.g. `[(1, 224, 224), (32, 224, 224)]`.
+
+        Raises:
+            InputError: a shape that cannot be run.
+        """
+        for batch, height, width in shapes:
+            images = np.zeros((batch, height, width, 3), dtype=np.uint8)
+            for _ in range(_WARM_UP_CALLS):
+                self(images)
+
     def map(
         self,
         batches: Iterable[Any],
@@ -220,8 +240,8 @@ class Model:
     def _check_gpu(self, what: str) -> None:
         if not self._backend.reads_gpu_arrays:
             raise InputError(
-                f"{what}: only TensorRT plans do that, and this runs on "
-                f"{self._backend.description}; pass and take numpy arrays"
+                f"{what}: only TensorRT plans and the fused graph of ONNX Runtime CUDA do "
+                f"that, and this runs on {self._backend.description}; pass and take numpy arrays"
             )
 
     def _run(self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool) -> Features:
@@ -290,7 +310,7 @@ def load(
     Args:
         bundle: its directory, or any URL that fsspec reads, e.g. s3://models/dinov2_vits14, whose
             files are copied to this machine once (`$DINOV2RT_CACHE`, or ~/.cache/dinov2rt).
-        device: "auto" (the best that runs here), "cpu" or "cuda".
+        device: "auto" (the best that runs here), "cpu", "cuda", or a GPU by number, "cuda:1".
         backend: "openvino", "onnxruntime" or "tensorrt"; None chooses.
         precision: that of the graph, e.g. "fp32"; None chooses.
         threads: threads of the CPU backend; None leaves it to the backend.

@@ -1,6 +1,7 @@
 """Which graph of a bundle runs on what: the best that works here, and why not a better one."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,7 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 from dinov2rt.bundle.manifest import (
-    FileEntry,
     GraphEntry,
     Manifest,
     PlanEntry,
@@ -22,13 +22,17 @@ from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.fallback import FallbackBackend
 from dinov2rt.runtime.backends.onnxruntime import Device, OnnxRuntimeBackend
+from dinov2rt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.cpu import is_x86
+from dinov2rt.runtime.gpu.cuda import use_gpu
 from dinov2rt.runtime.tensorrt.backend import TensorRTBackend, open_plan
 
 BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
+CUDA_TARGET = "onnxruntime-cuda"
+"""What `build` calls the graph for ONNX Runtime CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +50,40 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class _Runner:
-    """A library that executes graphs, on a device, in a precision."""
+    """A library that executes graphs, on a device, in a precision.
+
+    `is_fused` stands for the graph in the form for ONNX Runtime CUDA.
+    """
 
     backend: str
     device: Device
     precision: Precision
+    is_fused: bool = False
 
     def __str__(self) -> str:
-        return f"{self.backend} {self.device} {self.precision}"
+        fused = ", fused" * self.is_fused
+        return f"{self.backend} {self.device} {self.precision}{fused}"
+
+    def graph_of(self, manifest: Manifest) -> GraphEntry | None:
+        """The graph of the bundle that it runs."""
+        if self.is_fused:
+            return manifest.cuda_graph
+        graphs = manifest.graphs
+        return next((graph for graph in graphs if graph.precision is self.precision), None)
 
     def cannot_run(self) -> str | None:
         if self.precision is Precision.INT8:
             return openvino.cannot_run_int8()
         return openvino.cannot_run() if self.backend == "openvino" else ort.cannot_run(self.device)
 
-    def open(self, graph: Path, threads: int | None) -> Backend:
+    def open(self, file: Path, graph: GraphEntry, request: "_Request") -> Backend:
         if self.backend == "openvino":
-            return OpenVinoBackend(graph, threads=threads)
-        return OnnxRuntimeBackend(graph, device=self.device, threads=threads)
+            return OpenVinoBackend(file, threads=request.threads)
+        if self.is_fused:
+            return OnnxRuntimeCudaBackend(file, graph, request.manifest.variant)
+        return OnnxRuntimeBackend(
+            file, device=self.device, threads=request.threads, ordinal=request.ordinal or 0
+        )
 
 
 _ON_CPU = (
@@ -73,6 +93,7 @@ _ON_CPU = (
 # Best first. Never chosen unasked: fp16 on a CPU, which is slow and there for checking only, and
 # int8, which trades accuracy for speed.
 _PREFERENCE = (
+    _Runner("onnxruntime", "cuda", Precision.FP16, is_fused=True),
     _Runner("onnxruntime", "cuda", Precision.FP16),
     _Runner("onnxruntime", "cuda", Precision.FP32),
     *(_ON_CPU if is_x86() else reversed(_ON_CPU)),  # elsewhere OpenVINO was not measured
@@ -89,6 +110,7 @@ class _Request:
     bundle: Path
     manifest: Manifest
     device: str
+    ordinal: int | None
     backend: str | None
     precision: Precision | None
     threads: int | None
@@ -113,11 +135,31 @@ def select(
         BundleError: a file is missing or altered.
         BackendError: nothing that fits can run here; the message gives every reason.
     """
-    _check_name("device", device, DEVICES)
+    kind, ordinal = parse_device(device)
     _check_name("backend", backend or BACKENDS[0], BACKENDS)
     wanted = Precision.parse(precision) if precision else None
-    request = _Request(bundle, manifest, device, backend, wanted, threads)
+    request = _Request(bundle, manifest, kind, ordinal, backend, wanted, threads)
+    if ordinal is not None:
+        use_gpu(ordinal)
     return _first_that_starts(request, chain(_plans(request), _graphs(request)))
+
+
+def parse_device(device: str) -> tuple[str, int | None]:
+    """The kind of a device, and the number of the GPU where one is named, as in "cuda:1".
+
+    Raises:
+        InputError: there is no such device.
+    """
+    named = re.fullmatch(r"cuda:(\d{1,4})", device)
+    if named is not None:
+        return "cuda", int(named[1])
+    if device not in DEVICES:
+        choices = ", ".join(f'"{choice}"' for choice in DEVICES)
+        raise InputError(
+            f"unknown device {device!r}; allowed are {choices}, or a GPU by number, "
+            'such as "cuda:1"'
+        )
+    return device, None
 
 
 def _first_that_starts(request: _Request, candidates: _Candidates) -> Choice:
@@ -183,31 +225,37 @@ def _no_plan(request: _Request) -> Choice:
 
 def _open_graph(request: _Request, runner: _Runner) -> Choice:
     """Load the graph, its files compared with the manifest."""
-    graphs = request.manifest.graphs
-    graph = next((graph for graph in graphs if graph.precision is runner.precision), None)
-    reason = runner.cannot_run() if graph else f"the bundle holds no {runner.precision} graph"
+    graph = runner.graph_of(request.manifest)
+    reason = runner.cannot_run() if graph else _no_graph(request, runner)
     if graph is None or reason is not None:
         raise BackendError(reason)
-    return Choice(graph, _open_while_hashing(request, graph.files, runner), ())
+    return Choice(graph, _open_while_hashing(request, graph, runner), ())
 
 
-def _open_while_hashing(
-    request: _Request, files: tuple[FileEntry, ...], runner: _Runner
-) -> Backend:
+def _no_graph(request: _Request, runner: _Runner) -> str:
+    if runner.is_fused:
+        return (
+            "the bundle holds no fused graph; add it with: "
+            f"dinov2rt build {request.bundle} --target {CUDA_TARGET}"
+        )
+    return f"the bundle holds no {runner.precision} graph"
+
+
+def _open_while_hashing(request: _Request, graph: GraphEntry, runner: _Runner) -> Backend:
     """Hash the weights in a thread while the library loads them, since each takes as long.
 
     The graph is checked before it is parsed. Of the weights, plain numbers, the size is, and no
     call is served before their hash was compared.
     """
     rebuild = request.manifest.rebuild_command(request.bundle)
-    graph, *weights = files
-    file = graph.check(request.bundle, rebuild=rebuild)
+    graph_file, *weights = graph.files
+    file = graph_file.check(request.bundle, rebuild=rebuild)
     for entry in weights:
         entry.locate(request.bundle, rebuild=rebuild)
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as undo:
         hashing = pool.submit(lambda: [e.check(request.bundle, rebuild=rebuild) for e in weights])
         try:
-            backend = runner.open(file, request.threads)
+            backend = runner.open(file, graph, request)
             undo.callback(backend.close)
         finally:
             hashing.result()  # altered weights are the error, whatever the library made of them

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dinov2rt.benchmarks.harness.clock import busy_s, peak_rss_mib, stolen_s, timed
 from dinov2rt.benchmarks.harness.gpu_state import memory_held_mib
 from dinov2rt.benchmarks.peers.candidate import Candidate, Phases, PhaseTimer, Runner, Task
-from dinov2rt.errors import Dinov2rtError
+from dinov2rt.errors import Dinov2rtError, first_line
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -233,10 +233,5 @@ def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
             answer: tuple[str | None, Any] = (None, getattr(session, method)(*arguments))
         except Exception as error:  # whatever a library raises is this candidate's failure
             traceback.print_exc()
-            answer = (_one_line(error), None)
+            answer = (first_line(error), None)
         connection.send(answer)
-
-
-def _one_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

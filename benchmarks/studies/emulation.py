@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from dinov2rt.bundle.signature import FloatArray
-from dinov2rt.export.surgery import bypass, inserter
+from dinov2rt.export.surgery import Writer, bypass
 
 _HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -59,12 +59,12 @@ def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
     That is the arithmetic of fused kernels: scores stay in the accumulators.
     """
     query, key, value = attention.inputs
-    insert = inserter(graph, attention)
+    insert = Writer(graph, attention)
     scale = attention.attributes["scale"].as_float()
     query, key = (insert("Cast", part) for part in (query, key))
     scores = insert("MatMul", query, insert("Transpose", key, perm=[0, 1, 3, 2]))
     weights = insert("Softmax", insert("Mul", scores, np.float32(scale)), axis=-1)
-    half = attention.outputs[0].dtype
+    half = attention.outputs[0].dtype or ir.DataType.FLOAT16
     stored = insert("Cast", weights, dtype=half)
     bypass(graph, attention, insert("MatMul", stored, value, dtype=half))
 

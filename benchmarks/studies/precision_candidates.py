@@ -9,7 +9,7 @@ import onnx_ir as ir
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.folding import fold_attention_scale, fold_layer_scale
-from dinov2rt.export.surgery import bypass, inserter, module_of, nodes_of
+from dinov2rt.export.surgery import Writer, bypass, module_of, nodes_of
 from dinov2rt.export.typed import Policy, autocast, to_half
 
 Step = Callable[[ir.Model, Variant], None]
@@ -94,7 +94,7 @@ def _scale_query_and_key(model: ir.Model, variant: Variant) -> None:
     """The root of the scale on both, as TensorRT's parser reads an Attention without one."""
     root = np.float32(variant.head_dim**-0.25)
     for attention in nodes_of(model, "Attention"):
-        insert = inserter(model.graph, attention)
+        insert = Writer(model.graph, attention)
         for index, value in enumerate(attention.inputs[:2]):
             attention.replace_input_with(index, insert("Mul", value, root))
         attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
@@ -103,7 +103,7 @@ def _scale_query_and_key(model: ir.Model, variant: Variant) -> None:
 def _spell_out_norms(model: ir.Model, _variant: Variant) -> None:
     """LayerNorm as mean, difference, square, mean, root, quotient: each a stored tensor."""
     for norm in nodes_of(model, "LayerNormalization"):
-        insert = inserter(model.graph, norm)
+        insert = Writer(model.graph, norm)
         tokens, weight, bias = norm.inputs
         axes, epsilon = np.array([-1]), np.float32(norm.attributes["epsilon"].as_float())
         centred = insert("Sub", tokens, insert("ReduceMean", tokens, axes))

@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -12,17 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.errors import BackendError, InputError
+from dinov2rt.errors import BackendError, InputError, first_line
 from dinov2rt.optional import require
 
 Device = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Without TF32, its default, in which float32 factors are cut to a fraction of 10 bits.
-_PROVIDER_OPTIONS: dict[str, dict[str, str]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
+_WITHOUT_TF32 = {"use_tf32": "0"}
 _ERRORS_ONLY = 3
-_LEAST_ON_CUDA = (1, 25)
-"""The first with the kernels of microsoft/onnxruntime#27542; see #28025 for the one before."""
+_LEAST_ON_CUDA = (1, 31)
+"""The first that releases captured CUDA graphs from Python."""
 
 
 def cannot_run(device: Device) -> str | None:
@@ -40,13 +40,17 @@ def cannot_run(device: Device) -> str | None:
 
 
 def _too_old(version: str) -> str | None:
-    """Why a version is none for GPUs: 1.24.4 computed Attention on the CPU, and did not say so."""
+    """Why a version is too old for GPUs.
+
+    Before 1.31 a captured CUDA graph cannot be released, so that memory would grow with every
+    shape. Before 1.25, Attention is computed on the CPU without a word.
+    """
     numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
     if numbers is None or tuple(map(int, numbers.groups())) >= _LEAST_ON_CUDA:
         return None
     return (
-        f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))} and computes "
-        "attention on the CPU; pip install -U 'dinov2rt[cuda]'"
+        f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))}, the first that "
+        "can release captured CUDA graphs; pip install -U 'dinov2rt[cuda]'"
     )
 
 
@@ -58,53 +62,95 @@ def load_cuda_libraries(ort: ModuleType) -> None:
             ort.preload_dlls()
 
 
+def new_session(
+    graph: Path,
+    provider: str,
+    provider_options: Mapping[str, str],
+    *,
+    description: str,
+    threads: int | None = None,
+    optimize: bool = True,
+) -> Any:
+    """A session that runs `graph` on `provider` and on nothing else unasked.
+
+    Raises:
+        BackendError: the library cannot load the graph, or the provider does not start here.
+    """
+    ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        options.intra_op_num_threads = threads or 0  # 0: one a core
+        # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
+        session = ort.InferenceSession(
+            graph,
+            options,
+            providers=[(provider, dict(provider_options))],
+            enable_fallback=False,
+        )
+    except Exception as error:  # its errors share no base class
+        raise BackendError(f"{description} cannot load {graph}: {first_line(error)}") from error
+    if provider not in session.get_providers():
+        # A provider whose libraries are missing is left out with a warning.
+        raise BackendError(
+            f"{description} could not be started on this machine; "
+            'see `dinov2rt doctor`, or use device="cpu"'
+        )
+    return session
+
+
 class OnnxRuntimeBackend:
-    """One session over one graph file. Sessions are safe to run from several threads."""
+    """One session over one graph file. Sessions are safe to run from several threads.
+
+    `complete` adds the inputs that a graph takes besides those of the portable one.
+    """
 
     concurrent_calls = 1  # each uses all cores
     reads_gpu_arrays = False
 
-    def __init__(self, graph: Path, *, device: Device, threads: int | None) -> None:
+    def __init__(
+        self,
+        graph: Path,
+        *,
+        device: Device,
+        threads: int | None,
+        ordinal: int = 0,
+        complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda inputs: inputs,
+    ) -> None:
         ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
         self.description = f"onnxruntime {ort.__version__}, {device}"
-        options = ort.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        self._complete = complete
         if device == "cuda":
             load_cuda_libraries(ort)
-        provider = (_PROVIDERS[device], _PROVIDER_OPTIONS[device])
-        try:
-            options.intra_op_num_threads = threads or 0  # 0: one a core
-            # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
-            self._session: Any = ort.InferenceSession(
-                graph, options, providers=[provider], enable_fallback=False
-            )
-        except Exception as error:  # its errors share no base class
-            raise BackendError(
-                f"{self.description} cannot load {graph}: {_first_line(error)}"
-            ) from error
-        if _PROVIDERS[device] not in self._session.get_providers():
-            self.close()  # a provider whose libraries are missing is left out with a warning
-            raise BackendError(
-                f"{self.description} could not be started on this machine; "
-                'see `dinov2rt doctor`, or use device="cpu"'
-            )
+        self._session: Any = new_session(
+            graph,
+            _PROVIDERS[device],
+            _WITHOUT_TF32 | {"device_id": str(ordinal)} if device == "cuda" else {},
+            description=self.description,
+            threads=threads,
+        )
 
     def infer(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
     ) -> dict[str, NDArray[Any]]:
         """Run the graph; see `Backend.infer`."""
         if device_outputs:
-            raise InputError("onnxruntime returns numpy arrays; device outputs need a plan")
+            raise InputError(
+                "this graph returns numpy arrays; device outputs need a plan or the fused graph"
+            )
         session = self._session  # another thread may close it meanwhile
         if session is None:
             raise BackendError("the model is closed; load it again")
-        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        complete = self._complete(inputs)
+        feed = {name: np.ascontiguousarray(value) for name, value in complete.items()}
         try:
             values = session.run(list(outputs), feed)
         except Exception as error:  # its errors share no base class
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
             raise BackendError(
-                f"{self.description} failed on {shapes}: {_first_line(error)}"
+                f"{self.description} failed on {shapes}: {first_line(error)}"
             ) from error
         return dict(zip(outputs, values, strict=True))
 
@@ -115,8 +161,3 @@ class OnnxRuntimeBackend:
     def close(self) -> None:
         """Free the session."""
         self._session = None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -61,6 +61,19 @@ def find_gpu() -> Gpu:
     )
 
 
+def use_gpu(ordinal: int) -> None:
+    """Make GPU number `ordinal` this thread's current one.
+
+    Raises:
+        BackendError: there is no GPU of that number, or none at all.
+        MissingDependencyError: cuda-python is not installed.
+    """
+    count = call("cudaGetDeviceCount")
+    if not 0 <= ordinal < count:
+        raise BackendError(f'device "cuda:{ordinal}": GPUs here are cuda:0 to cuda:{count - 1}')
+    call("cudaSetDevice", ordinal)
+
+
 def needed_cuda() -> tuple[int, int]:
     """The oldest CUDA of a driver that runs the installed libraries.
 

@@ -59,3 +59,12 @@ class PlanWarning(UserWarning):
 
 class PlanInputError(InputError):
     """An input that a plan cannot take, though the graph that it was built from could."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, or its type where it says nothing.
+
+    Every message of dinov2rt is one line; those of other libraries may hold a page.
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

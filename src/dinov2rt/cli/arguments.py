@@ -32,7 +32,11 @@ def add_bundle(
 def add_load_options(parser: ArgumentParser) -> None:
     """What decides how a bundle is run; see `load`."""
     group = parser.add_argument_group("how the bundle is run")
-    group.add_argument("--device", default="auto", help=f"{', '.join(DEVICES)} (default: auto)")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help=f"{', '.join(DEVICES)}, or a GPU by number as in cuda:1 (default: auto)",
+    )
     group.add_argument("--backend", help=f"{', '.join(BACKENDS)} {_BEST}")
     group.add_argument("--precision", help=f"{', '.join(Precision)} {_BEST}")
     group.add_argument("--threads", type=int, metavar="N", help="threads of the CPU backend")

@@ -10,6 +10,8 @@ from dinov2rt.cli.output import mib, progress, table
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
+from dinov2rt.optional import require
+from dinov2rt.runtime.selection import CUDA_TARGET
 
 _DEFAULTS = BuildOptions()
 _HEADER = ("profile", "batch x height x width", "scratch memory")
@@ -21,7 +23,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--target",
         default=_DEFAULTS.target,
         help="compute capability of the GPU that the plan is for, such as sm80 (A100, default), "
-        "or current, or open",
+        "or current, or open; or onnxruntime-cuda: no plan, but the graph for ONNX Runtime on any "
+        "NVIDIA GPU",
     )
     parser.add_argument(
         "--flavour",
@@ -81,6 +84,8 @@ def _add_builder_options(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> Outcome:
+    if arguments.target == CUDA_TARGET:
+        return _add_cuda_graph(arguments.bundle)
     options = BuildOptions(
         target=arguments.target,
         flavour=arguments.flavour,
@@ -101,6 +106,21 @@ def _run(arguments: Namespace) -> Outcome:
         ),
     )
     return _outcome(arguments.bundle, build_plan(arguments.bundle, options, progress))
+
+
+def _add_cuda_graph(bundle: Path) -> Outcome:
+    for package in ("onnx_ir", "ml_dtypes"):
+        require(package, extra="export", purpose=f"building for {CUDA_TARGET}")
+    from dinov2rt.export.fused import add_cuda_graph
+
+    graph = add_cuda_graph(bundle, progress)
+    own = graph.files[:2]
+    size = mib(sum(file.size_bytes for file in own))
+    lines = [
+        f"{bundle / own[0].path}: {size}; the fp16 graph in the fused operators of ONNX Runtime",
+        f"unverified: compare it on an NVIDIA GPU with: dinov2rt verify {bundle} --device cuda",
+    ]
+    return Outcome({"bundle": bundle, "graph": graph}, "\n".join(lines))
 
 
 def _outcome(bundle: Path, plan: PlanEntry) -> Outcome:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from dinov2rt.benchmarks.studies.emulation import emulated
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.export.surgery import inserter
+from dinov2rt.export.surgery import Writer
 
 TYPES = {
     Precision.FP16: (ir.DataType.FLOAT16, torch.float16, 2**-11),
@@ -36,7 +36,7 @@ def one_operator(op_type: str, half: ir.DataType) -> ir.Model:
     tokens = ir.val("tokens", dtype=ir.DataType.FLOAT, shape=TOKENS.shape)
     last = ir.node("Identity", [tokens], name="last")
     graph = ir.Graph([tokens], [], nodes=[last], opset_imports={"": 23}, name="one_operator")
-    insert = inserter(graph, last)
+    insert = Writer(graph, last)
     given = insert("Cast", tokens, dtype=half)
     others: list[ir.Value] = []
     if op_type == "Attention":
@@ -71,7 +71,7 @@ def test_accumulation_is_in_float32() -> None:
     tokens = ir.val("tokens", dtype=ir.DataType.FLOAT, shape=ones.shape)
     last = ir.node("Identity", [tokens], name="last")
     graph = ir.Graph([tokens], [], nodes=[last], opset_imports={"": 23}, name="sum")
-    insert = inserter(graph, last)
+    insert = Writer(graph, last)
     half = ir.DataType.FLOAT16
     column = insert("Cast", insert("Identity", np.ones((4096, 1), np.float32)), dtype=half)
     total = insert("MatMul", insert("Cast", tokens, dtype=half), column, dtype=half)

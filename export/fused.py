@@ -12,26 +12,35 @@ stream and LayerNorm in float32. The casts are the price of the float32 stream: 
 Runtime adds a float16 branch to it. docs/adr/0012 tells what else was tried, with times.
 
 Nothing but arithmetic on shapes runs on the CPU provider and nothing is copied between the
-providers, so a CUDA graph can be captured for every shape of one session; see `placement.py`. For
+providers, so a CUDA graph can be captured for every shape of one session; which a test checks. For
 that, everything that depends on the image's size alone is an input, which the runtime computes once
 a shape: the padding, and the matrices that resample the position table.
 """
 
+import dataclasses
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dinov2rt.bundle.geometry import PATCH_SIZE
+from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT
-from dinov2rt.bundle.variants import Variant
-from dinov2rt.engines.graph_writer import Writer, array_of
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import PATCH_SIZE, Variant
+from dinov2rt.errors import BundleError
+from dinov2rt.export.surgery import Writer, module_of
 
 _HALF, _FLOAT, _INT64 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT64
 _CONTRIB = "com.microsoft"
 _EPSILON = 1e-6
 _PADDING = "padding"
+_INLINE_BYTES = 1024
+"""Smaller tensors stand in the graph's own file."""
+
+CUDA_GRAPH = "cuda.onnx"
 
 
 def fuse(model: ir.Model, variant: Variant) -> None:
@@ -60,7 +69,7 @@ def _embed(write: Writer, variant: Variant) -> ir.Value:
     """Images to the tokens that enter the first block, [B, 1 + R + h·w, D] float32."""
     images = write.graph.inputs[0]
     is_pixels = images.dtype == ir.DataType.UINT8
-    padding = _declare_inputs(write, images, is_pixels)
+    padding = _declare_inputs(write, images)
     if is_pixels:
         scale, shift = (
             write.array(name).reshape(1, 1, 1, 3) for name in ("pixel_scale", "pixel_shift")
@@ -83,7 +92,7 @@ def _embed(write: Writer, variant: Variant) -> ir.Value:
     return write("Concat", prefix, patch_tokens, name="embedding/tokens", axis=1)
 
 
-def _declare_inputs(write: Writer, images: ir.Value, is_pixels: bool) -> ir.Value:
+def _declare_inputs(write: Writer, images: ir.Value) -> ir.Value:
     """Take out the inputs that the portable graph has besides its images, and declare our own.
 
     Returns:
@@ -96,9 +105,6 @@ def _declare_inputs(write: Writer, images: ir.Value, is_pixels: bool) -> ir.Valu
     taps = write.initializer("position.table").shape[0]  # type: ignore[index]
     sides = ((ROWS_INPUT, "rows"), (COLUMNS_INPUT, "columns"))
     matrices = [ir.val(name, dtype=_FLOAT, shape=ir.Shape([side, taps])) for name, side in sides]
-    height, width = ("height", "width")
-    layout = ["batch", height, width, 3] if is_pixels else ["batch", 3, height, width]
-    images.shape = ir.Shape(layout)
     graph.inputs[:] = [images, padding, *matrices]
     graph.initializers.add(padding)
     return padding
@@ -160,7 +166,7 @@ class _Blocks:
         self._write, self._variant = write, variant
         self._stream = tokens
         self._heads = {
-            _module(node): node
+            module_of(node): node
             for node in write.graph
             if node.op_type == "LayerNormalization" and not (node.name or "").startswith("blocks.")
         }
@@ -215,9 +221,7 @@ class _Blocks:
         write = self._write
         weight, bias = (write.initializer(f"{name}.up.{kind}") for kind in ("weight", "bias"))
         hidden = write("MatMul", half, weight, name=f"{name}.up/product", dtype=_HALF)
-        return write(
-            "BiasGelu", hidden, bias, name=f"{name}.up/gelu", dtype=_HALF, domain=_CONTRIB
-        )
+        return write("BiasGelu", hidden, bias, name=f"{name}.up/gelu", dtype=_HALF, domain=_CONTRIB)
 
     def _swiglu(self, half: ir.Value, name: str) -> ir.Value:
         """Two products in place of one, whose parts a Split would copy."""
@@ -298,10 +302,6 @@ def _exponent(weight: np.ndarray) -> int:
     return 14 - int(np.ceil(np.log2(largest)))  # the largest is then at most 2¹⁴ of 65504
 
 
-def _module(node: ir.Node) -> str:
-    return (node.name or "").partition("/")[0]
-
-
 def _drop_unused_initializers(graph: ir.Graph) -> None:
     used = {value.name for node in graph for value in node.inputs if value is not None}
     used |= {value.name for value in graph.inputs}
@@ -309,25 +309,55 @@ def _drop_unused_initializers(graph: ir.Graph) -> None:
         del graph.initializers[name]
 
 
-def save(model: ir.Model, bundle: Path, name: str) -> None:
-    """Write `name` and `name`.data into `bundle`.
+def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: None) -> GraphEntry:
+    """Write the form for ONNX Runtime CUDA of the bundle's fp16 graph into the bundle.
 
-    Weights that came from a file of the bundle unchanged stay there: the new file holds the others.
+    It needs no torch. The files of the bundle are replaced whole or not at all, the manifest last.
+
+    Raises:
+        BundleError: the bundle is unreadable or altered, or holds no fp16 graph.
     """
-    data = f"{name}.data"
+    manifest = Manifest.read(bundle)
+    rebuild = manifest.rebuild_command(bundle)
+    graph = next((each for each in manifest.graphs if each.precision is Precision.FP16), None)
+    if graph is None:
+        raise BundleError(f"{bundle} holds no fp16 graph, which this form is made of; {rebuild}")
+    progress(f"checking the files of the {graph.precision} graph")
+    for file in graph.files:
+        file.check(bundle, rebuild=rebuild)
+    progress("writing the graph for ONNX Runtime CUDA")
+    entry = write_cuda_graph(bundle, manifest.variant, graph)
+    dataclasses.replace(Manifest.read(bundle), cuda_graph=entry).write(bundle)
+    return entry
+
+
+def write_cuda_graph(bundle: Path, variant: Variant, graph: GraphEntry) -> GraphEntry:
+    """Write the form for ONNX Runtime CUDA of `graph`, the fp16 graph in `bundle`.
+
+    Weights that it takes over unchanged stay in the file that they are in.
+    """
+    source, *weights = graph.files
+    model = ir.load(bundle / source.path)
+    fuse(model, variant)
+    with tempfile.TemporaryDirectory(dir=bundle, prefix=".cuda-") as scratch:
+        _save(model, Path(scratch))
+        for name in (f"{CUDA_GRAPH}.data", CUDA_GRAPH):
+            Path(scratch, name).replace(bundle / name)
+    files = tuple(FileEntry.of(bundle, name) for name in (CUDA_GRAPH, f"{CUDA_GRAPH}.data"))
+    return dataclasses.replace(graph, opset=model.opset_imports[""], files=(*files, *weights))
+
+
+def _save(model: ir.Model, folder: Path) -> None:
+    """Write the graph, and the tensors that stand in no file yet."""
     own = [
         value
         for value in model.graph.initializers.values()
-        if not isinstance(value.const_value, ir.ExternalTensor)
-        and value.const_value is not None
+        if value.const_value is not None
+        and not isinstance(value.const_value, ir.ExternalTensor)
         and value.const_value.nbytes > _INLINE_BYTES
     ]
     tensors = [value.const_value for value in own if value.const_value is not None]
-    moved = ir.external_data.convert_tensors_to_external(tensors, bundle, data)
+    moved = ir.external_data.convert_tensors_to_external(tensors, folder, f"{CUDA_GRAPH}.data")
     for value, tensor in zip(own, moved, strict=True):
         value.const_value = tensor
-    ir.save(model, bundle / name)
-
-
-_INLINE_BYTES = 1024
-"""Smaller tensors stand in the graph's own file."""
+    ir.save(model, folder / CUDA_GRAPH)

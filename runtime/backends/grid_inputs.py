@@ -1,0 +1,54 @@
+"""The inputs of the graph for ONNX Runtime CUDA that depend on the image's size alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.geometry import Grid
+from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT, resampling_matrices
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import PATCH_SIZE, Variant
+
+_GRIDS_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GridInputs:
+    """Padding and grid of a call: hashable, so that it tells one prepared shape from another.
+
+    `padding` is what ONNX calls `pads`, for images in their own layout. It is negative at the
+    bottom and the right where pixels are dropped, so that whole patches are left.
+    """
+
+    variant: Variant
+    padding: tuple[int, ...]
+    grid: Grid
+
+    @classmethod
+    def of(cls, variant: Variant, input_name: str, inputs: Mapping[str, Any]) -> Self:
+        """Those of a call with the portable graph's `inputs`, whose padding is for [B, 3, H, W]."""
+        rows, columns = (1, 2) if input_name == InputFormat.PIXELS else (2, 3)
+        shape = inputs[input_name].shape
+        _, _, top, left, _, _, bottom, right = map(int, inputs.get("padding", np.zeros(8)))
+        padding = [0] * 8
+        sides = []
+        for axis, before, after in ((rows, top, bottom), (columns, left, right)):
+            pixels = shape[axis] + before + after
+            padding[axis], padding[4 + axis] = before, after - pixels % PATCH_SIZE
+            sides.append(pixels // PATCH_SIZE)
+        return cls(variant, tuple(padding), Grid(*sides))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The inputs by name: `padding` int64 [8], and the float32 matrices of the positions."""
+        rows, columns = _matrices(self.variant, self.grid)
+        padding = np.array(self.padding, dtype=np.int64)
+        return {"padding": padding, ROWS_INPUT: rows, COLUMNS_INPUT: columns}
+
+
+@lru_cache(maxsize=_GRIDS_KEPT)
+def _matrices(variant: Variant, grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return resampling_matrices(variant, grid)

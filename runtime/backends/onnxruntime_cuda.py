@@ -1,0 +1,235 @@
+"""ONNX Runtime on an NVIDIA GPU: the fused graph, with its own buffers and captured CUDA graphs."""
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.manifest import GraphEntry
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import BackendError, first_line
+from dinov2rt.optional import require
+from dinov2rt.runtime.backends.grid_inputs import GridInputs
+from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries, new_session
+from dinov2rt.runtime.gpu.cuda import (
+    DeviceMemory,
+    Gpu,
+    PinnedMemory,
+    Stopwatch,
+    Stream,
+    call,
+    find_gpu,
+)
+from dinov2rt.runtime.gpu.lane import Lane
+from dinov2rt.runtime.gpu.memory_layout import TensorSpec
+
+_NO_CAPTURE = -1
+_DTYPES: dict[InputFormat, np.dtype[Any]] = {
+    InputFormat.PIXELS: np.dtype(np.uint8),
+    InputFormat.IMAGES: np.dtype(np.float32),
+}
+_FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+
+@dataclass(slots=True, weakref_slot=True)
+class _Bound:
+    """A session's inputs and outputs, bound to addresses; `run_options` tell what to capture.
+
+    `kept` holds what the binding refers to: the matrices on the GPU, the padding on the host.
+    """
+
+    session: Any
+    binding: Any
+    run_options: Any
+    addresses: Mapping[str, int]
+    outputs: Mapping[str, TensorSpec]
+    kept: tuple[Any, ...]
+
+    def launch(self) -> None:
+        try:
+            self.session.run_with_iobinding(self.binding, self.run_options)
+        except Exception as error:  # ONNX Runtime's errors share no base class
+            shapes = ", ".join(f"{name} {list(spec.shape)}" for name, spec in self.outputs.items())
+            raise BackendError(f"onnxruntime failed at {shapes}: {first_line(error)}") from error
+
+
+class SessionProgram:
+    """A session as what a lane executes. The key of a shape is its `GridInputs`."""
+
+    def __init__(
+        self, session: Any, graph: GraphEntry, variant: Variant, ordinal: int, stream: Stream
+    ) -> None:
+        self._session, self._graph, self._variant = session, graph, variant
+        self._stream = stream
+        self._numbers = itertools.count(1)
+        self.input_name = graph.input_name
+        self.input_dtype = _DTYPES[InputFormat(graph.input_name)]
+        self.ordinal = ordinal
+
+    def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+        """Buffers for a shape that comes for the first time; it runs without a captured graph."""
+        return self._bind(cast(GridInputs, key), shape, lane, _NO_CAPTURE)
+
+    def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+        """Buffers for a shape that comes again; its next launch is captured as a CUDA graph.
+
+        The captured graph is released with what is returned here.
+        """
+        number = next(self._numbers)
+        bound = self._bind(cast(GridInputs, key), shape, lane, number)
+        release = partial(_release, self._session, number)
+        weakref.finalize(bound, release).atexit = False
+        return bound
+
+    def _bind(self, grid: GridInputs, shape: tuple[int, ...], lane: Lane, number: int) -> _Bound:
+        outputs = output_specs(self._graph, self._variant, shape[0], grid)
+        images = TensorSpec(shape, self.input_dtype)
+        specs = {self.input_name: images, **outputs}
+        addresses = lane.reserve({name: spec.num_bytes for name, spec in specs.items()})
+        binding = self._session.io_binding()
+        arrays = grid.arrays()
+        padding = arrays.pop("padding")
+        binding.bind_cpu_input("padding", padding)
+        matrices = [self._upload(array) for array in arrays.values()]
+        for (name, array), memory in zip(arrays.items(), matrices, strict=True):
+            self._bind_input(binding, name, TensorSpec(array.shape, array.dtype), memory.address)
+        self._bind_input(binding, self.input_name, images, addresses[self.input_name])
+        for name, spec in outputs.items():
+            binding.bind_output(
+                name, "cuda", self.ordinal, spec.dtype, list(spec.shape), addresses[name]
+            )
+        kept = (padding, *matrices)
+        return _Bound(self._session, binding, _run_options(number), addresses, outputs, kept)
+
+    def _bind_input(self, binding: Any, name: str, spec: TensorSpec, address: int) -> None:
+        binding.bind_input(name, "cuda", self.ordinal, spec.dtype, list(spec.shape), address)
+
+    def _upload(self, array: NDArray[np.float32]) -> DeviceMemory:
+        """A copy of a small array on the GPU, complete when this returns."""
+        spec = TensorSpec(array.shape, array.dtype)
+        memory, staging = DeviceMemory(spec.num_bytes), PinnedMemory(spec.num_bytes)
+        staging.array(0, spec)[...] = array
+        self._stream.copy(memory.address, staging.address, spec.num_bytes)
+        self._stream.synchronize()
+        return memory
+
+
+class OnnxRuntimeCudaBackend:
+    """One session over the fused graph; weights are in GPU memory once.
+
+    Calls of several threads run one after the other, in one stream. A shape is captured as a CUDA
+    graph when it comes for the second time; the least recently used of eight is evicted and
+    released.
+    """
+
+    concurrent_calls = 1
+    reads_gpu_arrays = True
+
+    def __init__(self, graph_file: Path, graph: GraphEntry, variant: Variant) -> None:
+        ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
+        self.gpu: Gpu = find_gpu()
+        self.description = f"onnxruntime {ort.__version__}, {self.gpu.name} ({self.gpu.target})"
+        load_cuda_libraries(ort)
+        self._stream = Stream()
+        options = {
+            "device_id": str(self.gpu.ordinal),
+            "enable_cuda_graph": "1",
+            "use_tf32": "0",
+            "user_compute_stream": str(self._stream.handle),
+        }
+        session = new_session(
+            graph_file,
+            "CUDAExecutionProvider",
+            options,
+            description=self.description,
+            # Everything is fused already. What ONNX Runtime would still change, such as turning a
+            # product and its bias into one slower Gemm, is no gain.
+            optimize=False,
+        )
+        program = SessionProgram(session, graph, variant, self.gpu.ordinal, self._stream)
+        self._lane: Lane | None = Lane(program, self._stream)
+        self._graph, self._variant = graph, variant
+        self._lock = threading.Lock()
+
+    def infer(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
+    ) -> dict[str, Any]:
+        """Run the graph; see `Backend.infer`."""
+        with self._prepared(inputs) as (lane, images, grid):
+            run = lane.run_on_device if device_outputs else lane.run
+            return dict(run(images, grid, outputs))
+
+    def phases_ms(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str]
+    ) -> tuple[float, float, float]:
+        """Time on the GPU of one call's copy to it, computation, and copies from it."""
+        with self._prepared(inputs) as (lane, images, grid):
+            watch = Stopwatch(lane.stream, num_marks=4)
+            lane.run(images, grid, outputs, watch.mark)
+            to_device, compute, to_host = watch.laps_ms()
+            return to_device, compute, to_host
+
+    def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
+        """None: any batch that fits into memory."""
+        return None
+
+    def close(self) -> None:
+        """Free the session once no call runs."""
+        with self._lock:
+            if self._lane is not None:
+                self._stream.synchronize()
+                self._lane = None
+
+    @contextmanager
+    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, GridInputs]]:
+        """The lane, for this call alone, with the call's images and what its shape depends on."""
+        with self._lock:
+            if self._lane is None:
+                raise BackendError("the model is closed; load it again")
+            call("cudaSetDevice", self.gpu.ordinal)  # the current device is a thread's own
+            grid = GridInputs.of(self._variant, self._graph.input_name, inputs)
+            yield self._lane, inputs[self._graph.input_name], grid
+
+
+def output_specs(
+    graph: GraphEntry, variant: Variant, batch: int, grid: GridInputs
+) -> dict[str, TensorSpec]:
+    """Shape and dtype of each output of `graph` for a batch of images of one grid."""
+    dim = variant.embed_dim
+    shapes = {
+        "register_tokens": (batch, variant.num_registers, dim),
+        "patch_tokens": (batch, grid.grid.num_patches, dim),
+        "cls_token": (batch, dim),
+    }
+    return {
+        name: TensorSpec(
+            next(shape for kind, shape in shapes.items() if name.endswith(kind)), _FLOAT32
+        )
+        for name in graph.outputs
+    }
+
+
+def _run_options(number: int) -> Any:
+    ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
+    options = ort.RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    # Work in one stream is in order: what reads the outputs is enqueued there, or waits for it.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
+
+
+def _release(session: Any, number: int) -> None:
+    """Free a captured CUDA graph. Errors are ignored: no caller is left to tell."""
+    with contextlib.suppress(Exception):
+        session.release_captured_graph(number)
