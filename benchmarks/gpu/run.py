@@ -1,12 +1,15 @@
 """All that a machine with an NVIDIA GPU is wanted for, in one command: `make bench-gpu`.
 
-    python -m dinov2rt.benchmarks.gpu.run OUT [--variants V,...] [--weights synthetic:0]
+    python -m dinov2rt.benchmarks.gpu.run OUT [--variants V,...] [--budget 600]
 
-For each variant: export, a plan for this GPU, the accuracy of every backend that runs; then, for
-each, latency beside eager and compiled PyTorch. Every step is a process of its own and is noted
-down in OUT/steps.json with what it said last (all of it is in OUT/logs), so that one that fails, or
-takes the driver with it, ends nothing but itself. A run that was cut off goes on: a step that
-passed is not taken again, unless something that it builds on was, or it was asked for differently.
+All variants are exported side by side on the cores of the CPU. For each follow a plan for this GPU
+and the accuracy of every backend that runs. Then comes latency beside eager and compiled PyTorch
+for all variants, the most telling cells first, for as long as the budget lasts.
+
+Every step is a process of its own. OUT/steps.json holds the last line of each, OUT/logs all that
+they said. A step that fails, or takes the driver with it, ends nothing but itself. A run that was
+cut off goes on: a step that passed is not taken again, unless something that it builds on was, or
+it was asked for differently.
 
 It needs the python that has torch on that machine, and the packages of `dinov2rt[bench]`.
 """
@@ -20,18 +23,22 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.benchmarks.gpu.steps import Asked, Step, steps
+from dinov2rt.benchmarks.gpu.steps import EXPORT, Asked, Step, steps
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import BackendError, MissingDependencyError
+from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
 
+_CORES_AN_EXPORT = 4
 _PASSED, _TIMED_OUT = 0, 124  # the latter as timeout(1) says it
 
 _SAME_NAME = (
@@ -45,6 +52,9 @@ _PACKAGES = {name: name for name in _SAME_NAME.split()} | {
     "PIL": "pillow",
 }
 """Modules that the steps import, and what brings them."""
+
+_running: set[int] = set()
+"""Process groups of the steps that are at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) ->
     """Run a step to its end, or until `timeout_s` is over; `log` gets all that it says."""
     started = time.perf_counter()
     try:
-        status, answer = _run_alone(step.arguments, log, timeout_s)
+        status, answer = _run_alone(step, log, timeout_s)
         said = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or [""])[-1]
     except subprocess.TimeoutExpired:
         status, answer = _TIMED_OUT, ""
@@ -82,9 +92,10 @@ def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) ->
     )
 
 
-def _run_alone(arguments: Sequence[str], log: Path, timeout_s: float | None) -> tuple[int, str]:
+def _run_alone(step: Step, log: Path, timeout_s: float | None) -> tuple[int, str]:
     """Exit status and output of a process; however it ends, none that it started is left."""
-    command = [sys.executable, "-m", "dinov2rt", *arguments, "--json"]
+    json_output = ["--json"] if step.module == "dinov2rt" else []
+    command = [sys.executable, "-m", step.module, *step.arguments, *json_output]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8") as answer,
         log.open("w", encoding="utf-8") as said,
@@ -92,36 +103,87 @@ def _run_alone(arguments: Sequence[str], log: Path, timeout_s: float | None) -> 
             command, stdout=answer, stderr=said, start_new_session=True
         ) as process,
     ):
+        _running.add(process.pid)
         try:
             status = process.wait(timeout_s)
         finally:
-            with contextlib.suppress(ProcessLookupError):  # the rule: all of them are gone
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill(process.pid)
+            _running.discard(process.pid)
         answer.seek(0)
         return status, answer.read()
 
 
 def run(out: Path, names: Sequence[str], asked: Asked) -> bool:
     """Take every step that is not done yet; true when all of them passed."""
-    logs, notes = out / "logs", out / "steps.json"
-    logs.mkdir(parents=True, exist_ok=True)
-    machine, outcomes = _machine(), _read(notes)
-    agenda = list(steps(out, names, asked))
-    for index, step in enumerate(agenda):
-        if not _is_due(step, outcomes, machine):
-            continue
-        log = logs / f"{step.name.replace(' ', '-')}.txt"
-        outcome = take(step, log, machine, asked.step_timeout_s)
-        outcomes[step.name] = asdict(outcome)
-        if step.is_built_on and outcome.status == _PASSED:
-            _forget(outcomes, step.variant, agenda[index + 1 :])
-        _write(notes, outcomes)
-        print(
-            f"{outcome.status:>4} {outcome.seconds:8.1f} s  {step.name}: {outcome.said}",
-            flush=True,
-        )
-    taken = [outcomes[step.name] for step in agenda if step.name in outcomes]
-    return all(outcome["status"] == _PASSED for outcome in taken)
+    ends = time.monotonic() + asked.budget_s
+    progress = _Progress(out, asked)
+    progress.agenda = list(steps(out, names, asked))
+    exports = [step for step in progress.agenda if step.task == EXPORT]
+    _side_by_side(progress.take_if_due, exports)
+    for step in progress.agenda[len(exports) :]:
+        if step.task == "cells":
+            left_s = max(0.0, ends - time.monotonic())
+            step = _within(step, left_s)
+        progress.take_if_due(step)
+    return progress.all_passed()
+
+
+class _Progress:
+    """What was done so far, kept in OUT/steps.json. Steps may be taken by several threads."""
+
+    def __init__(self, out: Path, asked: Asked) -> None:
+        self._logs, self._notes = out / "logs", out / "steps.json"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        self._machine, self._outcomes = _machine(), _read(self._notes)
+        self._asked, self._lock = asked, threading.Lock()
+        self.agenda: list[Step] = []
+
+    def take_if_due(self, step: Step) -> None:
+        """Take a step, unless it is done, and write down what came of it."""
+        if not _is_due(step, self._outcomes, self._machine):
+            return
+        log = self._logs / f"{step.name.replace(' ', '-')}.txt"
+        outcome = take(step, log, self._machine, self._asked.step_timeout_s)
+        with self._lock:
+            self._outcomes[step.name] = asdict(outcome)
+            if step.is_built_on and outcome.status == _PASSED:
+                later = self.agenda[self.agenda.index(step) + 1 :]
+                _forget(self._outcomes, step.variant, later)
+            _write(self._notes, self._outcomes)
+            print(
+                f"{outcome.status:>4} {outcome.seconds:8.1f} s  {step.name}: {outcome.said}",
+                flush=True,
+            )
+
+    def all_passed(self) -> bool:
+        """Whether every step that was taken ended well."""
+        names = [step.name for step in self.agenda if step.name in self._outcomes]
+        return all(self._outcomes[name]["status"] == _PASSED for name in names)
+
+
+def _side_by_side(take_one: Callable[[Step], None], exports: Sequence[Step]) -> None:
+    """Take the exports in threads. Whatever ends this thread ends their processes as well."""
+    pool = ThreadPoolExecutor(max(1, usable_cores() // _CORES_AN_EXPORT))
+    try:
+        list(pool.map(take_one, exports))
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in tuple(_running):
+            _kill(process)
+        raise
+    finally:
+        pool.shutdown()
+
+
+def _kill(process: int) -> None:
+    """End a step and every process that it started."""
+    with contextlib.suppress(ProcessLookupError):  # the rule: all of them are gone
+        os.killpg(process, signal.SIGKILL)
+
+
+def _within(step: Step, seconds: float) -> Step:
+    """The step with what is left of the budget; that it was done with another one counts."""
+    return replace(step, arguments=(*step.arguments[:-1], f"{seconds:g}"))
 
 
 def _is_due(step: Step, outcomes: dict[str, Any], machine: str) -> bool:
@@ -198,6 +260,8 @@ def main() -> int:
         sizes=given.size,
         bench_options=_bench_options(given),
         step_timeout_s=given.step_timeout,
+        budget_s=given.budget,
+        thorough=given.thorough,
     )
     return 0 if run(given.out, given.variants.split(","), asked) else 1
 
@@ -223,6 +287,15 @@ def _parser() -> argparse.ArgumentParser:
         help="in this order (default: all, small to giant)",
     )
     parser.add_argument("--weights", default="synthetic:0", help="as for export")
+    parser.add_argument(
+        "--budget", type=float, default=600.0, metavar="S", help="seconds in all (default: 600)"
+    )
+    parser.add_argument(
+        "--thorough",
+        action="store_true",
+        help="measure with `bench`, a process for each candidate, however long it takes; the "
+        "options below are for it",
+    )
     parser.add_argument("--batch", type=_list, default="1,8,32,128", help="images a call")
     parser.add_argument("--size", type=_list, default="224,518", help="sides")
     parser.add_argument("--peers", default="eager,compile", metavar="P,...", help="as for bench")

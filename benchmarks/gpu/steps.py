@@ -7,6 +7,9 @@ from pathlib import Path
 
 from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE
 
+EXPORT = "export"
+"""The task that needs no GPU: all variants are exported side by side."""
+
 _BACKENDS = (
     ("onnxruntime", "fp32"),
     ("onnxruntime", "fp16"),
@@ -18,18 +21,24 @@ _GOLDEN_SIDE = NATIVE_GRID * PATCH_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for, in the words of `export` and `bench`; a limit of None is none."""
+    """What was asked for, in the words of `export` and `bench`; a limit of None is none.
+
+    Speed is measured in one process within `budget_s` seconds, or `thorough`: with `bench`, which
+    starts a process for each candidate.
+    """
 
     weights: str
     batches: str
     sizes: str
     bench_options: tuple[str, ...]
     step_timeout_s: float | None = None
+    budget_s: float = 600.0
+    thorough: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command of dinov2rt for one variant.
+    """One command for one variant, or for all of them; `module` is what it runs.
 
     `made` is a file that it leaves. One that `is_built_on` makes what the later ones of its variant
     use. One that is `instead_of` another is taken when that one failed.
@@ -41,6 +50,7 @@ class Step:
     made: Path | None = None
     is_built_on: bool = False
     instead_of: str | None = None
+    module: str = "dinov2rt"
 
     @property
     def name(self) -> str:
@@ -50,26 +60,43 @@ class Step:
     @property
     def command(self) -> str:
         """As one would type it."""
-        return " ".join(["dinov2rt", *self.arguments])
+        words = ["dinov2rt"] if self.module == "dinov2rt" else ["python", "-m", self.module]
+        return " ".join([*words, *self.arguments])
 
 
 def steps(out: Path, names: Sequence[str], asked: Asked) -> Iterator[Step]:
     """What is to be done, in order: whether every variant is right before how fast one is."""
     for variant in names:
-        yield from _accuracy_steps(out, variant, asked)
+        yield _export_step(out, variant, asked)
     for variant in names:
-        yield from _speed_steps(out, variant, asked)
+        yield from _accuracy_steps(out, variant, asked)
+    if asked.thorough:
+        for variant in names:
+            yield from _speed_steps(out, variant, asked)
+    else:
+        yield _cells_step(out, names, asked)
+
+
+def _export_step(out: Path, variant: str, asked: Asked) -> Step:
+    bundle = _bundle(out, variant)
+    export = ("export", variant, "--weights", asked.weights, "--out", str(bundle), "--force")
+    return Step(variant, EXPORT, export, made=bundle / "manifest.json", is_built_on=True)
 
 
 def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
     bundle = _bundle(out, variant)
-    export = ("export", variant, "--weights", asked.weights, "--out", str(bundle), "--force")
-    yield Step(variant, "export", export, made=bundle / "manifest.json", is_built_on=True)
     yield from _build_steps(bundle, variant, asked)
     for backend, precision in _BACKENDS:
         choice = ("--device", "cuda", "--backend", backend, "--precision", precision)
         yield Step(variant, f"verify {backend} {precision}", ("verify", str(bundle), *choice))
     yield Step(variant, "verify auto", ("verify", str(bundle)))
+
+
+def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:
+    """Latency of all variants in one process."""
+    bundles = [str(_bundle(out, variant)) for variant in names]
+    arguments = (str(out), *bundles, "--budget", f"{asked.budget_s:g}")
+    return Step("all", "cells", arguments, module="dinov2rt.benchmarks.gpu.cells")
 
 
 def _build_steps(bundle: Path, variant: str, asked: Asked) -> Iterator[Step]:

@@ -22,7 +22,7 @@ from dinov2rt.benchmarks.gpu.run import (
 )
 from dinov2rt.benchmarks.gpu.steps import Asked, Step, steps
 
-ASKED = Asked("synthetic:0", "1,8", "224", ("--peers", "eager"))
+ASKED = Asked("synthetic:0", "1,8", "224", ("--peers", "eager"), thorough=True)
 TASKS = [
     "export",
     "build",
@@ -67,8 +67,27 @@ def test_what_a_step_says_is_its_document(tmp_path: Path) -> None:
 
 def test_accuracy_of_all_comes_before_the_speed_of_one(tmp_path: Path) -> None:
     names = [step.name for step in steps(tmp_path, ["v", "w"], ASKED)]
-    accuracy, speed = TASKS[:-2], TASKS[-2:]
-    assert names == [f"{v} {t}" for tasks in (accuracy, speed) for v in "vw" for t in tasks]
+    parts = (TASKS[:1], TASKS[1:-2], TASKS[-2:])
+    assert names == [f"{v} {t}" for tasks in parts for v in "vw" for t in tasks]
+
+
+def test_within_a_budget_all_variants_are_timed_by_one_process(tmp_path: Path) -> None:
+    asked = replace(ASKED, thorough=False, budget_s=90)
+    *_, cells = steps(tmp_path, ["v", "w"], asked)
+    assert cells.command == (
+        f"python -m dinov2rt.benchmarks.gpu.cells {tmp_path} {tmp_path}/bundles/v "
+        f"{tmp_path}/bundles/w --budget 90"
+    )
+
+
+def test_the_cells_get_what_is_left_of_the_budget(
+    machine: "Machine", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 70.0, 500.0])
+    monkeypatch.setattr(gpu_run.time, "monotonic", lambda: next(clock))
+    machine.tasks(tmp_path, replace(ASKED, thorough=False, budget_s=90))
+    notes = json.loads((tmp_path / "steps.json").read_text())
+    assert notes["all cells"]["command"].endswith("--budget 20")
 
 
 def test_a_plan_takes_the_largest_batch_and_every_golden_image(tmp_path: Path) -> None:
@@ -244,6 +263,6 @@ def children(process: int) -> list[int]:
     deadline = time.monotonic() + 60
     found: list[int] = []
     while not found and time.monotonic() < deadline:
-        text = Path(f"/proc/{process}/task/{process}/children").read_text()
-        found = [int(child) for child in text.split()]
+        texts = [file.read_text() for file in Path(f"/proc/{process}/task").glob("*/children")]
+        found = [int(child) for text in texts for child in text.split()]
     return found

@@ -1,0 +1,156 @@
+"""Latency on a GPU that can be had for minutes: all variants and candidates in one process.
+
+    python -m dinov2rt.benchmarks.gpu.cells OUT BUNDLE... --budget 300
+
+`dinov2rt bench` starts a process for each candidate and spends most of its time on starting. Here
+one process holds every model, the most telling cells come first, and nothing is begun that is not
+likely to end within the budget; what did not fit is named in the result. For each bundle it writes
+OUT/VARIANT.json, which `dinov2rt report` reads, and OUT/VARIANT.kernels.json.
+
+Device time: images lie in GPU memory and outputs stay there. Some twenty calls are enqueued one
+after the other between two CUDA events. Host time: images come from and outputs return to numpy
+arrays, one call at a time.
+"""
+
+import argparse
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from dinov2rt._version import __version__
+from dinov2rt.benchmarks.gpu.contestants import CELLS, Contestant, contestants_for, kernels_of
+from dinov2rt.benchmarks.gpu.timing import copy_gb_per_s, matrix_gflops, measure
+from dinov2rt.benchmarks.harness.environment import describe_environment
+from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.results import (
+    SCHEMA_VERSION,
+    BenchmarkRun,
+    BundleFacts,
+    CandidateFacts,
+    Cell,
+    Environment,
+    Missing,
+    Roof,
+    Row,
+    Settings,
+)
+from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
+from dinov2rt.errors import Dinov2rtError
+
+_MATRIX_SIDE = 8192
+
+
+class Run:
+    """What was measured so far, written out after every cell."""
+
+    def __init__(self, out: Path, bundles: Sequence[Path], deadline: float) -> None:
+        self.out, self.deadline = out, deadline
+        self.tasks = {
+            Manifest.read(bundle).variant.name: Task(bundle, "cuda", threads=1)
+            for bundle in bundles
+        }
+        self.environment: Environment = describe_environment("cuda")
+        rate = matrix_gflops(_MATRIX_SIDE)
+        self.roof = Roof({"fp16": rate}, {"fp16": "torch"}, copy_gb_per_s(), (_MATRIX_SIDE,) * 3)
+        self.rows: dict[str, list[Row]] = {name: [] for name in self.tasks}
+        self.facts: dict[tuple[str, str], CandidateFacts] = {}
+        self.missing: list[Missing] = []
+
+    def measure_all(self) -> None:
+        """Every cell, by importance, for as long as there is time."""
+        longest_s = 0.0
+        for batch, side in CELLS:
+            for variant, task in self.tasks.items():
+                cell = Cell(variant, batch, side, side)
+                if time.monotonic() + longest_s > self.deadline:
+                    _say(f"{cell}: does not fit into the budget")
+                    self.missing.append(Missing(variant, "every candidate", f"{cell}: no time"))
+                    continue
+                began = time.monotonic()
+                self._measure(cell, task)
+                self.write(variant)
+                longest_s = max(longest_s, time.monotonic() - began)
+
+    def _measure(self, cell: Cell, task: Task) -> None:
+        contestants: list[Contestant] = []
+        for contestant in contestants_for(cell, task):
+            _say(f"{cell}: loading {contestant.name}")
+            try:
+                contestant.open(cell)
+                contestants.append(contestant)
+            except Exception as error:  # a peer that fails costs its own row alone
+                row = Row(cell, contestant.name, failure=str(error).partition("\n")[0])
+                self.rows[cell.variant].append(row)
+            self.facts[cell.variant, contestant.name] = contestant.facts(cell.variant)
+        for row in measure(cell, task.manifest, contestants, self.roof):
+            self.rows[cell.variant].append(row)
+            if row.latency is not None:
+                _say(
+                    f"{row.cell} {row.candidate}: device {row.latency.compute_ms:.3f} ms, "
+                    f"host {row.latency.p50_ms:.3f} ms"
+                )
+
+        self._keep_kernels(cell, contestants)
+
+    def _keep_kernels(self, cell: Cell, contestants: Sequence[Contestant]) -> None:
+        """What dinov2rt spends its time on at this cell, beside the result."""
+        own = next(each for each in contestants if not each.is_peer)
+        file = self.out / f"{cell.variant}.kernels.json"
+        kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        kept[str(cell)] = kernels_of(own.enqueue)
+        file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+    def write(self, variant: str) -> None:
+        """What is known of one variant."""
+        bundle = self.tasks[variant].bundle
+        manifest = self.tasks[variant].manifest
+        digest = hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()
+        weights = manifest.weights
+        BenchmarkRun(
+            schema=SCHEMA_VERSION,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            command=shlex.join(["python", "-m", "dinov2rt.benchmarks.gpu.cells", *sys.argv[1:]]),
+            version=__version__,
+            settings=Settings(1, "cuda", DESCRIPTION, seconds_per_candidate=0.0, min_turns=5),
+            environment=self.environment,
+            roof=self.roof,
+            bundles=(BundleFacts(variant, weights.source, weights.sha256, digest),),
+            candidates=tuple(f for (name, _), f in self.facts.items() if name == variant),
+            missing=tuple(each for each in self.missing if each.variant == variant),
+            rows=tuple(self.rows[variant]),
+        ).write(self.out / f"{variant}.json")
+
+
+def _say(text: str) -> None:
+    print(f"[{time.monotonic() - _STARTED:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+_STARTED = time.monotonic()
+
+
+def main() -> int:
+    """Exit status 0 when every cell that fitted was measured, 2 where nothing can run."""
+    parser = argparse.ArgumentParser(prog="cells", description="latency of all variants on a GPU")
+    parser.add_argument("out", metavar="OUT", type=Path, help="folder of the results")
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="what to measure")
+    parser.add_argument("--budget", type=float, default=600.0, help="seconds (default: 600)")
+    given = parser.parse_args()
+    try:
+        run = Run(given.out, given.bundles, _STARTED + given.budget)
+        run.measure_all()
+        for variant in run.tasks:
+            run.write(variant)
+    except Dinov2rtError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

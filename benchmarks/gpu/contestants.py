@@ -1,0 +1,271 @@
+"""What is timed in one process on a GPU: dinov2rt, and PyTorch in the ways that people run it."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.dlpack import from_dlpack
+
+from dinov2rt._version import __version__
+from dinov2rt.benchmarks.harness.photo_batch import photo_batch
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.pytorch import AllTokens, TorchRunner, load_all_tokens
+from dinov2rt.benchmarks.results import CandidateFacts, Cell
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import output_names
+from dinov2rt.runtime.model import Model, load
+
+CELLS = ((1, 224), (32, 224), (8, 518), (128, 224))
+"""Batches and sides, the most telling first."""
+
+_EVERY_CELL = 2**40
+"""Pixels of one pass: dinov2rt runs a batch in one, as the peers do."""
+
+_SHAPES_AT_MOST = 64
+"""Shapes that are compiled for; the default of 8 is less than all cells of all variants."""
+
+Outputs = Mapping[str, NDArray[np.float32]]
+
+
+class Contestant(Protocol):
+    """A model that is ready for one cell after `open`."""
+
+    name: str
+    is_reference: bool
+    is_peer: bool
+
+    def open(self, cell: Cell) -> None:
+        """Load, compile and prepare for the cell's photographs."""
+
+    def enqueue(self) -> object:
+        """One call on images in GPU memory, whose outputs stay there; nothing waits for it."""
+
+    def call(self) -> object:
+        """One call from host memory to host memory."""
+
+    def outputs(self) -> Outputs:
+        """What the model returns for the photographs, by name."""
+
+    def phases_ms(self) -> tuple[float, float, float]:
+        """GPU time of the copy to the GPU, of the computation and of the copies from it."""
+
+    def facts(self, variant: str) -> CandidateFacts:
+        """What it is."""
+
+
+def contestants_for(cell: Cell, task: Task) -> Iterator[Contestant]:
+    """The reference, dinov2rt, and the peers that matter at the cell.
+
+    For a single image that is CUDA graphs, without which launching takes longer than computing.
+    For more, it is the default mode at equal accuracy and in half precision throughout.
+    """
+    manifest = task.manifest
+    yield TorchContestant("eager", "PyTorch eager, float32", manifest, is_reference=True)
+    yield OwnContestant(task.bundle)
+    yield TorchContestant("eager-half", "PyTorch eager, half", manifest, half=True)
+    if cell.batch == 1:
+        yield TorchContestant(
+            "compile-reduce-overhead-half",
+            "torch.compile reduce-overhead, half",
+            manifest,
+            half=True,
+            mode="reduce-overhead",
+        )
+        return
+    yield TorchContestant(
+        "compile-autocast",
+        "torch.compile, float16 autocast",
+        manifest,
+        autocast=True,
+        mode="default",
+    )
+    yield TorchContestant(
+        "compile-half", "torch.compile, half", manifest, half=True, mode="default"
+    )
+
+
+class OwnContestant:
+    """dinov2rt through its public API, on ONNX Runtime CUDA."""
+
+    name, is_reference, is_peer = "dinov2rt-onnxruntime-fp16", False, False
+
+    def __init__(self, bundle: Path) -> None:
+        self._bundle = bundle
+        self._load_ms = 0.0
+
+    def open(self, cell: Cell) -> None:
+        """Load the bundle once for all cells."""
+        began = time.perf_counter()
+        self._model = _own_model(self._bundle)
+        self._load_ms = 1e3 * (time.perf_counter() - began)
+        self._pixels = photo_batch(cell.batch, cell.size)
+        self._on_gpu = torch.from_numpy(self._pixels).cuda()
+        self._model.warm_up([(cell.batch, cell.height, cell.width)])
+
+    def enqueue(self) -> object:
+        """Outputs stay on the GPU; torch's stream waits for them, so that its events see them."""
+        model: Any = self._model  # its types are those of numpy; DLPack has none
+        features = model(self._on_gpu, device_outputs=True)
+        return [from_dlpack(value) for value in features.outputs.values()]
+
+    def call(self) -> object:
+        """Numpy in, numpy out."""
+        return self._model(self._pixels)
+
+    def outputs(self) -> Outputs:
+        """By name, float32."""
+        return dict(self._model(self._pixels).outputs)
+
+    def phases_ms(self) -> tuple[float, float, float]:
+        """By the backend's own events."""
+        name = self._model.graph.input_name
+        images = self._pixels if name == "pixels" else normalize(self._pixels)
+        backend: Any = self._model._backend  # no part of the public API: for measuring alone
+        phases: tuple[float, float, float] = backend.phases_ms(
+            {name: images}, self._model.graph.outputs
+        )
+        return phases
+
+    def facts(self, variant: str) -> CandidateFacts:
+        """Version and backend."""
+        version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
+        return _facts(
+            variant, self.name, "dinov2rt, ONNX Runtime CUDA, fp16", version, False, self._load_ms
+        )
+
+
+class TorchContestant:
+    """PyTorch: eager or compiled, in float32, under autocast, or half throughout."""
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        manifest: Manifest,
+        *,
+        half: bool = False,
+        autocast: bool = False,
+        mode: str | None = None,
+        is_reference: bool = False,
+    ) -> None:
+        self.name, self.title, self.is_reference, self.is_peer = name, title, is_reference, True
+        self._manifest, self._half, self._autocast, self._mode = manifest, half, autocast, mode
+        self._first_ms = 0.0
+
+    def open(self, cell: Cell) -> None:
+        """Compile for the shape of the cell alone, as dinov2rt captures a graph for it alone."""
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
+        module: Any = _module(self._manifest, self._half)
+        if self._mode is not None:
+            module = torch.compile(module, mode=self._mode, dynamic=False, fullgraph=True)
+        images = torch.from_numpy(normalize(photo_batch(cell.batch, cell.size)))
+        self._images = images.half() if self._half else images
+        self._on_gpu = self._images.cuda()
+        names = output_names(self._manifest.variant)
+        self._runner = TorchRunner("", "cuda", names, module, self._autocast)
+        began = time.perf_counter()
+        for _ in range(3):  # compiled, warmed up and captured
+            self.enqueue()
+        torch.cuda.synchronize()
+        self._first_ms = 1e3 * (time.perf_counter() - began)
+
+    def enqueue(self) -> object:
+        """The forward pass."""
+        with self._mode_of_calls():
+            return self._runner.forward(self._on_gpu)
+
+    def call(self) -> object:
+        """From a normalised tensor in host memory to tensors in host memory."""
+        return self._runner.run(self._images)
+
+    def outputs(self) -> Outputs:
+        """By name, float32."""
+        return self._runner.outputs(self._runner.run(self._images))
+
+    def phases_ms(self) -> tuple[float, float, float]:
+        """By events around each step."""
+        phases = self._runner.phases(self._images)
+        assert phases is not None  # noqa: S101 (it runs on a GPU)
+        return phases.host_to_device_ms, phases.compute_ms, phases.device_to_host_ms
+
+    def facts(self, variant: str) -> CandidateFacts:
+        """Version; loading is what compiling and the first calls took."""
+        version = f"torch {torch.__version__}"
+        return _facts(variant, self.name, self.title, version, True, self._first_ms)
+
+    def _mode_of_calls(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(torch.inference_mode())
+        stack.enter_context(torch.autocast("cuda", torch.float16, enabled=self._autocast))
+        return stack
+
+
+@lru_cache(maxsize=4)
+def _own_model(bundle: Path) -> Model:
+    return load(
+        bundle, device="cuda", backend="onnxruntime", precision="fp16", max_pixels=_EVERY_CELL
+    )
+
+
+_modules: dict[tuple[str, bool], AllTokens] = {}
+
+
+def _module(manifest: Manifest, half: bool) -> AllTokens:
+    """The eager model on the GPU, in float32 or half; made once for all cells."""
+    key = (manifest.variant.name, half)
+    if key not in _modules:
+        module = load_all_tokens(manifest)
+        _modules[manifest.variant.name, False] = module.cuda()
+        _modules[manifest.variant.name, True] = _half_copy(manifest, module)
+    return _modules[key]
+
+
+def _half_copy(manifest: Manifest, module: AllTokens) -> AllTokens:
+    from dinov2rt.export.model import load_eager
+
+    state = {name: value.half() for name, value in module.model.state_dict().items()}
+    return AllTokens(load_eager(manifest.variant, state)).eval()
+
+
+def _facts(
+    variant: str, name: str, title: str, version: str, is_peer: bool, load_ms: float
+) -> CandidateFacts:
+    return CandidateFacts(
+        variant=variant,
+        candidate=name,
+        title=title,
+        version=version,
+        precision="fp16",
+        is_peer=is_peer,
+        import_ms=0.0,
+        load_ms=load_ms,
+        first_call_ms=None,
+        peak_rss_mib=None,
+    )
+
+
+def kernels_of(call: Callable[[], object]) -> list[dict[str, Any]]:
+    """Name, number and GPU time of every kernel of one call, the longest first."""
+    from torch.profiler import ProfilerActivity, profile
+
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        call()
+        torch.cuda.synchronize()
+    events = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+    return [
+        {
+            "kernel": event.key,
+            "count": event.count,
+            "microseconds": round(event.self_device_time_total, 1),
+        }
+        for event in sorted(events, key=lambda event: -event.self_device_time_total)
+    ]
