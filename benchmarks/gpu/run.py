@@ -37,6 +37,7 @@ from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
+from dinov2rt.runtime.tensorrt.flavour import installed_flavours
 
 _CORES_AN_EXPORT = 4
 _PASSED, _TIMED_OUT = 0, 124  # the latter as timeout(1) says it
@@ -119,12 +120,16 @@ def run(out: Path, names: Sequence[str], asked: Asked) -> bool:
     progress = _Progress(out, asked)
     progress.agenda = list(steps(out, names, asked))
     exports = [step for step in progress.agenda if step.task == EXPORT]
-    _side_by_side(progress.take_if_due, exports)
-    for step in progress.agenda[len(exports) :]:
+    others = progress.agenda[len(exports) :]
+    _side_by_side(progress.take_all, [[step] for step in exports])
+    if not asked.has_tensorrt:  # builders time kernels, so that plans want the GPU for themselves
+        checks = [[step for step in others if step.variant == name] for name in names]
+        _side_by_side(progress.take_all, [] if asked.thorough else checks)
+    for step in others:
         if step.task == "cells":
             left_s = max(0.0, ends - time.monotonic())
             step = _within(step, left_s)
-        progress.take_if_due(step)
+        progress.take_all([step])
     return progress.all_passed()
 
 
@@ -136,12 +141,18 @@ class _Progress:
         self._logs.mkdir(parents=True, exist_ok=True)
         self._machine, self._outcomes = _machine(), _read(self._notes)
         self._asked, self._lock = asked, threading.Lock()
+        self._taken: set[str] = set()
         self.agenda: list[Step] = []
 
-    def take_if_due(self, step: Step) -> None:
-        """Take a step, unless it is done, and write down what came of it."""
-        if not _is_due(step, self._outcomes, self._machine):
+    def take_all(self, steps_in_order: Sequence[Step]) -> None:
+        """Take each step that is not done, and write down what came of it."""
+        for step in steps_in_order:
+            self._take_if_due(step)
+
+    def _take_if_due(self, step: Step) -> None:
+        if step.name in self._taken or not _is_due(step, self._outcomes, self._machine):
             return
+        self._taken.add(step.name)
         log = self._logs / f"{step.name.replace(' ', '-')}.txt"
         outcome = take(step, log, self._machine, self._asked.step_timeout_s)
         with self._lock:
@@ -161,11 +172,13 @@ class _Progress:
         return all(self._outcomes[name]["status"] == _PASSED for name in names)
 
 
-def _side_by_side(take_one: Callable[[Step], None], exports: Sequence[Step]) -> None:
-    """Take the exports in threads. Whatever ends this thread ends their processes as well."""
+def _side_by_side(
+    take_all: Callable[[Sequence[Step]], None], queues: Sequence[Sequence[Step]]
+) -> None:
+    """Take each queue in a thread. Whatever ends this thread ends their processes as well."""
     pool = ThreadPoolExecutor(max(1, usable_cores() // _CORES_AN_EXPORT))
     try:
-        list(pool.map(take_one, exports))
+        list(pool.map(take_all, queues))
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in tuple(_running):
@@ -262,6 +275,7 @@ def main() -> int:
         step_timeout_s=given.step_timeout,
         budget_s=given.budget,
         thorough=given.thorough,
+        has_tensorrt=bool(installed_flavours()),
     )
     return 0 if run(given.out, given.variants.split(","), asked) else 1
 

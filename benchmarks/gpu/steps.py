@@ -34,6 +34,7 @@ class Asked:
     step_timeout_s: float | None = None
     budget_s: float = 600.0
     thorough: bool = False
+    has_tensorrt: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,11 @@ def _export_step(out: Path, variant: str, asked: Asked) -> Step:
 
 def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
     bundle = _bundle(out, variant)
-    yield from _build_steps(bundle, variant, asked)
+    if asked.has_tensorrt:
+        yield from _build_steps(bundle, variant, asked)
     for backend, precision in _BACKENDS:
+        if backend == "tensorrt" and not asked.has_tensorrt:
+            continue
         choice = ("--device", "cuda", "--backend", backend, "--precision", precision)
         yield Step(variant, f"verify {backend} {precision}", ("verify", str(bundle), *choice))
     yield Step(variant, "verify auto", ("verify", str(bundle)))

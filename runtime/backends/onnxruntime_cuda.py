@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import threading
 import weakref
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from dinov2rt.runtime.gpu.lane import Lane
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
 _NO_CAPTURE = -1
+_GRIDS_KEPT = 64
 _DTYPES: dict[InputFormat, np.dtype[Any]] = {
     InputFormat.PIXELS: np.dtype(np.uint8),
     InputFormat.IMAGES: np.dtype(np.float32),
@@ -73,6 +75,9 @@ class SessionProgram:
         self._session, self._graph, self._variant = session, graph, variant
         self._stream = stream
         self._numbers = itertools.count(1)
+        self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, DeviceMemory]]] = (
+            OrderedDict()
+        )
         self.input_name = graph.input_name
         self.input_dtype = _DTYPES[InputFormat(graph.input_name)]
         self.ordinal = ordinal
@@ -98,31 +103,40 @@ class SessionProgram:
         specs = {self.input_name: images, **outputs}
         addresses = lane.reserve({name: spec.num_bytes for name, spec in specs.items()})
         binding = self._session.io_binding()
-        arrays = grid.arrays()
-        padding = arrays.pop("padding")
+        padding = grid.arrays()["padding"]
         binding.bind_cpu_input("padding", padding)
-        matrices = [self._upload(array) for array in arrays.values()]
-        for (name, array), memory in zip(arrays.items(), matrices, strict=True):
-            self._bind_input(binding, name, TensorSpec(array.shape, array.dtype), memory.address)
+        matrices = self._matrices_of(grid)
+        for name, (spec, memory) in matrices.items():
+            self._bind_input(binding, name, spec, memory.address)
         self._bind_input(binding, self.input_name, images, addresses[self.input_name])
         for name, spec in outputs.items():
             binding.bind_output(
                 name, "cuda", self.ordinal, spec.dtype, list(spec.shape), addresses[name]
             )
-        kept = (padding, *matrices)
+        kept = (padding, matrices)
         return _Bound(self._session, binding, _run_options(number), addresses, outputs, kept)
 
     def _bind_input(self, binding: Any, name: str, spec: TensorSpec, address: int) -> None:
         binding.bind_input(name, "cuda", self.ordinal, spec.dtype, list(spec.shape), address)
 
-    def _upload(self, array: NDArray[np.float32]) -> DeviceMemory:
+    def _matrices_of(self, grid: GridInputs) -> dict[str, tuple[TensorSpec, DeviceMemory]]:
+        """The matrices of the positions on the GPU; those of the latest grids are kept."""
+        if grid not in self._matrices:
+            arrays = {name: each for name, each in grid.arrays().items() if name != "padding"}
+            self._matrices[grid] = {name: self._upload(each) for name, each in arrays.items()}
+            if len(self._matrices) > _GRIDS_KEPT:
+                self._matrices.popitem(last=False)
+        self._matrices.move_to_end(grid)
+        return self._matrices[grid]
+
+    def _upload(self, array: NDArray[np.float32]) -> tuple[TensorSpec, DeviceMemory]:
         """A copy of a small array on the GPU, complete when this returns."""
         spec = TensorSpec(array.shape, array.dtype)
         memory, staging = DeviceMemory(spec.num_bytes), PinnedMemory(spec.num_bytes)
         staging.array(0, spec)[...] = array
         self._stream.copy(memory.address, staging.address, spec.num_bytes)
         self._stream.synchronize()
-        return memory
+        return spec, memory
 
 
 class OnnxRuntimeCudaBackend:
