@@ -96,17 +96,15 @@ def _declare_inputs(write: Writer, images: ir.Value) -> ir.Value:
     """Take out the inputs that the portable graph has besides its images, and declare our own.
 
     Returns:
-        The padding. Its default, zeros, holds for images whose sides are multiples of the patch.
+        The padding. It has no default: ONNX Runtime binds no address to an input that has one.
     """
     graph = write.graph
     graph.initializers.pop(_PADDING, None)
     padding = ir.val(_PADDING, dtype=_INT64, shape=[8])
-    padding.const_value = ir.tensor(np.zeros(8, np.int64), name=_PADDING)
     taps = write.initializer("position.table").shape[0]  # type: ignore[index]
     sides = ((ROWS_INPUT, "rows"), (COLUMNS_INPUT, "columns"))
     matrices = [ir.val(name, dtype=_FLOAT, shape=ir.Shape([side, taps])) for name, side in sides]
     graph.inputs[:] = [images, padding, *matrices]
-    graph.initializers.add(padding)
     return padding
 
 

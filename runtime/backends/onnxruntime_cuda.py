@@ -5,12 +5,12 @@ import itertools
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,15 @@ _DTYPES: dict[InputFormat, np.dtype[Any]] = {
 _FLOAT32: np.dtype[Any] = np.dtype(np.float32)
 
 
+class Memory(Protocol):
+    """Memory that a session can read."""
+
+    @property
+    def address(self) -> int:
+        """Where it begins."""
+        ...
+
+
 @dataclass(slots=True, weakref_slot=True)
 class _Bound:
     """A session's inputs and outputs, bound to addresses; `run_options` tell what to capture.
@@ -67,15 +76,25 @@ class _Bound:
 
 
 class SessionProgram:
-    """A session as what a lane executes. The key of a shape is its `GridInputs`."""
+    """A session as what a lane executes. The key of a shape is its `GridInputs`.
+
+    `upload` copies a small array to where the session runs; `device` is what ONNX Runtime calls
+    that place.
+    """
 
     def __init__(
-        self, session: Any, graph: GraphEntry, variant: Variant, ordinal: int, stream: Stream
+        self,
+        session: Any,
+        graph: GraphEntry,
+        variant: Variant,
+        ordinal: int,
+        upload: Callable[[NDArray[np.float32]], Memory],
+        device: str = "cuda",
     ) -> None:
         self._session, self._graph, self._variant = session, graph, variant
-        self._stream = stream
+        self._upload, self._device = upload, device
         self._numbers = itertools.count(1)
-        self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, DeviceMemory]]] = (
+        self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, Memory]]] = (
             OrderedDict()
         )
         self.input_name = graph.input_name
@@ -111,32 +130,26 @@ class SessionProgram:
         self._bind_input(binding, self.input_name, images, addresses[self.input_name])
         for name, spec in outputs.items():
             binding.bind_output(
-                name, "cuda", self.ordinal, spec.dtype, list(spec.shape), addresses[name]
+                name, self._device, self.ordinal, spec.dtype, list(spec.shape), addresses[name]
             )
         kept = (padding, matrices)
         return _Bound(self._session, binding, _run_options(number), addresses, outputs, kept)
 
     def _bind_input(self, binding: Any, name: str, spec: TensorSpec, address: int) -> None:
-        binding.bind_input(name, "cuda", self.ordinal, spec.dtype, list(spec.shape), address)
+        binding.bind_input(name, self._device, self.ordinal, spec.dtype, list(spec.shape), address)
 
-    def _matrices_of(self, grid: GridInputs) -> dict[str, tuple[TensorSpec, DeviceMemory]]:
+    def _matrices_of(self, grid: GridInputs) -> dict[str, tuple[TensorSpec, Memory]]:
         """The matrices of the positions on the GPU; those of the latest grids are kept."""
         if grid not in self._matrices:
             arrays = {name: each for name, each in grid.arrays().items() if name != "padding"}
-            self._matrices[grid] = {name: self._upload(each) for name, each in arrays.items()}
+            self._matrices[grid] = {
+                name: (TensorSpec(each.shape, each.dtype), self._upload(each))
+                for name, each in arrays.items()
+            }
             if len(self._matrices) > _GRIDS_KEPT:
                 self._matrices.popitem(last=False)
         self._matrices.move_to_end(grid)
         return self._matrices[grid]
-
-    def _upload(self, array: NDArray[np.float32]) -> tuple[TensorSpec, DeviceMemory]:
-        """A copy of a small array on the GPU, complete when this returns."""
-        spec = TensorSpec(array.shape, array.dtype)
-        memory, staging = DeviceMemory(spec.num_bytes), PinnedMemory(spec.num_bytes)
-        staging.array(0, spec)[...] = array
-        self._stream.copy(memory.address, staging.address, spec.num_bytes)
-        self._stream.synchronize()
-        return spec, memory
 
 
 class OnnxRuntimeCudaBackend:
@@ -171,7 +184,7 @@ class OnnxRuntimeCudaBackend:
             # product and its bias into one slower Gemm, is no gain.
             optimize=False,
         )
-        program = SessionProgram(session, graph, variant, self.gpu.ordinal, self._stream)
+        program = SessionProgram(session, graph, variant, self.gpu.ordinal, self._upload)
         self._lane: Lane | None = Lane(program, self._stream)
         self._graph, self._variant = graph, variant
         self._lock = threading.Lock()
@@ -204,6 +217,15 @@ class OnnxRuntimeCudaBackend:
             if self._lane is not None:
                 self._stream.synchronize()
                 self._lane = None
+
+    def _upload(self, array: NDArray[np.float32]) -> DeviceMemory:
+        """A copy of a small array on the GPU, complete when this returns."""
+        spec = TensorSpec(array.shape, array.dtype)
+        memory, staging = DeviceMemory(spec.num_bytes), PinnedMemory(spec.num_bytes)
+        staging.array(0, spec)[...] = array
+        self._stream.copy(memory.address, staging.address, spec.num_bytes)
+        self._stream.synchronize()
+        return memory
 
     @contextmanager
     def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, GridInputs]]:
