@@ -12,6 +12,9 @@ from torch.nn import functional
 
 from dinov2rt.bundle.variants import NATIVE_GRID, Variant
 
+CONSTANT_PARAMETERS = ("taps",)
+"""Parameters of `PositionTable` that no checkpoint decides."""
+
 _PAD = 2  # taps reach two rows over the border; repeating the edge stands for clamping the index
 
 

@@ -5,10 +5,12 @@ seconds for every variant, where torch needs many minutes for the symbolic shape
 """
 
 import contextlib
+import copy
 import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -19,6 +21,7 @@ from dinov2rt.bundle.signature import output_names
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.position import CONSTANT_PARAMETERS
 
 OPSET = 23
 """The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""
@@ -45,6 +48,8 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     model = _export(graph.embedding, images, "images", {0: "batch", 2: "height", 3: "width"}, opset)
     block = _export(graph.blocks[0], tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
     head = _export(graph.head, tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
+    for traced, module in ((model, graph.embedding), (head, graph.head)):
+        _set_weights(traced.graph, module)
     _copy_dimensions(block.graph)
     _join(model.graph, graph, block.graph, head.graph)
     RemoveUnusedNodesPass()(model)
@@ -56,10 +61,14 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
 def _export(
     module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], opset: int
 ) -> ir.Model:
-    """One piece, with readable node names and nothing of where it was traced."""
+    """One piece, with readable node names and nothing of where it was traced.
+
+    It is traced with weights that are drawn for it: the exporter merges initializers that are
+    equal, and simplifies what it knows to be zero or one. Its own weights are set afterwards.
+    """
     with _quiet():
         program = torch.onnx.export(
-            module.eval(),
+            _with_drawn_weights(module).eval(),
             (example,),
             dynamo=True,
             opset_version=opset,
@@ -100,24 +109,46 @@ def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph)
 
 def _with_weights(block: ir.Graph, module: nn.Module) -> ir.Graph:
     """A copy of the traced block that holds the parameters of `module`."""
-    copy = block.clone()
+    own = block.clone()
+    _set_weights(own, module)
+    return own
+
+
+def _with_drawn_weights(module: nn.Module) -> nn.Module:
+    """A copy of `module` in which no two weights are equal, and none is zero or one."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: nn.Parameter(torch.randn(weight.shape, generator=generator), requires_grad=False)
+        for name, weight in _weights(module)
+    }
+    memo: dict[int, Any] = {id(weight): weights[name] for name, weight in _weights(module)}
+    return copy.deepcopy(module, memo)
+
+
+def _set_weights(graph: ir.Graph, module: nn.Module) -> None:
+    """Give the traced `graph` the weights of `module`."""
+    for name, weight in _weights(module):
+        graph.initializers[name].const_value = ir.tensor(weight.detach(), name=name)
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that a checkpoint decides, by name, without the constants of positions."""
     for name, parameter in module.named_parameters():
-        value = copy.initializers[name]
-        value.const_value = ir.tensor(parameter.detach(), name=name)
-    return copy
+        if not name.endswith(CONSTANT_PARAMETERS):
+            yield name, parameter
 
 
 def _append(target: ir.Graph, part: ir.Graph, tokens: ir.Value, rename: Rename) -> list[ir.Value]:
     """Move a copy of `part` to the end of `target`, fed with `tokens`; return its outputs."""
-    copy = part.clone()
-    (own_input,) = copy.inputs
-    outputs = list(copy.outputs)
-    copy.outputs.clear()
+    own = part.clone()
+    (own_input,) = own.inputs
+    outputs = list(own.outputs)
+    own.outputs.clear()
     ir.convenience.replace_all_uses_with(own_input, tokens)
-    for value in list(copy.initializers.values()):
-        _adopt(target, copy, value, rename)
-    nodes = list(copy)
-    copy.remove(nodes)
+    for value in list(own.initializers.values()):
+        _adopt(target, own, value, rename)
+    nodes = list(own)
+    own.remove(nodes)
     for node in nodes:
         node.name = rename(str(node.name))
         for value in node.outputs:
