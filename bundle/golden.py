@@ -1,5 +1,6 @@
 """Golden outputs: images, and what the eager float32 model returns for them."""
 
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,24 @@ class Golden:
             BundleError: it cannot be read, or is none.
         """
         try:
-            # Opened here, because numpy leaves a damaged file open.
-            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(f"{file} holds no golden outputs ({error})") from error
+        return cls.parse(content, str(file))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> Self:
+        """The cases in the bytes of a `golden.npz`; messages call it `name`.
+
+        Raises:
+            BundleError: they are none.
+        """
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = dict(archive)
             return cls(tuple(_cases(arrays)))
         except Exception as error:  # zipfile, zlib and numpy each have their own
-            raise BundleError(f"{file} holds no golden outputs ({error})") from error
+            raise BundleError(f"{name} holds no golden outputs ({error})") from error
 
     def write(self, file: Path) -> None:
         """Write `golden.npz`."""

@@ -79,12 +79,31 @@ class FileEntry:
             found = sha256_of(file)
         except OSError as error:
             raise BundleError(self._unreadable(file, error, rebuild)) from error
+        self._compare(file, found, rebuild)
+        return file
+
+    def read(self, root: Path, *, rebuild: str) -> bytes:
+        """The file's content, read once and compared with size and hash.
+
+        Raises:
+            BundleError: missing or altered; the message ends in the command that rebuilds it.
+        """
+        import hashlib
+
+        file = self.locate(root, rebuild=rebuild)
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise BundleError(self._unreadable(file, error, rebuild)) from error
+        self._compare(file, hashlib.sha256(content).hexdigest(), rebuild)
+        return content
+
+    def _compare(self, file: Path, found: str, rebuild: str) -> None:
         if found != self.sha256:
             raise BundleError(
                 f"{file} has SHA-256 {found[:16]}…, the manifest says {self.sha256[:16]}…; "
                 f"{rebuild}"
             )
-        return file
 
     def _unreadable(self, file: Path, error: OSError, rebuild: str) -> str:
         return f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"

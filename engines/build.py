@@ -10,6 +10,7 @@ from typing import Any
 from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
+from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.engines import fusion, timing_cache
 from dinov2rt.engines.builder_log import make_logger
 from dinov2rt.engines.configure import configure
@@ -84,12 +85,14 @@ def build_plan(
         FusionError: attention is not one fused kernel a block in every profile.
         BuildError: the builder failed, or a profile takes more memory than allowed.
     """
-    manifest = Manifest.read(bundle)
-    job = _decide(bundle, manifest, options)
-    progress(f"checking the files of the {job.graph.precision} graph")
-    rebuild = manifest.rebuild_command(bundle)
-    onnx_file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in job.graph.files]
-    built = _build(job, onnx_file, progress)
+    with not_replaced(bundle) as watch:
+        manifest = Manifest.read(bundle)
+        job = _decide(bundle, manifest, options)
+        watch.add(job.graph.files)
+        progress(f"checking the files of the {job.graph.precision} graph")
+        rebuild = manifest.rebuild_command(bundle)
+        onnx_file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in job.graph.files]
+        built = _build(job, onnx_file, progress)
     _check_memory(job, built.facts)
     progress("writing the plan")
     entry = _write(job, built)

@@ -29,6 +29,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.errors import BundleError
 from dinov2rt.export.surgery import Writer, module_of
@@ -315,16 +316,20 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
     Raises:
         BundleError: the bundle is unreadable or altered, or holds no fp16 graph.
     """
-    manifest = Manifest.read(bundle)
-    rebuild = manifest.rebuild_command(bundle)
-    graph = next((each for each in manifest.graphs if each.precision is Precision.FP16), None)
-    if graph is None:
-        raise BundleError(f"{bundle} holds no fp16 graph, which this form is made of; {rebuild}")
-    progress(f"checking the files of the {graph.precision} graph")
-    for file in graph.files:
-        file.check(bundle, rebuild=rebuild)
-    progress("writing the graph for ONNX Runtime CUDA")
-    entry = write_cuda_graph(bundle, manifest.variant, graph)
+    with not_replaced(bundle) as watch:
+        manifest = Manifest.read(bundle)
+        rebuild = manifest.rebuild_command(bundle)
+        graph = next((each for each in manifest.graphs if each.precision is Precision.FP16), None)
+        if graph is None:
+            raise BundleError(
+                f"{bundle} holds no fp16 graph, which this form is made of; {rebuild}"
+            )
+        watch.add(graph.files)
+        progress(f"checking the files of the {graph.precision} graph")
+        for file in graph.files:
+            file.check(bundle, rebuild=rebuild)
+        progress("writing the graph for ONNX Runtime CUDA")
+        entry = write_cuda_graph(bundle, manifest.variant, graph)
     dataclasses.replace(Manifest.read(bundle), cuda_graph=entry).write(bundle)
     return entry
 

@@ -1,5 +1,7 @@
 """The loaded model: images in, features out."""
 
+import contextlib
+import time
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,9 +19,10 @@ from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import GraphEntry, Manifest
 from dinov2rt.bundle.remote import is_url, local_bundle
+from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
-from dinov2rt.errors import AccuracyError, BundleError, InputError, PlanWarning
+from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.features import Features, scatter
@@ -30,6 +33,8 @@ from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
 _WARM_UP_CALLS = 3
 """On a GPU a shape is prepared when it comes for the second time, and captured by that call."""
+
+_PAUSE_S = 0.05
 
 DEFAULT_MAX_PIXELS = 2**22
 """Pixels of one forward pass unless the caller says otherwise: one image of 2048 × 2048."""
@@ -186,7 +191,8 @@ class Model:
         if cases is not None:
             return compare_all(backend, self.graph, cases)
         rebuild = self.manifest.rebuild_command(self.path)
-        golden = Golden.read(self.manifest.golden.check(self.path, rebuild=rebuild))
+        content = self.manifest.golden.read(self.path, rebuild=rebuild)
+        golden = Golden.parse(content, str(self.path / self.manifest.golden.path))
         report = compare_all(backend, self.graph, golden.cases)
         if report:
             self._note_down(report)
@@ -341,15 +347,29 @@ def _reload(location: str, options: LoadOptions) -> Model:
     if options.threads is not None:
         _check_count("threads", options.threads)
     path = local_bundle(location)
-    manifest = Manifest.read(path)
-    choice = select(
-        path,
-        manifest,
-        device=options.device,
-        backend=options.backend,
-        precision=options.precision,
-        threads=options.threads,
-    )
+    try:
+        return _load_once(location, path, options)
+    except BundleReplacedError:
+        time.sleep(_PAUSE_S)  # a rename takes two steps, between which there is no bundle
+        return _load_once(location, path, options)
+
+
+def _load_once(location: str, path: Path, options: LoadOptions) -> Model:
+    """Read the manifest and open what it names, all of one and the same bundle."""
+    with contextlib.ExitStack() as opened:
+        with not_replaced(path) as watch:
+            manifest = Manifest.read(path)
+            watch.add(manifest.files)
+            choice = select(
+                path,
+                manifest,
+                device=options.device,
+                backend=options.backend,
+                precision=options.precision,
+                threads=options.threads,
+            )
+            opened.callback(choice.backend.close)
+        opened.pop_all()
     return Model(path, manifest, options, choice, location)
 
 

@@ -16,8 +16,10 @@ from dinov2rt.bundle.manifest import (
     graph_of,
     rebuild_command,
 )
+from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.bundle.replaced import not_replaced
+from dinov2rt.errors import BackendError, BundleError, InputError, MissingDependencyError
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.fallback import FallbackBackend
@@ -249,18 +251,38 @@ def _open_while_hashing(request: _Request, graph: GraphEntry, runner: _Runner) -
     """
     rebuild = request.manifest.rebuild_command(request.bundle)
     graph_file, *weights = graph.files
-    file = graph_file.check(request.bundle, rebuild=rebuild)
-    for entry in weights:
-        entry.locate(request.bundle, rebuild=rebuild)
-    with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as undo:
-        hashing = pool.submit(lambda: [e.check(request.bundle, rebuild=rebuild) for e in weights])
-        try:
-            backend = runner.open(file, graph, request)
-            undo.callback(backend.close)
-        finally:
-            hashing.result()  # altered weights are the error, whatever the library made of them
+    with contextlib.ExitStack() as undo:
+        with not_replaced(request.bundle) as watch, ThreadPoolExecutor(1) as pool:
+            watch.add(graph.files)
+            content = graph_file.read(request.bundle, rebuild=rebuild)
+            _check_external_files(request.bundle, graph, content)
+            for entry in weights:
+                entry.locate(request.bundle, rebuild=rebuild)
+            hashing = pool.submit(
+                lambda: [entry.check(request.bundle, rebuild=rebuild) for entry in weights]
+            )
+            try:
+                backend = runner.open(request.bundle / graph_file.path, graph, request)
+                undo.callback(backend.close)
+            finally:
+                hashing.result()  # altered weights are the error, whatever the library made of them
         undo.pop_all()
     return backend
+
+
+def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> None:
+    """Refuse a graph that refers to a file which the manifest does not name for it."""
+    name = bundle / graph.files[0].path
+    try:
+        found = external_files(content)
+    except ValueError as error:
+        raise BundleError(f"{name} is no ONNX graph ({error}); export the bundle again") from error
+    unnamed = found - {file.path for file in graph.files}
+    if unnamed:
+        raise BundleError(
+            f"{name} refers to {sorted(unnamed)[0]!r}, which the manifest does not name for it; "
+            "export the bundle again"
+        )
 
 
 def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:

@@ -115,7 +115,7 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     rebuild = rebuild_command(bundle, entry, machine.gpu.target)
     check_runs(entry, machine, rebuild)
     # It runs native code: nothing that the manifest does not vouch for gets further than this.
-    content = entry.file.check(bundle, rebuild=rebuild).read_bytes()
+    content = entry.file.read(bundle, rebuild=rebuild)
     trt = import_tensorrt(entry.flavour)
     log = error_log(trt)
     runtime = trt.Runtime(log)

@@ -19,6 +19,10 @@ class BundleError(Dinov2rtError):
     """A bundle that is missing, altered, incomplete or newer than this version."""
 
 
+class BundleReplacedError(BundleError):
+    """A bundle that another process replaced while it was read; reading it again helps."""
+
+
 class BackendError(Dinov2rtError):
     """A backend that cannot run here what was asked for by name."""
 
