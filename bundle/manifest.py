@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
 from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.variants import Variant, find_variant
@@ -210,7 +211,8 @@ class Manifest:
     """All that is known about a bundle.
 
     `cuda_graph` is the fp16 graph in the form for ONNX Runtime CUDA, see `export/fused.py`; None
-    where the bundle was exported without. `tools` maps the exporting packages to their versions.
+    where the bundle was exported without. `normalization` is what the weights were trained with;
+    it is part of graphs that take pixels. `tools` maps the exporting packages to their versions.
     """
 
     schema: int
@@ -220,6 +222,7 @@ class Manifest:
     golden: FileEntry
     plans: tuple[PlanEntry, ...] = ()
     cuda_graph: GraphEntry | None = None
+    normalization: Normalization = IMAGENET
     tools: dict[str, str] = field(default_factory=dict)
 
     @classmethod

@@ -42,7 +42,8 @@ def eager_cases(
         WeightsError: the weights cannot be had, or are not those of the bundle.
     """
     crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
-    model = load_eager(manifest.variant, weights_of(manifest, weights).state_dict)
+    state = weights_of(manifest, weights).state_dict
+    model = load_eager(manifest.variant, state, manifest.normalization)
     input_format = InputFormat(graph.input_name)
     return tuple(
         eager_case(model, name, crop[None], input_format, graph.layers) for name, crop in crops

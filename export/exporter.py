@@ -1,5 +1,6 @@
 """`export`: weights in, a complete bundle out, or nothing."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from dinov2rt._version import __version__
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat, output_names
 from dinov2rt.bundle.variants import Variant
@@ -45,6 +47,7 @@ class ExportOptions:
 
     `layers` are indices of intermediate blocks, counted from 0, ascending. Graphs return float32;
     with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
+    `normalization` takes the place of what stands beside the weights.
 
     Raises:
         InputError: no precision, or one of them twice.
@@ -54,6 +57,7 @@ class ExportOptions:
     layers: tuple[int, ...] = ()
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
     half_outputs: bool = False
+    normalization: Normalization | None = None
 
     def __post_init__(self) -> None:
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
@@ -102,6 +106,10 @@ def export_bundle(
     _check_int8(options)
     progress(f"loading {weights}")
     loaded = load_weights(weights, variant)
+    if options.normalization is not None:
+        loaded = dataclasses.replace(loaded, normalization=options.normalization)
+    if loaded.normalization != IMAGENET:
+        progress(f"input is normalised with {loaded.normalization}, not with ImageNet's statistics")
     with _built_beside(out) as partial:
         progress("computing golden outputs with the eager model")
         reference = _write_golden(partial, loaded, variant, options)
@@ -117,6 +125,7 @@ def export_bundle(
             schema=SCHEMA_VERSION,
             variant=variant,
             weights=loaded.entry,
+            normalization=loaded.normalization,
             graphs=graphs,
             golden=reference.golden,
             tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
@@ -136,7 +145,7 @@ def _write_golden(
     bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
 ) -> _Reference:
     """Store what the eager model says, and measure what is asked of the graphs."""
-    model = load_eager(variant, weights.state_dict)
+    model = load_eager(variant, weights.state_dict, weights.normalization)
     with record_ranges(model) as ranges:
         cases = golden_cases(model, options.input_format, options.layers)
     Golden(cases).write(bundle / "golden.npz")
@@ -163,10 +172,12 @@ def _write_graphs(
     _describe(traced, variant, weights)
     entries = []
     for precision in options.precisions:
-        model, quantization = _finish(traced.clone(), variant, precision, options), None
+        model = _finish(traced.clone(), variant, precision, options, weights.normalization)
+        quantization = None
         if precision is Precision.INT8 and reference.evidence is not None:
             progress("rounding weights to int8")
-            rounded = round_weights(model, load_eager(variant, weights.state_dict))
+            eager = load_eager(variant, weights.state_dict, weights.normalization)
+            rounded = round_weights(model, eager)
             model, quantization = search(model, rounded, reference.evidence, bundle, progress)
         entries.append(
             GraphEntry(
@@ -193,7 +204,11 @@ def _write_cuda_graph(
 
 
 def _finish(
-    model: ir.Model, variant: Variant, precision: Precision, options: ExportOptions
+    model: ir.Model,
+    variant: Variant,
+    precision: Precision,
+    options: ExportOptions,
+    normalization: Normalization,
 ) -> ir.Model:
     """Fold, type, and attach the input: from a clone of the trace to what is saved.
 
@@ -210,7 +225,7 @@ def _finish(
         if options.half_outputs:
             half_outputs(model, precision)
     if options.input_format is InputFormat.PIXELS:
-        attach_pixel_input(model)
+        attach_pixel_input(model, normalization)
     return model
 
 

@@ -1,14 +1,14 @@
-"""The pixel front end: uint8 RGB in, ImageNet normalisation inside the graph."""
+"""The pixel front end: uint8 RGB in, normalisation inside the graph."""
 
 import numpy as np
 import onnx_ir as ir
 
-from dinov2rt.bundle.normalization import IMAGENET_MEAN, IMAGENET_STD
+from dinov2rt.bundle.normalization import Normalization
 
 PADDING_INPUT = "padding"
 
 
-def attach_pixel_input(model: ir.Model) -> None:
+def attach_pixel_input(model: ir.Model, normalization: Normalization) -> None:
     """Put `pixels` uint8 [batch, height, width, 3] before the input `images`.
 
     `pixel / 255`, less the mean, over the standard deviation, is one product and one sum per
@@ -18,9 +18,9 @@ def attach_pixel_input(model: ir.Model) -> None:
     """
     graph = model.graph
     (images,) = graph.inputs
-    std = np.array(IMAGENET_STD)
+    std = np.array(normalization.std)
     scale = _constant("pixel_scale", _per_channel(1 / (255 * std)))
-    shift = _constant("pixel_shift", _per_channel(-np.array(IMAGENET_MEAN) / std))
+    shift = _constant("pixel_shift", _per_channel(-np.array(normalization.mean) / std))
     padding = _constant(PADDING_INPUT, np.zeros(8, dtype=np.int64))
     pixels = ir.val(
         "pixels", dtype=ir.DataType.UINT8, shape=ir.Shape(["batch", "height", "width", 3])

@@ -7,7 +7,6 @@ import torch
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import FloatArray, InputFormat, output_names
 from dinov2rt.export.model import Dinov2
 from dinov2rt.runtime.images import load_image
@@ -47,7 +46,7 @@ def eager_case(
     layers: tuple[int, ...],
 ) -> GoldenCase:
     """What the eager model says of `pixels` uint8 [B, H, W, 3], one image at a time."""
-    normalized = normalize(pixels)
+    normalized = model.normalization(pixels)
     batches = [eager_outputs(model, torch.from_numpy(image[None]), layers) for image in normalized]
     outputs = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}
     images = pixels if input_format is InputFormat.PIXELS else normalized

@@ -12,7 +12,6 @@ import torch
 from dinov2rt.bundle.accuracy import OutputAccuracy, compare
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import FLOAT32_ERROR, FLOAT32_LIMITS, INT8_LIMITS, Limits
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.model import Dinov2
@@ -82,17 +81,17 @@ def _autocast(
     model: Dinov2, case: GoldenCase, layers: tuple[int, ...], precision: Precision
 ) -> dict[str, np.ndarray]:
     with torch.autocast("cpu", dtype=_DTYPES[precision]):
-        return eager_outputs(model, torch.from_numpy(_normalized(case)), layers)
+        return eager_outputs(model, torch.from_numpy(_normalized(model, case)), layers)
 
 
 def _nudged(model: Dinov2, case: GoldenCase, layers: tuple[int, ...]) -> dict[str, np.ndarray]:
-    images = _normalized(case)
+    images = _normalized(model, case)
     nudged = np.nextafter(images, np.float32(np.inf), dtype=np.float32)
     return eager_outputs(model, torch.from_numpy(nudged), layers)
 
 
-def _normalized(case: GoldenCase) -> np.ndarray:
-    return normalize(case.images) if case.images.dtype == np.uint8 else case.images
+def _normalized(model: Dinov2, case: GoldenCase) -> np.ndarray:
+    return model.normalization(case.images) if case.images.dtype == np.uint8 else case.images
 
 
 def _compared(

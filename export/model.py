@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
 from dinov2rt.errors import InputError
 
@@ -124,6 +125,7 @@ class Dinov2(nn.Module):
     def __init__(self, variant: Variant) -> None:
         super().__init__()
         self.variant = variant
+        self.normalization = IMAGENET
         dim = variant.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, dim))
@@ -234,9 +236,15 @@ def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
     return wanted
 
 
-def load_eager(variant: Variant, state_dict: dict[str, Tensor]) -> Dinov2:
-    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy."""
+def load_eager(
+    variant: Variant, state_dict: dict[str, Tensor], normalization: Normalization = IMAGENET
+) -> Dinov2:
+    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy.
+
+    `normalization` is what its input has to be normalised with.
+    """
     with torch.device("meta"):
         model = Dinov2(variant)
     model.load_state_dict(state_dict, strict=True, assign=True)
+    model.normalization = normalization
     return model.eval().requires_grad_(False)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import Grid, ImageSize, Padding, Snap
-from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import InputError, first_line
 from dinov2rt.runtime.images import resize
@@ -47,7 +47,11 @@ _FLOAT = _Layout(dtype="float32", shape="[B, 3, H, W] or [3, H, W]", height=2, w
 
 
 def group_images(
-    images: Images, input_format: InputFormat, snap: Snap, max_pixels: int
+    images: Images,
+    input_format: InputFormat,
+    snap: Snap,
+    max_pixels: int,
+    normalization: Normalization = IMAGENET,
 ) -> list[ImageGroup]:
     """Check `images` and group them by what the model will see.
 
@@ -57,20 +61,25 @@ def group_images(
         input_format: what the graph takes; uint8 is normalised here where the graph does not.
         snap: how sides become multiples of 14.
         max_pixels: the most pixels that one image may have.
+        normalization: with which uint8 is normalised for a graph that does not do it.
 
     Raises:
         InputError: anything that is not that.
     """
     if isinstance(images, list | tuple):
-        return _group_sequence(images, input_format, snap, max_pixels)
+        return _group_sequence(images, input_format, snap, max_pixels, normalization)
     batch = _checked(images, input_format)
     snapped, padding, grid = _snap(batch, snap, max_pixels)
-    formatted = _format(snapped, input_format, padding)
+    formatted = _format(snapped, input_format, padding, normalization)
     return [ImageGroup(*formatted, grid, tuple(range(len(batch))))]
 
 
 def _group_sequence(
-    images: Sequence[Any], input_format: InputFormat, snap: Snap, max_pixels: int
+    images: Sequence[Any],
+    input_format: InputFormat,
+    snap: Snap,
+    max_pixels: int,
+    normalization: Normalization,
 ) -> list[ImageGroup]:
     if not images:
         raise InputError("got an empty list of images; pass at least one")
@@ -85,7 +94,8 @@ def _group_sequence(
     for (_, _, padding, grid), members in alike.items():
         stacked = np.concatenate([member for _, member in members])
         positions = tuple(position for position, _ in members)
-        groups.append(ImageGroup(*_format(stacked, input_format, padding), grid, positions))
+        formatted = _format(stacked, input_format, padding, normalization)
+        groups.append(ImageGroup(*formatted, grid, positions))
     return groups
 
 
@@ -190,12 +200,15 @@ def _resize(batch: NDArray[Any], target: ImageSize) -> NDArray[Any]:
 
 
 def _format(
-    batch: NDArray[Any], input_format: InputFormat, padding: Padding
+    batch: NDArray[Any],
+    input_format: InputFormat,
+    padding: Padding,
+    normalization: Normalization,
 ) -> tuple[NDArray[Any], Padding]:
     """The batch as the graph takes it; a graph without a padding input gets it padded."""
     if input_format is InputFormat.PIXELS:
         return batch, padding
-    images = normalize(batch) if batch.dtype == np.uint8 else batch
+    images = normalization(batch) if batch.dtype == np.uint8 else batch
     if padding == Padding():
         return images, padding
     rows, cols = (padding.top, padding.bottom), (padding.left, padding.right)

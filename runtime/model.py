@@ -239,7 +239,7 @@ class Model:
     def _groups(self, images: Any, snap: Snap) -> list[ImageGroup]:
         arguments = (InputFormat(self.graph.input_name), snap, self.options.max_pixels)
         if not is_on_gpu(images):
-            return group_images(images, *arguments)
+            return group_images(images, *arguments, self.manifest.normalization)
         self._check_gpu("images on the GPU")
         return [device_group(images, *arguments)]
 

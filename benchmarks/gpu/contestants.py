@@ -18,7 +18,6 @@ from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.pytorch import AllTokens, TorchRunner, load_all_tokens
 from dinov2rt.benchmarks.results import CandidateFacts, Cell
 from dinov2rt.bundle.manifest import Manifest
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import output_names
 from dinov2rt.runtime.model import Model, load
 
@@ -126,6 +125,7 @@ class OwnContestant:
     def phases_ms(self) -> tuple[float, float, float]:
         """By the backend's own events."""
         name = self._model.graph.input_name
+        normalize = self._model.manifest.normalization
         images = self._pixels if name == "pixels" else normalize(self._pixels)
         backend: Any = self._model._backend  # no part of the public API: for measuring alone
         phases: tuple[float, float, float] = backend.phases_ms(
@@ -166,7 +166,7 @@ class TorchContestant:
         module: Any = _module(self._manifest, self._half)
         if self._mode is not None:
             module = torch.compile(module, mode=self._mode, dynamic=False, fullgraph=True)
-        images = torch.from_numpy(normalize(photo_batch(cell.batch, cell.size)))
+        images = torch.from_numpy(self._manifest.normalization(photo_batch(cell.batch, cell.size)))
         self._images = images.half() if self._half else images
         self._on_gpu = self._images.cuda()
         names = output_names(self._manifest.variant)

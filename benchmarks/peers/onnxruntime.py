@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries
@@ -38,7 +37,7 @@ class OnnxRuntimePeer:
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The normalised images, float32 [B, 3, H, W]."""
-        images = normalize(pixels)
+        images = self._task.manifest.normalization(pixels)
         self._files.file(images.shape)
         return images
 

@@ -10,9 +10,11 @@ from dinov2rt.benchmarks.peers.candidate import Phases, Task
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat, output_names
+from dinov2rt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.model import load
+from dinov2rt.runtime.tensorrt.backend import TensorRTBackend
 
 _ANY_CELL = 2**40
 """Pixels of one forward pass: the peers run every batch in one, so the product has to as well."""
@@ -42,17 +44,24 @@ class ProductRunner:
         return self._model(prepared, outputs=self._names)
 
     def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
-        """Those of one call, of a plan in one pass; None of a graph.
+        """Those of one call in one pass; None where the backend does not run on a GPU.
 
         Raises:
             PlanInputError: it takes several passes.
         """
-        plan = self._model._choice.plan  # no part of the public API: it is for measuring alone
-        if plan is None:
+        choice = self._model._choice  # no part of the public API: it is for measuring alone
+        backend = choice.plan or choice.backend
+        if not isinstance(backend, TensorRTBackend | OnnxRuntimeCudaBackend):
             return None
         input_name = self._model.graph.input_name
-        (group,) = group_images(prepared, InputFormat(input_name), Snap.CROP, _ANY_CELL)
-        return Phases(*plan.phases_ms({input_name: group.images}, self._names))
+        (group,) = group_images(
+            prepared,
+            InputFormat(input_name),
+            Snap.CROP,
+            _ANY_CELL,
+            self._model.manifest.normalization,
+        )
+        return Phases(*backend.phases_ms({input_name: group.images}, self._names))
 
     def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
         """By name, float32."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dinov2rt.benchmarks.peers.candidate import Phases, Task
 from dinov2rt.bundle.manifest import Manifest
-from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.export.eager_check import weights_of
@@ -58,10 +58,11 @@ class TorchRunner:
     names: tuple[str, ...]
     forward: Callable[[Tensor], Outputs]
     autocast: bool
+    normalization: Normalization = IMAGENET
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
         """The normalised tensor, float32 [B, 3, H, W], in host memory."""
-        return torch.from_numpy(normalize(pixels))
+        return torch.from_numpy(self.normalization(pixels))
 
     def run(self, prepared: Tensor) -> Outputs:
         """All tokens, in host memory."""
@@ -158,6 +159,7 @@ def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> 
         names=output_names(task.manifest.variant),
         forward=forward,
         autocast=autocast,
+        normalization=task.manifest.normalization,
     )
 
 

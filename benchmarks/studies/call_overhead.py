@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import Dinov2rtError, InputError
@@ -110,7 +109,11 @@ def measure(bundle: Path, *, size: int, batch: int, repeats: int) -> Overhead:
 
 def _images(model: Model, shape: tuple[int, int, int, int]) -> NDArray[Any]:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    return pixels if model.graph.input_name == InputFormat.PIXELS else normalize(pixels)
+    return (
+        pixels
+        if model.graph.input_name == InputFormat.PIXELS
+        else model.manifest.normalization(pixels)
+    )
 
 
 def _bare_session(model: Model, images: NDArray[Any]) -> Callable[[], Any]:

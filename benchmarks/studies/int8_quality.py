@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.accuracy import nearest_lost
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import NEAREST_TIE
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import FloatArray, InputFormat
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import Dinov2rtError, InputError
@@ -112,7 +111,9 @@ def _tokens(model: Model, pixels: NDArray[np.uint8]) -> tuple[FloatArray, FloatA
     """CLS [B, D] and patch tokens [B, P, D], one image a call."""
     features = [
         model(
-            image[None] if model.graph.input_name == InputFormat.PIXELS else normalize(image[None])
+            image[None]
+            if model.graph.input_name == InputFormat.PIXELS
+            else model.manifest.normalization(image[None])
         )
         for image in pixels
     ]

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 
 from dinov2rt.benchmarks.harness.clock import peak_rss_mib, timed
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.runtime.backends import onnxruntime as ort
@@ -111,7 +110,11 @@ def _sample(bundle: Path, backend: str) -> _Sample:
     load_ms, model = timed(lambda: load(bundle, device="cpu", backend=backend, precision="fp32"))
     loaded_mib = peak_rss_mib()
     pixels = np.zeros((1, _SIDE, _SIDE, 3), np.uint8)
-    model(pixels if model.graph.input_name == InputFormat.PIXELS else normalize(pixels))
+    model(
+        pixels
+        if model.graph.input_name == InputFormat.PIXELS
+        else model.manifest.normalization(pixels)
+    )
     description = model.describe().splitlines()[0]
     return _Sample(description, import_ms, load_ms, imported_mib, loaded_mib, peak_rss_mib())
 

@@ -13,6 +13,7 @@ from typing import Any, Self
 import onnx_ir as ir
 
 from dinov2rt.benchmarks.studies.precision_candidates import CHOSEN, INTO_FLOAT, INTO_HALF
+from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.export.frontend import attach_pixel_input
@@ -45,7 +46,7 @@ def main() -> None:
     print("| what | scratch MiB | weights MiB |\n| --- | --- | --- |")
     for candidate in (CHOSEN, *INTO_HALF, *INTO_FLOAT):
         model = candidate.build(traced, variant, Precision.FP16)
-        attach_pixel_input(model)
+        attach_pixel_input(model, IMAGENET)
         cost = plan_cost(model)
         cells = f"{cost.scratch_mib:.0f} | {cost.weights_mib:.0f}" if cost else "no plan | "
         print(f"| {candidate.name} | {cells} |", flush=True)

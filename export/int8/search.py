@@ -29,7 +29,6 @@ from dinov2rt.bundle.limits import (
     Limits,
 )
 from dinov2rt.bundle.manifest import QuantizationEntry
-from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import ExportError
 from dinov2rt.export.crops import photo_crops
@@ -128,7 +127,7 @@ def gather(
         cases = tuple(case(seeds, size) for size in _SIZES for seeds in batches)
         return Crops(cases, case(gallery, _GALLERY_SIZE))
 
-    ranked = rank(model, torch.from_numpy(normalize(photo_crops(*_RANKED_ON))))
+    ranked = rank(model, torch.from_numpy(model.normalization(photo_crops(*_RANKED_ON))))
     checked = crops(_CHECKED_ON, _CHECKED_GALLERY)
     return Evidence(
         ranked,
@@ -139,7 +138,7 @@ def gather(
 
 def round_weights(model: ir.Model, eager: Dinov2) -> dict[str, Int8Weight]:
     """The weights of all products of `model`, the float32 graph of `eager`, as int8."""
-    images = torch.from_numpy(normalize(photo_crops(*_ROUNDED_ON)))
+    images = torch.from_numpy(eager.normalization(photo_crops(*_ROUNDED_ON)))
     return round_products(eager, images, product_weights(model))
 
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2rt.bundle.manifest import WeightsEntry, sha256_of
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.huggingface import read_huggingface, weight_files
 from dinov2rt.export.weights.official import official_checkpoint
+from dinov2rt.export.weights.preprocessor import normalization_of
 from dinov2rt.export.weights.readers import read_pth, read_safetensors
 from dinov2rt.export.weights.state_dict import (
     StateDict,
@@ -28,10 +30,14 @@ _READERS = {".pth": read_pth, ".pt": read_pth, ".safetensors": read_safetensors}
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """A checked state dict (official keys, contiguous float32), and where it came from."""
+    """A checked state dict (official keys, contiguous float32), and where it came from.
+
+    `normalization` is what stands beside the weights, or the official model's.
+    """
 
     state_dict: StateDict
     entry: WeightsEntry
+    normalization: Normalization = IMAGENET
 
 
 def load_weights(source: str, variant: Variant) -> Weights:
@@ -50,7 +56,15 @@ def load_weights(source: str, variant: Variant) -> Weights:
     check_state_dict(state, variant, location)
     state = to_float32(state)
     sha256 = sha256_of(file) if file else state_dict_sha256(state)
-    return Weights(state, WeightsEntry(source=source, sha256=sha256))
+    return Weights(state, WeightsEntry(source=source, sha256=sha256), _normalization(location))
+
+
+def _normalization(location: str) -> Normalization:
+    """What stands beside the weights, in their folder or in that of their file."""
+    path = Path(location)
+    if not path.exists():  # synthetic
+        return IMAGENET
+    return normalization_of(path if path.is_dir() else path.parent)
 
 
 def _read(location: str, variant: Variant) -> tuple[StateDict, Path | None]:

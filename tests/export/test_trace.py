@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.normalization import IMAGENET, normalize
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.frontend import attach_pixel_input
@@ -95,7 +95,7 @@ def test_nothing_tells_where_it_was_made(traced: ir.Model) -> None:
 
 def test_the_pixel_input_is_normalised_in_the_graph(traced: ir.Model) -> None:
     with_pixels = traced.clone()
-    attach_pixel_input(with_pixels)
+    attach_pixel_input(with_pixels, IMAGENET)
     proto = ir.to_proto(with_pixels)
     onnx.checker.check_model(proto, full_check=True)
     pixels = np.random.default_rng(1).integers(0, 256, (2, 45, 60, 3), dtype=np.uint8)
@@ -108,7 +108,7 @@ def test_the_pixel_input_is_normalised_in_the_graph(traced: ir.Model) -> None:
 
 def test_padding_adds_zeros_after_normalisation(traced: ir.Model) -> None:
     with_pixels = traced.clone()
-    attach_pixel_input(with_pixels)
+    attach_pixel_input(with_pixels, IMAGENET)
     pixels = np.random.default_rng(1).integers(0, 256, (1, 40, 60, 3), dtype=np.uint8)
     padding = np.array([0, 0, 1, 5, 0, 0, 1, 5], dtype=np.int64)
     padded = np.pad(normalize(pixels), ((0, 0), (0, 0), (1, 1), (5, 5)))

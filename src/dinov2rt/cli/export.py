@@ -7,6 +7,7 @@ from pathlib import Path
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.manifest import Manifest, QuantizationEntry
+from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant
@@ -50,6 +51,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="a graph for each of fp32, fp16, bf16 and int8 (default: fp32,fp16); int8, for CPUs, "
         "takes minutes to be searched for",
     )
+    parser.add_argument(
+        "--mean",
+        metavar="R,G,B",
+        help="of the weights' training, for pixels in 0..1 (default: as preprocessor_config.json "
+        "beside the weights says, else ImageNet's)",
+    )
+    parser.add_argument("--std", metavar="R,G,B", help="standard deviation, as --mean")
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
 
@@ -73,7 +81,12 @@ def _export(
 ) -> Manifest:
     from dinov2rt.export.exporter import ExportOptions, export_bundle
 
-    options = ExportOptions(_INPUTS[arguments.input], layers, precisions)
+    options = ExportOptions(
+        _INPUTS[arguments.input],
+        layers,
+        precisions,
+        normalization=parse_normalization(arguments.mean, arguments.std),
+    )
     try:
         return export_bundle(
             variant, arguments.weights, out, options, force=arguments.force, progress=progress
@@ -81,6 +94,28 @@ def _export(
     except OSError as error:
         raise InputError(
             f"{out} cannot be written ({error.filename}: {error.strerror}); choose another --out"
+        ) from error
+
+
+def parse_normalization(mean: str | None, std: str | None) -> Normalization | None:
+    """Statistics from "0.5,0.5,0.5" each; None where neither is given.
+
+    Raises:
+        InputError: one without the other, or anything but three numbers.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise InputError("--mean and --std belong together; give both, or neither")
+    try:
+        (red, green, blue), (of_red, of_green, of_blue) = (
+            [float(value) for value in text.split(",")] for text in (mean, std)
+        )
+        return Normalization((red, green, blue), (of_red, of_green, of_blue))
+    except ValueError as error:
+        raise InputError(
+            f"--mean {mean!r} --std {std!r}; allowed are three numbers each, those of std above 0, "
+            "such as 0.485,0.456,0.406"
         ) from error
 
 

@@ -84,14 +84,15 @@ def test_a_failing_device_is_not_left_for_another_one(graph: Path) -> None:
 @pytest.mark.parametrize(
     ("version", "reason"),
     [
-        ("1.24.4", "onnxruntime 1.24.4 is older than 1.25 and computes attention on the CPU"),
-        ("1.25.0", None),
+        ("1.24.4", "onnxruntime 1.24.4 is older than 1.31, the first that can release captured"),
+        ("1.30.2", "onnxruntime 1.30.2 is older than 1.31, the first that can release captured"),
+        ("1.31.0", None),
         ("1.32.0", None),
         ("2.0.1", None),
         ("main", None),
     ],
 )
-def test_a_version_that_leaves_attention_to_the_cpu_is_none_for_gpus(
+def test_a_version_that_cannot_release_captured_graphs_is_refused_on_gpus(
     version: str, reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", version)
@@ -130,7 +131,7 @@ def test_cuda_libraries_are_loaded_before_a_session_on_a_gpu_and_nothing_is_said
     assert calls == [
         [("CPUExecutionProvider", {})],
         ["preload"],
-        [("CUDAExecutionProvider", {"use_tf32": "0"})],
+        [("CUDAExecutionProvider", {"use_tf32": "0", "device_id": "0"})],
     ]
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "Failed to load libcudart\n")
