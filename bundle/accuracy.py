@@ -1,5 +1,6 @@
 """Does a bundle still say what the eager model said? Compared without torch."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,11 @@ from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.errors import BundleError
+
+
+def is_pooled(output: str) -> bool:
+    """Whether `output` is of one or a few vectors an image: a CLS token, or register tokens."""
+    return not output.endswith("patch_tokens")
 
 
 def nearest_lost(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
@@ -59,15 +65,20 @@ class OutputAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyReport:
-    """All comparisons of one run; true when every one of them passed."""
+    """All comparisons of one run; true when every one of them passed and that says something.
+
+    With limits that say nothing it is false, unless that is `allow_unverifiable`.
+    """
 
     precision: Precision
     backend: str
     limits: Limits
     outputs: tuple[OutputAccuracy, ...]
+    allow_unverifiable: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.outputs) and all(output.passed for output in self.outputs)
+        is_checked = self.allow_unverifiable or not self.limits.say_nothing
+        return bool(self.outputs) and is_checked and all(output.passed for output in self.outputs)
 
     @property
     def cosine_min(self) -> float:
@@ -82,14 +93,25 @@ class AccuracyReport:
     def __str__(self) -> str:
         if not self.outputs:
             return f"FAILED: {self.precision} on {self.backend}, nothing was compared"
+        if self.limits.say_nothing and not self.allow_unverifiable:
+            return (
+                f"UNVERIFIABLE: {self.precision} on {self.backend}: float32 itself is off by as "
+                f"much as the limits allow with these weights ({self.limits}), so that nothing can "
+                "fail; --allow-unverifiable accepts that"
+            )
         worst = max(self.outputs, key=lambda output: (not output.passed, output.relative_l2))
-        l2_limit = self.limits.relative_l2
+        l2_limit = self._l2_limit(worst)
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
             f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
             f"({'no limit' if l2_limit is None else f'limit {l2_limit:.3g}'}), "
             f"{self._cosine(worst)}, {worst.nan_count} NaN"
         )
+
+    def _l2_limit(self, output: OutputAccuracy) -> float | None:
+        """The largest relative error of `output` that passes."""
+        pooled = self.limits.pooled_l2
+        return pooled if pooled is not None and output.case == "all" else self.limits.relative_l2
 
     def _cosine(self, output: OutputAccuracy) -> str:
         """The cosine of `output` that counts."""
@@ -99,6 +121,32 @@ class AccuracyReport:
         return (
             f"cosine at the first percentile {output.cosine_p1:.7f} (limit {limits.cosine_p1:.7g})"
         )
+
+
+def compare_cases(
+    cases: Sequence[tuple[str, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]],
+    limits: Limits,
+) -> tuple[OutputAccuracy, ...]:
+    """Compare all outputs of all cases, given as name, what was got, and what was wanted.
+
+    With `limits.pooled_l2` there is one comparison more for each output of few vectors an image:
+    that of all cases together, called "all".
+    """
+    compared = [
+        compare(case, name, value, want[name], limits)
+        for case, got, want in cases
+        for name, value in got.items()
+    ]
+    if limits.pooled_l2 is None or not cases:
+        return tuple(compared)
+    for name in filter(is_pooled, cases[0][1]):
+        got, want = (
+            np.concatenate([case[side][name] for case in cases])  # type: ignore[index]
+            for side in (1, 2)
+        )
+        alone = replace(limits, relative_l2=limits.pooled_l2, pooled_l2=None)
+        compared.append(compare("all", name, got, want, alone))
+    return tuple(compared)
 
 
 def compare(
@@ -129,12 +177,14 @@ def compare(
         passed=False,
         cosine_p1=float(np.percentile(cosines, 1)) if by_percentile else None,
     )
-    return replace(result, passed=_within(result, limits))
+    is_held_later = limits.pooled_l2 is not None and is_pooled(output)
+    l2_limit = None if is_held_later else limits.relative_l2
+    return replace(result, passed=_within(result, limits, l2_limit))
 
 
-def _within(result: OutputAccuracy, limits: Limits) -> bool:
+def _within(result: OutputAccuracy, limits: Limits, l2_limit: float | None) -> bool:
     # A value that is not finite makes cosines NaN, which are never above a limit.
-    if limits.relative_l2 is not None and not result.relative_l2 <= limits.relative_l2:
+    if l2_limit is not None and not result.relative_l2 <= l2_limit:
         return False
     if result.cosine_p1 is not None and limits.cosine_p1 is not None:
         return result.cosine_p1 >= limits.cosine_p1

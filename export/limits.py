@@ -4,22 +4,32 @@ Weights differ in how far they carry an error on. What float32 itself leaves ope
 official regime in half precision does, are both properties of the weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from dinov2rt.bundle.accuracy import OutputAccuracy, compare
+from dinov2rt.bundle.accuracy import OutputAccuracy, compare, compare_cases, is_pooled
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import FLOAT32_ERROR, FLOAT32_LIMITS, INT8_LIMITS, Limits
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.export.golden import eager_outputs
+from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels
 from dinov2rt.export.model import Dinov2
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
-ALLOWANCE = 1.25
-"""How much larger than the official regime's the relative error of a graph may be."""
+ALLOWANCE = 1.4
+"""How much larger than the official regime's on a CPU the relative error of a graph may be.
+
+Correct implementations on a GPU were seen at up to 1.13 times it; residual streams in half, the
+nearest of the wrong ones, from 2.1 times on. See docs/adr/0007.
+"""
+
+_CROP_SIZE = ImageSize(98, 126)
+_PHOTOS = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "hubble.jpg")
 
 # 1 - cos goes with the square of the error, and the worst token of all cases is compared with the
 # worst of few.
@@ -62,19 +72,33 @@ def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int
 def autocast_limits(
     model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int, ...], precision: Precision
 ) -> Limits:
-    """Limits for a graph of half `precision`: 1.25 times the error of autocast with these weights.
+    """Limits for a graph of half `precision`: autocast's error with these weights, and 40 % more.
 
-    Autocast is how the official evaluation ran; its error depends on the weights. The worst output
-    of the golden cases up to 224 x 224 counts.
+    Autocast is how the official evaluation ran; its error depends on the weights. It is measured on
+    the golden cases up to 224 x 224 and on small crops of all photographs. CLS and register tokens
+    are pooled over all of them; of patch tokens the worst case counts.
     """
     small = [case for case in cases if np.prod(case.size) <= _MOST_PIXELS]
-    compared = _compared(small, lambda case: _autocast(model, case, layers, precision))
-    worst_l2 = max(output.relative_l2 for output in compared)
-    worst_cosine = min(output.cosine_min for output in compared)
+    small += _crops(model, InputFormat.PIXELS, layers)
+    results = [
+        (case.name, _autocast(model, case, layers, precision), case.outputs) for case in small
+    ]
+    compared = compare_cases(results, replace(_NO_LIMITS, pooled_l2=np.inf))
+    tokens = [each for each in compared if not is_pooled(each.output)]
+    pooled = [each for each in compared if each.case == "all"]
     return Limits(
-        cosine_min=_cosine_limit(worst_cosine),
-        relative_l2=ALLOWANCE * worst_l2,
+        cosine_min=_cosine_limit(min(output.cosine_min for output in compared)),
+        relative_l2=ALLOWANCE * max(output.relative_l2 for output in tokens),
+        pooled_l2=ALLOWANCE * max(output.relative_l2 for output in pooled),
     )
+
+
+def _crops(
+    model: Dinov2, input_format: InputFormat, layers: tuple[int, ...]
+) -> Iterator[GoldenCase]:
+    for photo in _PHOTOS:
+        pixels = golden_pixels(_CROP_SIZE, (photo,))
+        yield eager_case(model, photo, pixels, input_format, layers)
 
 
 def _autocast(

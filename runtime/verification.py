@@ -1,15 +1,18 @@
 """Is what runs still what was exported? Compared with the eager model, and noted down for plans."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from dinov2rt.bundle.accuracy import AccuracyReport, compare
-from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.accuracy import AccuracyReport, compare_cases
+from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
-from dinov2rt.errors import PlanInputError, PlanWarning
+from dinov2rt.errors import BundleError, PlanInputError, PlanWarning
+from dinov2rt.runtime.backends.grid_inputs import GridInputs
+from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.gpu.cuda import Gpu
 
@@ -23,18 +26,45 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
         BundleError: a case is not of this graph's export.
     """
     limits = graph.limits
-    compared = []
+    results = []
     for case in cases:
         try:
             outputs = backend.infer({graph.input_name: case.images}, graph.outputs)
         except PlanInputError as error:
             warnings.warn(f"golden case {case.name} is left out: {error}", PlanWarning, 3)
             continue
-        compared += [
-            compare(case.name, name, got, case.reference(name), limits)
-            for name, got in outputs.items()
-        ]
-    return AccuracyReport(graph.precision, backend.description, limits, tuple(compared))
+        want = {name: case.reference(name) for name in outputs}
+        results.append((case.name, outputs, want))
+    compared = compare_cases(results, limits)
+    return AccuracyReport(graph.precision, backend.description, limits, compared)
+
+
+def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport:
+    """Compare the graph for ONNX Runtime CUDA with the golden outputs, on the CPU provider.
+
+    That has its operators too, slowly. It shows that the graph is right; what a GPU's kernels make
+    of it, `verify` shows there.
+
+    Raises:
+        BundleError: the bundle holds no such graph, or a file is missing or altered.
+        BackendError: ONNX Runtime cannot load it.
+    """
+    graph, rebuild = manifest.cuda_graph, manifest.rebuild_command(bundle)
+    if graph is None:
+        raise BundleError(f"{bundle} holds no graph for ONNX Runtime CUDA; {rebuild}")
+    file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in graph.files]
+
+    def complete(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+        grid = GridInputs.of(manifest.variant, graph.input_name, inputs)
+        return {**inputs, **grid.arrays()}
+
+    backend = OnnxRuntimeBackend(file, device="cpu", threads=None, complete=complete)
+    backend.description += ", fused graph"
+    golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
+    try:
+        return compare_all(backend, graph, golden.cases)
+    finally:
+        backend.close()
 
 
 def doubt(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:

@@ -1,14 +1,21 @@
 import math
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dinov2rt.bundle.accuracy import AccuracyReport, OutputAccuracy, compare, nearest_lost
+from dinov2rt.bundle.accuracy import (
+    AccuracyReport,
+    OutputAccuracy,
+    compare,
+    compare_cases,
+    nearest_lost,
+)
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, INT8_LIMITS, Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BundleError
 
@@ -312,3 +319,50 @@ def test_what_is_lost_is_the_difference_of_cosines_to_the_nearest() -> None:
 def test_lengths_do_not_matter_and_none_is_its_own_neighbour() -> None:
     want = tokens(20, 8)
     assert not nearest_lost(want * np.linspace(1, 9, 20)[:, None], want).any()
+
+
+@pytest.mark.parametrize(
+    ("limits", "says_nothing"),
+    [
+        (FLOAT32_LIMITS, False),
+        (Limits(cosine_min=0.9995, relative_l2=0.014), False),
+        (INT8_LIMITS, False),
+        (Limits(cosine_min=0.2, relative_l2=1e-3), True),
+        (Limits(cosine_min=0.999, relative_l2=1.2), True),
+        (Limits(cosine_min=float("nan")), True),
+    ],
+)
+def test_limits_that_another_model_would_hold_are_no_verification(
+    limits: Limits, says_nothing: bool
+) -> None:
+    assert limits.say_nothing is says_nothing
+    token = np.ones((1, 8), np.float32)
+    outputs = compare_cases([("a", {"cls_token": token}, {"cls_token": token})], limits)
+    outputs = tuple(replace(output, passed=True) for output in outputs)
+    report = AccuracyReport(Precision.FP32, "test", limits, outputs)
+    assert bool(report) is not says_nothing
+    assert ("UNVERIFIABLE" in str(report)) is says_nothing
+    assert replace(report, allow_unverifiable=True)
+
+
+def test_few_vectors_are_held_to_their_limit_over_all_cases() -> None:
+    want = np.ones((1, 16), np.float32)
+    limits = Limits(cosine_min=-1, relative_l2=0.01, pooled_l2=0.2)
+    cases = [
+        ("near", {"cls_token": want}, {"cls_token": want}),
+        ("far", {"cls_token": want * np.float32(1.25)}, {"cls_token": want}),
+    ]
+    near, far, both = compare_cases(cases, limits)
+    assert (near.passed, far.passed, both.passed) == (True, True, True)
+    assert both.case == "all"
+    assert both.relative_l2 == pytest.approx(0.25 / 2**0.5)
+    *_, both = compare_cases(cases, replace(limits, pooled_l2=0.17))
+    assert not both.passed
+
+
+def test_patch_tokens_are_held_case_by_case() -> None:
+    want = np.ones((1, 4, 16), np.float32)
+    limits = Limits(cosine_min=-1, relative_l2=0.01, pooled_l2=0.2)
+    cases = [("far", {"patch_tokens": want * np.float32(1.1)}, {"patch_tokens": want})]
+    (far,) = compare_cases(cases, limits)
+    assert not far.passed

@@ -62,7 +62,9 @@ def layer_scale_of_one(state: StateDict) -> None:
             value.fill_(1)
 
 
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vitg14_reg"])
+@pytest.mark.parametrize(
+    "name", ["dinov2_vits14", pytest.param("dinov2_vitg14_reg", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize(
     "edit",
     [

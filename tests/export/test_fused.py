@@ -14,7 +14,6 @@ import pytest
 from support.placement import copies_between_providers, kernels_by_operator
 
 from dinov2rt.bundle.accuracy import AccuracyReport
-from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
@@ -24,7 +23,7 @@ from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.fused import CUDA_GRAPH, add_cuda_graph
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from dinov2rt.runtime.verification import compare_all
+from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
 
 def on_cpu(bundle: Path) -> OnnxRuntimeBackend:
@@ -42,10 +41,7 @@ def on_cpu(bundle: Path) -> OnnxRuntimeBackend:
 
 
 def verified(bundle: Path) -> AccuracyReport:
-    manifest = Manifest.read(bundle)
-    assert manifest.cuda_graph is not None
-    cases = Golden.read(bundle / manifest.golden.path).cases
-    return compare_all(on_cpu(bundle), manifest.cuda_graph, cases)
+    return verify_cuda_graph_on_cpu(bundle, Manifest.read(bundle))
 
 
 @pytest.mark.parametrize("bundle", ["bundle_s", "bundle_s_reg"])

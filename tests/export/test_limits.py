@@ -5,13 +5,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from dinov2rt.benchmarks.studies.limit_sides import reports
+from dinov2rt.bundle.accuracy import compare_cases
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits, float32_limits
 from dinov2rt.export.model import Dinov2, load_eager
@@ -35,6 +38,7 @@ def test_bfloat16_may_be_further_off_than_float16(model: Dinov2, input_format: I
     fp16 = autocast_limits(model, cases, (1,), Precision.FP16)
     bf16 = autocast_limits(model, cases, (1,), Precision.BF16)
     # Three bits of mantissa fewer: eight times the error, and 64 times 1 - cos.
+    assert bf16.pooled_l2 == pytest.approx(8 * fp16.pooled_l2, rel=0.5)
     assert bf16.relative_l2 == pytest.approx(8 * fp16.relative_l2, rel=0.5)
     assert 1 - bf16.cosine_min > 10 * (1 - fp16.cosine_min)
     assert 1e-4 < fp16.relative_l2 < 5e-3
@@ -52,6 +56,7 @@ def test_a_bundle_keeps_them_with_its_fp16_graph(bundle_s_reg: Path) -> None:
     assert fp32.limits.relative_l2 == 1e-5
     # The official code under autocast is 1.0e-3 off on these weights at 224 x 224.
     assert 1.2e-3 < fp16.limits.relative_l2 < 1.8e-3
+    assert 1.2e-3 < fp16.limits.pooled_l2 < 1.8e-3
     assert 0.99997 < fp16.limits.cosine_min < 1
 
 
@@ -72,3 +77,36 @@ def test_weights_that_carry_errors_on_get_what_float32_leaves_open(
     wild = load_eager(variant, state)
     limits = float32_limits(wild, [case(wild, 98, InputFormat.PIXELS)], (1,))
     assert limits.relative_l2 > 1.5e-5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dinov2_vits14",
+        pytest.param("dinov2_vits14_reg", marks=pytest.mark.slow),
+        pytest.param("dinov2_vitb14", marks=pytest.mark.slow),
+        pytest.param("dinov2_vitl14_reg", marks=pytest.mark.slow),
+    ],
+)
+def test_correct_implementations_pass_and_wrong_ones_fail(name: str) -> None:
+    variant = find_variant(name)
+    _, found = reports(load_eager(variant, synthetic_state_dict(variant, 0)))
+    verdicts = {how.name: bool(report) for how, report in found.items()}
+    expected = {
+        how.name: verdicts[how.name] if how.is_correct is None else how.is_correct for how in found
+    }
+    assert verdicts == expected
+
+
+def test_float32_limits_fail_what_rounds_factors_as_tf32_does(model: Dinov2) -> None:
+    """TF32 keeps 10 bits of mantissa."""
+    reference = case(model, 98, InputFormat.PIXELS)
+    limits = float32_limits(model, [reference], (1,))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    for name, value in state.items():
+        if name.endswith("weight") and value.ndim > 1:
+            value.copy_(((value.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32))
+    rounded = load_eager(model.variant, state)
+    got = case(rounded, 98, InputFormat.PIXELS).outputs
+    compared = compare_cases([("98", got, reference.outputs)], limits)
+    assert not any(output.passed for output in compared)

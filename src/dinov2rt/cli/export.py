@@ -17,6 +17,7 @@ from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import BackendError, ExportError, InputError
 from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.model import load
+from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
 _INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
 
@@ -169,6 +170,9 @@ def _verify(
             BackendError
         ) as error:  # the graph was just written: that it does not run is our fault
             raise ExportError(f"{out} was written but does not run: {error}") from error
+    if manifest.cuda_graph is not None and Precision.FP16 not in unverifiable:
+        progress("verifying the graph for ONNX Runtime CUDA, on the CPU")
+        reports.append(verify_cuda_graph_on_cpu(out, manifest))
     return tuple(reports)
 
 

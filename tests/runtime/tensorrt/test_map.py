@@ -98,7 +98,8 @@ def test_outputs_on_the_gpu_need_a_plan(pooling: Model) -> None:
     with pytest.raises(InputError) as error:
         pooling(plain(1), device_outputs=True)
     assert str(error.value) == (
-        "device_outputs: only TensorRT plans do that, and this runs on "
+        "device_outputs: only TensorRT plans and the fused graph of ONNX Runtime CUDA do that, and "
+        "this runs on "
         f"{pooling._backend.description}; pass and take numpy arrays"
     )
 
@@ -109,5 +110,8 @@ def test_images_on_the_gpu_need_a_plan(pooling: Model) -> None:
             return 2, 0
 
     images: Any = Elsewhere()
-    with pytest.raises(InputError, match="images on the GPU: only TensorRT plans do that"):
+    with pytest.raises(
+        InputError,
+        match="images on the GPU: only TensorRT plans and the fused graph of ONNX Runtime CUDA do that",
+    ):
         pooling(images)
