@@ -51,7 +51,7 @@ bench: setup ## Latency of VARIANT beside all peers, from synthetic weights unle
 bench-gpu: ## On a GPU machine, with the torch of its PYTHON: accuracy and latency of every variant
 	PYTHONPATH=src$(if $(PYTHONPATH),:$(PYTHONPATH)) $(PYTHON) -m dinov2rt.benchmarks.gpu.run artifacts/gpu
 
-report: setup ## Pages of the committed results, and the README's table from them
+report: setup ## Pages of the committed results, and the tables of docs/performance.md
 	$(RUN) report
 
 test: setup ## Every test that this machine can run in minutes

@@ -34,8 +34,9 @@ def small_run(benchmark_run: BenchmarkRun) -> BenchmarkRun:
 
 @pytest.fixture
 def root(small_run: BenchmarkRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a README and one committed run; the working directory."""
-    (tmp_path / "README.md").write_text(f"# dinov2rt\n{BEGIN}\n{END}\n")
+    """A folder with a page for the tables and one committed run; the working directory."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/performance.md").write_text(f"# dinov2rt\n{BEGIN}\n{END}\n")
     small_run.write(tmp_path / "benchmarks/results/test-machine/cpu.json")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -44,12 +45,12 @@ def root(small_run: BenchmarkRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_without_arguments_all_pages_and_the_readme_are_written(root: Path, call: Call) -> None:
     status, out, err = call()
     folder = Path("benchmarks/results/test-machine")
-    pages = [folder / "cpu.md", folder / "cpu.html", Path("README.md")]
+    pages = [folder / "cpu.md", folder / "cpu.html", Path("docs/performance.md")]
     assert (status, err) == (0, "")
     assert out.splitlines() == [f"{page}: written" for page in pages]
     assert (root / pages[0]).read_text().startswith("# dinov2rt benchmark: test-machine\n")
     assert (root / pages[1]).read_text().startswith("<!DOCTYPE html>")
-    assert "**test-machine**" in (root / "README.md").read_text()
+    assert "**test-machine**" in (root / "docs/performance.md").read_text()
 
 
 def test_another_process_writes_the_same_bytes(root: Path, call: Call) -> None:
@@ -61,7 +62,7 @@ def test_another_process_writes_the_same_bytes(root: Path, call: Call) -> None:
         text=True,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["written"][-1] == "README.md"
+    assert json.loads(done.stdout)["written"][-1] == "docs/performance.md"
     assert call("--check") == (0, "3 pages are up to date\n", "")
 
 
@@ -72,7 +73,7 @@ def test_check_names_what_is_out_of_date_and_writes_nothing(root: Path, call: Ca
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         "benchmarks/results/test-machine/cpu.md",
         "benchmarks/results/test-machine/cpu.html",
-        "README.md",
+        "docs/performance.md",
     ]
     assert sorted(root.rglob("*.*")) == before
     call()
@@ -85,19 +86,19 @@ def test_check_names_what_is_out_of_date_and_writes_nothing(root: Path, call: Ca
 
 
 def test_a_result_by_name_leaves_the_readme_alone(root: Path, call: Call) -> None:
-    before = (root / "README.md").read_text()
+    before = (root / "docs/performance.md").read_text()
     out = root / "new folder"
     result = "benchmarks/results/test-machine/cpu.json"
     assert call(result, "--out", out)[0] == 0
     assert sorted(page.name for page in out.iterdir()) == ["cpu.html", "cpu.md"]
-    assert (root / "README.md").read_text() == before
+    assert (root / "docs/performance.md").read_text() == before
     assert call(result, "--out", out, "--check")[:2] == (0, "2 pages are up to date\n")
 
 
 def test_without_results_the_readme_says_so(root: Path, call: Call) -> None:
     (root / "benchmarks/results/test-machine/cpu.json").unlink()
-    assert call()[:2] == (0, "README.md: written\n")
-    assert "No results are committed yet" in (root / "README.md").read_text()
+    assert call()[:2] == (0, "docs/performance.md: written\n")
+    assert "No results are committed yet" in (root / "docs/performance.md").read_text()
 
 
 def test_results_that_would_share_a_page_are_refused(
@@ -134,9 +135,9 @@ def test_what_is_no_result_is_one_line(
 
 def test_a_folder_that_cannot_be_written_is_one_line(root: Path, call: Call) -> None:
     result = "benchmarks/results/test-machine/cpu.json"
-    status, _, err = call(result, "--out", root / "README.md")
+    status, _, err = call(result, "--out", root / "docs/performance.md")
     assert status == 2
-    assert "README.md/cpu.md cannot be written" in err
+    assert "docs/performance.md/cpu.md cannot be written" in err
     assert "choose another --out" in err
 
 

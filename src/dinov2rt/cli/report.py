@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2rt.cli.output import progress
@@ -9,7 +10,7 @@ from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
 from dinov2rt.optional import require
 
-_RESULTS, _README = Path("benchmarks/results"), Path("README.md")
+_RESULTS, _TABLE = Path("benchmarks/results"), Path("docs/performance.md")
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -18,7 +19,22 @@ def _add_arguments(parser: ArgumentParser) -> None:
         metavar="RESULT.json",
         nargs="*",
         type=Path,
-        help=f"results of `bench` (default: all below {_RESULTS}, and the table in {_README})",
+        help="results of `bench` (default: all below --results, and the tables in --table)",
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=_RESULTS,
+        metavar="DIR",
+        dest="folder",
+        help="folder of committed results (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        default=_TABLE,
+        metavar="FILE.md",
+        help="page whose tables are written from them (default: %(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the pages (default: beside each result)"
@@ -31,17 +47,19 @@ def _add_arguments(parser: ArgumentParser) -> None:
 def _run(arguments: Namespace) -> Outcome:
     for package in ("msgspec", "matplotlib", "jinja2"):
         require(package, extra="bench", purpose="report")
-    pages = _pages(arguments.results or _committed(), arguments.out)
-    with_readme = not arguments.results
-    if arguments.check:
-        return _check(pages, with_readme=with_readme)
-    return _write(pages, with_readme=with_readme)
-
-
-def _committed() -> Sequence[Path]:
     from dinov2rt.benchmarks.report.readme_table import result_files
 
-    return result_files(_RESULTS)
+    pages = _pages(arguments.results or result_files(arguments.folder), arguments.out)
+    tables = None if arguments.results else _Tables(arguments.table, arguments.folder)
+    return _check(pages, tables) if arguments.check else _write(pages, tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    """The page that holds the tables of all committed results, and where these are."""
+
+    page: Path
+    results: Path
 
 
 def _pages(results: Sequence[Path], out: Path | None) -> dict[Path, str]:
@@ -68,15 +86,15 @@ def _pages(results: Sequence[Path], out: Path | None) -> dict[Path, str]:
     return pages
 
 
-def _write(pages: Mapping[Path, str], *, with_readme: bool) -> Outcome:
+def _write(pages: Mapping[Path, str], tables: _Tables | None) -> Outcome:
     from dinov2rt.benchmarks.report.readme_table import write
 
     for path, text in pages.items():
         _write_page(path, text)
     written = [*pages]
-    if with_readme:
-        write(_README, _RESULTS)
-        written.append(_README)
+    if tables is not None:
+        write(tables.page, tables.results)
+        written.append(tables.page)
     return Outcome({"written": written}, "\n".join(f"{path}: written" for path in written))
 
 
@@ -90,13 +108,13 @@ def _write_page(path: Path, text: str) -> None:
         ) from error
 
 
-def _check(pages: Mapping[Path, str], *, with_readme: bool) -> Outcome:
+def _check(pages: Mapping[Path, str], tables: _Tables | None) -> Outcome:
     from dinov2rt.benchmarks.report.readme_table import is_stale
 
     stale = [path for path, text in pages.items() if not _holds(path, text)]
-    if with_readme and is_stale(_README, _RESULTS):
-        stale.append(_README)
-    checked = len(pages) + with_readme
+    if tables is not None and is_stale(tables.page, tables.results):
+        stale.append(tables.page)
+    checked = len(pages) + (tables is not None)
     lines = [f"{path}: out of date; dinov2rt report writes it" for path in stale]
     return Outcome(
         {"checked": checked, "stale": stale},
