@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.errors import BundleError
+from dinov2rt.files import read_regular
+
+_MOST_BYTES = 2**31
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +68,7 @@ class Golden:
             BundleError: it cannot be read, or is none.
         """
         try:
-            content = file.read_bytes()
+            content = read_regular(file, _MOST_BYTES)
         except OSError as error:
             raise BundleError(f"{file} holds no golden outputs ({error})") from error
         return cls.parse(content, str(file))

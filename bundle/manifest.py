@@ -16,8 +16,11 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import BackendError, BundleError
+from dinov2rt.files import open_regular, read_regular
 
 MANIFEST_NAME = "manifest.json"
+_MOST_BYTES = 2**24
+"""Of a manifest. One with hundreds of plans has less than a hundredth."""
 SCHEMA_VERSION = 1
 
 
@@ -93,7 +96,7 @@ class FileEntry:
 
         file = self.locate(root, rebuild=rebuild)
         try:
-            content = file.read_bytes()
+            content = read_regular(file, self.size_bytes)
         except OSError as error:
             raise BundleError(self._unreadable(file, error, rebuild)) from error
         self._compare(file, hashlib.sha256(content).hexdigest(), rebuild)
@@ -234,7 +237,7 @@ class Manifest:
         """
         path = bundle / MANIFEST_NAME
         try:
-            document = json.loads(path.read_text(encoding="utf-8"))
+            document = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
         except OSError as error:
             raise BundleError(
                 f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
@@ -296,7 +299,7 @@ def sha256_of(file: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     import hashlib  # loads OpenSSL: milliseconds that `import dinov2rt` need not spend
 
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

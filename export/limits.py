@@ -86,10 +86,14 @@ def autocast_limits(
     compared = compare_cases(results, replace(_NO_LIMITS, pooled_l2=np.inf))
     tokens = [each for each in compared if not is_pooled(each.output)]
     pooled = [each for each in compared if each.case == "all"]
+    # Where autocast is exact (layer scales of 0), float32's own limits are what can be asked.
     return Limits(
-        cosine_min=_cosine_limit(min(output.cosine_min for output in compared)),
-        relative_l2=ALLOWANCE * max(output.relative_l2 for output in tokens),
-        pooled_l2=ALLOWANCE * max(output.relative_l2 for output in pooled),
+        cosine_min=min(
+            FLOAT32_LIMITS.cosine_min,
+            _cosine_limit(min(output.cosine_min for output in compared)),
+        ),
+        relative_l2=max(FLOAT32_ERROR, ALLOWANCE * max(output.relative_l2 for output in tokens)),
+        pooled_l2=max(FLOAT32_ERROR, ALLOWANCE * max(output.relative_l2 for output in pooled)),
     )
 
 

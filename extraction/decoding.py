@@ -22,6 +22,7 @@ from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched
+from dinov2rt.files import open_regular
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import Preprocess, load_image
 from dinov2rt.runtime.inputs import group_images
@@ -130,6 +131,10 @@ def _decode_task(items: list[Item | Failure], decoding: Decoding) -> list[Decode
     return [decode(item, decoding) for item in items]
 
 
+MOST_ENCODED_BYTES = 2**28
+"""Of one image in a shard, which is read into memory before it is decoded."""
+
+
 class _Content(io.BytesIO):
     """The bytes of an image, which calls itself by the image's key in error messages."""
 
@@ -151,7 +156,12 @@ def _readable(item: Item) -> Path | BinaryIO:
 
 def _read(part: FileSlice) -> bytes:
     try:
-        with Path(part.file).open("rb") as file:
+        if part.size_bytes > MOST_ENCODED_BYTES:
+            raise InputError(
+                f"an image of {part.size_bytes} bytes in {part.file}; allowed are "
+                f"{MOST_ENCODED_BYTES}, since it is read whole"
+            )
+        with open_regular(Path(part.file)) as file:
             file.seek(part.offset)
             content = file.read(part.size_bytes)
     except OSError as error:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dinov2rt.errors import InputError
+from dinov2rt.files import open_regular, require_regular
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import IMAGE_SUFFIXES
 
@@ -34,16 +35,25 @@ def tar_images(shard: Path) -> Iterator[TarMember]:
         InputError: not an uncompressed tar, or damaged; what came before was sound.
     """
     try:
-        with tarfile.open(shard, "r:") as archive:
+        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                _check_member(member)
                 if member.isfile() and _is_image(PurePosixPath(member.name)):
                     yield TarMember(member.name, member.offset_data, member.size)
             _check_end(archive)
-    except (tarfile.TarError, OSError) as error:
+    # The parser lets through whatever a damaged header makes it trip over.
+    except (tarfile.TarError, OSError, ValueError, ArithmeticError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(
             f"{shard} is not a whole, uncompressed tar archive ({reason}); get it again"
         ) from error
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    if member.size < 0:
+        raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
+    if member.issparse():
+        raise tarfile.ReadError(f"{member.name!r} is sparse, which is not read")
 
 
 def parquet_images(shard: Path, column: str) -> int:
@@ -92,6 +102,7 @@ def _opened(shard: Path) -> Any:
     pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading Parquet shards")
     try:
+        require_regular(shard)
         return parquet.ParquetFile(shard)
     except (pa.lib.ArrowException, OSError) as error:
         raise _unreadable(shard, error) from error
@@ -120,15 +131,25 @@ def _leaf(shard: Path, schema: Any, column: str) -> str:
             f"{shard} has no column {column!r}, only {', '.join(schema.names)}; "
             "name the one with the images (--image-column)"
         )
+    if schema.names.count(column) > 1 or "." in column:
+        raise InputError(
+            f"{shard} has a column {column!r} that is there twice or holds a dot, and cannot be "
+            "told from others; rename it"
+        )
     kind = schema.field(column).type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    inner = kind.field("bytes").type if pa.types.is_struct(kind) and _has_bytes(kind) else None
+    if inner is not None and (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         return f"{column}.bytes"
     raise InputError(
         f"{shard} has {kind} in the column {column!r}; allowed are encoded images as binary or as "
         "struct<bytes, path>"
     )
+
+
+def _has_bytes(struct: Any) -> bool:
+    return bool(struct.get_field_index("bytes") >= 0)
 
 
 def _row_groups(metadata: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:

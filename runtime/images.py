@@ -1,5 +1,6 @@
 """Image files as the uint8 RGB arrays that the model takes."""
 
+import functools
 import os
 import threading
 import warnings
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
+from dinov2rt.files import require_regular
 from dinov2rt.optional import require
 
 if TYPE_CHECKING:
@@ -23,6 +25,21 @@ IMAGE_SUFFIXES = frozenset(
     {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 )
 """What `find_images` takes for an image inside a folder."""
+
+FORMATS = (
+    "AVIF",
+    "BMP",
+    "GIF",
+    "JPEG",
+    "JPEG2000",
+    "PNG",
+    "PPM",
+    "TGA",
+    "TIFF",
+    "WEBP",
+)
+"""Formats of Pillow that are opened, whatever a file is called. Pillow knows 40 more. One of them,
+EPS, is a program, which it starts Ghostscript for. A JPEG may be an MPO, as phones write them."""
 
 _SHORT_SIDE = "short-side:"
 # Warning filters belong to the process; the lock keeps threads from restoring each other's.
@@ -190,7 +207,17 @@ def _open(path: Path | str | BinaryIO) -> "Image":
     pillow = _pillow()
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
-        return pillow.open(path)  # type: ignore[no-any-return]
+        if isinstance(path, Path | str):
+            require_regular(Path(path))
+        return pillow.open(path, formats=_opened_formats())  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _opened_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    pillow = _pillow()
+    pillow.init()
+    return tuple(name for name in FORMATS if name in pillow.OPEN)
 
 
 def _reason(error: Exception) -> str:
@@ -198,7 +225,10 @@ def _reason(error: Exception) -> str:
     if isinstance(error, InputError):
         return f"cannot be used: {error}"
     if isinstance(error, pillow.UnidentifiedImageError):
-        return "is not an image that Pillow can read; convert it to PNG or JPEG"
+        return (
+            "is not an image of a format that is opened; convert it to PNG or JPEG "
+            f"(opened are {', '.join(FORMATS)})"
+        )
     if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):
         return (
             f"is too large: {str(error).rstrip('.')}; make it smaller, or raise "

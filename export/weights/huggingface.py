@@ -12,9 +12,11 @@ from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
 from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.readers import read_safetensors
 from dinov2rt.export.weights.state_dict import StateDict, entries_below, first_few
+from dinov2rt.files import read_regular
 
 _CONFIG = "config.json"
 _WEIGHTS = "model.safetensors"
+_MOST_BYTES = 2**26
 _INDEX = "model.safetensors.index.json"
 
 _RENAMES = (
@@ -64,6 +66,12 @@ def weight_files(folder: Path) -> list[Path]:
     shards = index.get("weight_map")
     if not (isinstance(shards, dict) and all(isinstance(name, str) for name in shards.values())):
         raise WeightsError(f"{folder / _INDEX} has no weight_map; download the folder again")
+    outside = [name for name in shards.values() if Path(name).name != name]
+    if outside:
+        raise WeightsError(
+            f"{folder / _INDEX} points to {outside[0]!r}, which is not in the folder; download the "
+            "folder again"
+        )
     return [folder / name for name in sorted(set(shards.values()))]
 
 
@@ -157,10 +165,10 @@ def _expected_config(variant: Variant) -> dict[str, Any]:
 
 def _read_json(path: Path, *, otherwise: str) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON ({error}); {otherwise}") from error
     if not isinstance(document, dict):
         raise WeightsError(f"{path} is not a JSON object; {otherwise}")

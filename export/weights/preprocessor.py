@@ -6,9 +6,11 @@ from typing import Any
 
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.errors import WeightsError
+from dinov2rt.files import read_regular
 
 _CONFIG = "preprocessor_config.json"
 _TO_ONE = 1 / 255
+_MOST_BYTES = 2**20
 
 
 def normalization_of(weights: Path) -> Normalization:
@@ -49,7 +51,7 @@ def _colour(values: Any) -> tuple[float, float, float]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(read_regular(file, _MOST_BYTES).decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{file} cannot be read ({error}); correct or remove it") from error
     if not isinstance(config, dict):

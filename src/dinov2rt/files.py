@@ -1,7 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read only where they are regular files."""
 
 import contextlib
+import errno
+import os
+import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 
 from dinov2rt.errors import Dinov2rtError
@@ -31,3 +35,53 @@ def refused(path: Path, error: OSError) -> Dinov2rtError:
         f"{path} cannot be written ({error.strerror or error}); free the disk or choose "
         "another place"
     )
+
+
+def open_regular(file: Path) -> BufferedReader:
+    """Open `file` for reading, without ever waiting: a pipe, a socket or a device is refused.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    descriptor = os.open(file, os.O_RDONLY | _NO_WAIT)
+    try:
+        require_regular(file, os.fstat(descriptor))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(file: Path, most_bytes: int) -> bytes:
+    """The whole content of a regular file of at most `most_bytes`.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(file) as stream:
+        content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise OSError(errno.EFBIG, f"larger than the {most_bytes} bytes that are read of it")
+    return content
+
+
+def require_regular(file: Path, found: os.stat_result | None = None) -> None:
+    """Refuse what is no regular file, before a library opens it by its name.
+
+    Raises:
+        OSError: it is none, or is not there.
+    """
+    mode = (found or file.stat()).st_mode
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
+
+
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)

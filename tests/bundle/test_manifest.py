@@ -334,7 +334,9 @@ def test_a_directory_in_place_of_a_file(tmp_path: Path, entry: FileEntry) -> Non
     (tmp_path / "data.bin").unlink()
     (tmp_path / "data.bin").mkdir()
     size = (tmp_path / "data.bin").stat().st_size
-    assert "(Is a directory)" in check_error(tmp_path, replace(entry, size_bytes=size))
+    assert "(it is a folder, not a regular file)" in check_error(
+        tmp_path, replace(entry, size_bytes=size)
+    )
 
 
 # The way back

@@ -73,7 +73,7 @@ def test_every_bad_input_is_one_line_and_everything_else_is_saved(
         "bomb.png is too large: Image size (900000000 pixels) exceeds limit",
         "circle.jpg cannot be read (Too many levels of symbolic links)",
         "cut.jpg cannot be decoded (image file is truncated",
-        "text.jpg is not an image that Pillow can read",
+        "text.jpg is not an image of a format that is opened",
         "b.tar is not a whole, uncompressed tar archive (truncated header)",
         "b.parquet cannot be read as Parquet (",
         "o.parquet has no column 'image', only label",

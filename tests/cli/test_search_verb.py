@@ -155,7 +155,7 @@ def test_people_get_a_table_and_the_meaning_of_synthetic_weights(
             ["PHOTO", "--bundle", "BUNDLE", "--precision", "fp16"],
             "the bundle has precision fp16, but the features have fp32; they cannot be compared",
         ),
-        (["TEXT", "--bundle", "BUNDLE"], "text.png is not an image that Pillow can read"),
+        (["TEXT", "--bundle", "BUNDLE"], "text.png is not an image of a format that is opened"),
         (["KEY", "-k", "0"], "0 neighbours; allowed is a whole number from 1"),
         (["KEY", "--token", "register"], "unknown token 'register'; allowed are cls, patch-mean"),
         (["KEY", "--picture", "p.jpg"], "p.jpg has the suffix '.jpg'; allowed: .png"),

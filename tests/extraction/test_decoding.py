@@ -104,8 +104,8 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"plain text", "is not an image that Pillow can read"),
-        (b"", "is not an image that Pillow can read"),
+        (b"plain text", "is not an image of a format that is opened"),
+        (b"", "is not an image of a format that is opened"),
         (encoded(28, 28, "JPEG")[:-200], "cannot be decoded (image file is truncated"),
         (encoded(1, 1), "image of 1x1 pixels is smaller than one patch of 14x14"),
         (encoded(160, 160), "image of 160x160 has 23716 pixels, more than max_pixels=10000"),

@@ -177,7 +177,7 @@ def test_images_that_cannot_be_used_are_told_of_in_their_place(
     assert isinstance(good, ImageFeatures)
     assert good.key.endswith("good.png")
     reasons = [each.reason for each in (first, second, last) if isinstance(each, Failure)]
-    assert f"{torn} is not an image that Pillow can read" in reasons[0]
+    assert f"{torn} is not an image of a format that is opened" in reasons[0]
     assert "tiny.png: image of 10x99 pixels is smaller than one patch" in reasons[1]
     assert "big.png: image of 160x160 has 23716 pixels, more than max_pixels=20000" in reasons[2]
     assert 'preprocess "short-side:518"' in reasons[2]

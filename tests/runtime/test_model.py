@@ -241,6 +241,8 @@ def test_describe_says_what_runs_and_why_nothing_better(
     assert pooling.describe() == here  # asked for by name: there is nothing to pass over
     assert load(pooling_bundle).describe().splitlines() == [
         here,
+        "passed over onnxruntime cuda fp16, fused: the bundle holds no fused graph; "
+        f"add it with: dinov2rt build {pooling_bundle} --target onnxruntime-cuda",
         "passed over onnxruntime cuda fp16: the bundle holds no fp16 graph",
         f"passed over onnxruntime cuda fp32: onnxruntime {onnxruntime.__version__} here has no "
         "CUDAExecutionProvider; pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU",

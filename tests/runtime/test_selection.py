@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime import selection
@@ -71,11 +71,25 @@ def both(pooling_bundle: Path) -> Path:
     return pooling_bundle
 
 
+def no_graph(bundle: Path) -> FileEntry:
+    """A protocol buffer with a version and nothing else."""
+    (bundle / "none.onnx").write_bytes(b"\x08\x0a")
+    return FileEntry.of(bundle, "none.onnx")
+
+
+def no_fused_graph(bundle: Path) -> str:
+    return (
+        "the bundle holds no fused graph; add it with: "
+        f"dinov2rt build {bundle} --target onnxruntime-cuda"
+    )
+
+
 def test_auto_takes_what_runs_and_says_why_nothing_better(pooling_bundle: Path) -> None:
     choice = chosen(pooling_bundle)
     assert choice.graph.precision is Precision.FP32
     assert choice.backend.description == OPENVINO
     assert choice.passed_over == (
+        ("onnxruntime cuda fp16, fused", no_fused_graph(pooling_bundle)),
         ("onnxruntime cuda fp16", "the bundle holds no fp16 graph"),
         ("onnxruntime cuda fp32", NO_CUDA),
     )
@@ -124,7 +138,10 @@ def test_fp16_is_never_run_on_a_cpu_unasked(both: Path) -> None:
 def test_fp16_runs_on_a_cpu_by_name(both: Path) -> None:
     choice = chosen(both, precision="fp16")
     assert choice.graph.precision is Precision.FP16
-    assert choice.passed_over == (("onnxruntime cuda fp16", NO_CUDA),)
+    assert choice.passed_over == (
+        ("onnxruntime cuda fp16, fused", no_fused_graph(both)),
+        ("onnxruntime cuda fp16", NO_CUDA),
+    )
     assert chosen(both, device="cpu", precision="fp16").passed_over == ()
 
 
@@ -132,8 +149,10 @@ def test_a_device_by_name_is_never_replaced(pooling_bundle: Path) -> None:
     with pytest.raises(BackendError) as error:
         chosen(pooling_bundle, device="cuda")
     assert str(error.value) == (
-        "nothing that was asked for runs here (onnxruntime cuda fp16: the bundle holds no fp16 "
-        f"graph; onnxruntime cuda fp32: {NO_CUDA})"
+        "nothing that was asked for runs here "
+        f"(onnxruntime cuda fp16, fused: {no_fused_graph(pooling_bundle)}; "
+        "onnxruntime cuda fp16: the bundle holds no fp16 graph; "
+        f"onnxruntime cuda fp32: {NO_CUDA})"
     )
 
 
@@ -159,6 +178,7 @@ def test_auto_passes_over_a_provider_that_is_there_but_does_not_start(
         'see `dinov2rt doctor`, or use device="cpu"'
     )
     assert choice.passed_over == (
+        ("onnxruntime cuda fp16, fused", no_fused_graph(both)),
         ("onnxruntime cuda fp16", reason),
         ("onnxruntime cuda fp32", reason),
     )
@@ -169,11 +189,11 @@ def test_auto_passes_over_a_provider_that_is_there_but_does_not_start(
 def test_a_graph_that_does_not_load_is_one_line(pooling_bundle: Path) -> None:
     manifest = Manifest.read(pooling_bundle)
     (graph,) = manifest.graphs
-    give_graphs(pooling_bundle, replace(graph, files=graph.files[1:]))  # the weights alone
+    give_graphs(pooling_bundle, replace(graph, files=(no_graph(pooling_bundle),)))
     with pytest.raises(BackendError) as error:
         chosen(pooling_bundle, device="cpu")
-    assert f"{OPENVINO} cannot load {pooling_bundle / 'fp32.onnx.data'}: " in str(error.value)
-    assert f"{NAME}, cpu cannot load {pooling_bundle / 'fp32.onnx.data'}: " in str(error.value)
+    assert f"{OPENVINO} cannot load {pooling_bundle / 'none.onnx'}: " in str(error.value)
+    assert f"{NAME}, cpu cannot load {pooling_bundle / 'none.onnx'}: " in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -221,9 +241,8 @@ def test_altered_weights_are_the_error_even_where_the_library_fails_as_well(
 ) -> None:
     manifest = Manifest.read(pooling_bundle)
     (graph,) = manifest.graphs
-    data = graph.files[1]
-    altered = replace(data, sha256="0" * 64)
-    give_graphs(pooling_bundle, replace(graph, files=(data, altered)))  # weights as the graph
+    altered = replace(graph.files[1], sha256="0" * 64)
+    give_graphs(pooling_bundle, replace(graph, files=(no_graph(pooling_bundle), altered)))
     with pytest.raises(BundleError, match="has SHA-256"):
         chosen(pooling_bundle)
 
