@@ -5,7 +5,8 @@ patches, parts the objects from the background, and three components over the ob
 become red, green and blue.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,13 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.signature import FloatArray, InputFormat
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.chunks import Failure, Item
+from dinov2rt.extraction.decoding import DecodedImage, decode
+from dinov2rt.extraction.extract import ExtractOptions
 from dinov2rt.files import replacing
 from dinov2rt.runtime.images import check_pixels, resize, write_png
 from dinov2rt.runtime.inputs import group_images
+from dinov2rt.runtime.model import Model
 
 Float64Array = NDArray[np.float64]
 
@@ -75,6 +80,73 @@ def draw_pca(images: Sequence[NDArray[np.uint8]], maps: Sequence[FloatArray], fi
         row[:, size.width + _GAP :][:, : size.width] = _enlarged(colours, size)
     with replacing(file) as partial:
         write_png(picture, partial)
+
+
+def draw_items(
+    model: Model,
+    items: Iterable[Item | Failure],
+    options: ExtractOptions,
+    file: Path,
+    *,
+    most: int,
+    refused: Callable[[Failure], None],
+) -> int:
+    """Draw the patch tokens of the first `most` images that can be used.
+
+    Args:
+        model: what computes the tokens, again after an extraction.
+        items: where the images are.
+        options: how they are read and snapped.
+        file: the PNG; it is not written if no image can be used.
+        most: images in the picture.
+        refused: called with each image that cannot be used.
+
+    Returns:
+        How many images the picture shows.
+
+    Raises:
+        InputError: as `patch_pca` and `draw_pca`.
+        Dinov2rtError: the file cannot be written.
+    """
+    seen: list[NDArray[np.uint8]] = []
+    tokens: list[FloatArray] = []
+    for image, patch_tokens in itertools.islice(_tokens(model, items, options, refused), most):
+        seen.append(seen_by_model(image, options.snap))
+        tokens.append(patch_tokens)
+    if seen:
+        draw_pca(seen, patch_pca(tokens), file)
+    return len(seen)
+
+
+def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
+    """`image` [H, W, 3] as its patch grid covers it, [14·h, 14·w, 3]; padding is black."""
+    size = ImageSize(*image.shape[:2]).snapped(snap)
+    (group,) = group_images([image], InputFormat.PIXELS, snap, max_pixels=size.pixels)
+    pad = group.padding
+    seen: NDArray[np.uint8] = np.pad(
+        group.images[0], ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0))
+    )
+    return seen
+
+
+def _tokens(
+    model: Model,
+    items: Iterable[Item | Failure],
+    options: ExtractOptions,
+    refused: Callable[[Failure], None],
+) -> Iterator[tuple[NDArray[np.uint8], FloatArray]]:
+    """The pixels [H, W, 3] of each image that can be used, with its patch tokens [h, w, D]."""
+    decoding = options.decoding(model.options.max_pixels)
+    for item in items:
+        image = decode(item, decoding)
+        if isinstance(image, DecodedImage):
+            try:
+                features = model(image.pixels, outputs=["patch_tokens"], snap=options.snap)
+                yield image.pixels, features.patch_tokens[0]
+                continue
+            except InputError as error:
+                image = Failure(image.key, f"{image.key}: {error}")
+        refused(image)
 
 
 def _border(rows: int, cols: int) -> NDArray[np.bool_]:
@@ -141,14 +213,3 @@ def _enlarged(colours: FloatArray, size: ImageSize) -> NDArray[np.uint8]:
     nearest_col = np.arange(size.width) * cols // size.width
     pixels: NDArray[np.uint8] = np.rint(np.asarray(colours) * 255).astype(np.uint8)
     return pixels[np.ix_(nearest_row, nearest_col)]
-
-
-def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
-    """`image` [H, W, 3] as its patch grid covers it, [14·h, 14·w, 3]; padding is black."""
-    size = ImageSize(*image.shape[:2]).snapped(snap)
-    (group,) = group_images([image], InputFormat.PIXELS, snap, max_pixels=size.pixels)
-    pad = group.padding
-    seen: NDArray[np.uint8] = np.pad(
-        group.images[0], ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0))
-    )
-    return seen

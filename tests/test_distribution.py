@@ -86,5 +86,7 @@ def test_an_sdist_holds_every_room(sources: Path, tmp_path: Path) -> None:
     for room in ROOMS:
         prefix = f"src/dinov2rt/{room}/"
         assert any(name.startswith(prefix) and name.endswith(".py") for name in names), room
-    for file in ("README.md", "LICENSE", "pyproject.toml"):
+    documents = [str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")]
+    assert documents, "this test would check nothing"
+    for file in ("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", *documents):
         assert file in names
