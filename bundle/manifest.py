@@ -282,7 +282,19 @@ class Manifest:
         """What brings the bundle's own files back: the export that made them."""
         command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]
         command += _export_options(self.graphs) if self.graphs else []
+        command += self._statistics_options()
         return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
+
+    def _statistics_options(self) -> list[str]:
+        """Beside a file or folder there may be other statistics than those of this bundle."""
+        source = self.weights.source
+        is_imagenet_always = source == "official" or source.startswith("synthetic:")
+        if is_imagenet_always and self.normalization == IMAGENET:
+            return []
+        mean, std = (
+            ",".join(map(repr, each)) for each in (self.normalization.mean, self.normalization.std)
+        )
+        return [f"--mean={mean}", f"--std={std}"]  # a mean may be negative
 
 
 def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:

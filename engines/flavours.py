@@ -13,7 +13,7 @@ from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, pars
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, BuildError, InputError, MissingDependencyError
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
-from dinov2rt.runtime.tensorrt.flavour import import_tensorrt
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt
 
 CURRENT = "current"
 OPEN = "open"
@@ -84,6 +84,7 @@ class Toolkit:
 
         Raises:
             InputError: no such target, or not one that this flavour can build for here.
+            BackendError: "current" for a GPU on which plans of this flavour cannot run.
         """
         if name not in (CURRENT, OPEN) and not re.fullmatch(r"sm\d{2,3}", name):
             raise InputError(
@@ -95,6 +96,9 @@ class Toolkit:
         if name == CURRENT:
             if self.gpu is None:
                 raise InputError(f'target "{CURRENT}" needs a GPU, none is here; name one: "sm80"')
+            reason = cannot_run_on(self.flavour, self.gpu.name, self.gpu.target)
+            if reason is not None:
+                raise BackendError(reason)
             return self.gpu.target
         if name != OPEN and name.upper() not in self._capabilities():
             allowed = ", ".join(f'"{member.lower()}"' for member in self._capabilities())

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.optional import require
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.onnxruntime import Device
 from dinov2rt.runtime.cpu import Cpu, this_cpu
+from dinov2rt.runtime.gpu.cuda import find_gpu
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
@@ -45,6 +49,12 @@ class Gpu:
     driver: str
     memory_mib: str
     compute_capability: str
+
+    @property
+    def target(self) -> str | None:
+        """Its compute capability as in "sm80", or None if nvidia-smi does not know it."""
+        digits = self.compute_capability.replace(".", "")
+        return f"sm{digits}" if digits.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +117,7 @@ def examine() -> Diagnosis:
             Runner("openvino cpu", openvino.cannot_run()),
             *(Runner(f"onnxruntime {device}", ort.cannot_run(device)) for device in devices),
             *(
-                _plan_runner(package, driver)
+                _plan_runner(package, gpus, driver)
                 for package in packages
                 if "TensorRT" in package.purpose
             ),
@@ -147,12 +157,31 @@ def _package(names: tuple[str, ...], purpose: str, extra: str) -> Package:
     return Package(names[0], None, purpose, install)
 
 
-def _plan_runner(package: Package, driver: str | None) -> Runner:
-    """Judged by what is installed: importing a TensorRT takes seconds."""
-    reason = None if driver else "there is no NVIDIA driver"
+def _plan_runner(package: Package, gpus: tuple[Gpu, ...], driver: str | None) -> Runner:
+    return Runner(f"{package.name} cuda", _cannot_run_plans(package, gpus, driver))
+
+
+def _cannot_run_plans(package: Package, gpus: tuple[Gpu, ...], driver: str | None) -> str | None:
+    """Judged by the GPU and by what is installed: no TensorRT is imported.
+
+    The GPU is the one that CUDA uses, as in `load`. If CUDA cannot be asked, `gpus` are those of
+    nvidia-smi.
+    """
+    flavour = Flavour.TENSORRT_RTX if package.name == "tensorrt-rtx" else Flavour.TENSORRT
+    reason = None
+    try:
+        gpu = find_gpu()
+        refusals = [cannot_run_on(flavour, gpu.name, gpu.target)]
+    except (BackendError, MissingDependencyError) as error:
+        reason = str(error) if driver else "there is no NVIDIA driver"
+        refusals = [
+            cannot_run_on(flavour, gpu.name, gpu.target) if gpu.target else None for gpu in gpus
+        ]
+    if refusals and all(refusals):
+        return refusals[0]  # first, because installing the package would not help
     if package.version is None:
-        reason = f"{package.name} is not installed; {package.install}"
-    return Runner(f"{package.name} cuda", reason)
+        return f"{package.name} is not installed; {package.install}"
+    return reason
 
 
 def _onnxruntime_providers() -> tuple[str, ...]:

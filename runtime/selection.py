@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -238,7 +239,7 @@ def _no_graph(request: _Request, runner: _Runner) -> str:
     if runner.is_fused:
         return (
             "the bundle holds no fused graph; add it with: "
-            f"dinov2rt build {request.bundle} --target {CUDA_TARGET}"
+            f"dinov2rt build {shlex.quote(str(request.bundle))} --target {CUDA_TARGET}"
         )
     return f"the bundle holds no {runner.precision} graph"
 

@@ -15,7 +15,15 @@ from dinov2rt.errors import BackendError, PlanInputError
 from dinov2rt.runtime.gpu.cuda import Stopwatch, Stream, call
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.gpu.lane import Lane
-from dinov2rt.runtime.tensorrt.flavour import contexts_of, error_log, import_tensorrt, invalidity
+from dinov2rt.runtime.tensorrt.flavour import (
+    MALFORMED,
+    OTHER_LIBRARIES,
+    UNSUPPORTED_GPU,
+    contexts_of,
+    error_log,
+    import_tensorrt,
+    invalidity,
+)
 from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
 from dinov2rt.runtime.tensorrt.profile_choice import choose_profile, largest_batch
 from dinov2rt.runtime.tensorrt.program import LoadedPlan, PlanProgram
@@ -114,27 +122,35 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     machine = Machine.examine(entry.flavour)
     rebuild = rebuild_command(bundle, entry, machine.gpu.target)
     check_runs(entry, machine, rebuild)
-    # It runs native code: nothing that the manifest does not vouch for gets further than this.
-    content = entry.file.read(bundle, rebuild=rebuild)
+    file = entry.file.locate(bundle, rebuild=rebuild)
     trt = import_tensorrt(entry.flavour)
     log = error_log(trt)
     runtime = trt.Runtime(log)
     # A version-compatible plan brings a runtime of its own.
     runtime.engine_host_code_allowed = "version_compatible" in entry.options
-    reason = invalidity(trt, runtime, content)
+    # Ask before gigabytes are read. An altered header is the fault of the file: its hash tells.
+    reason = invalidity(trt, runtime, file, log)
+    if reason not in (None, MALFORMED):
+        raise _does_not_load(entry, reason, rebuild)
+    # It runs native code: nothing that the manifest does not vouch for gets further than this.
+    content = entry.file.read(bundle, rebuild=rebuild)
     engine = runtime.deserialize_cuda_engine(content) if reason is None else None
     if engine is None:
-        raise BackendError(
-            f"{entry.file.path} does not load with {entry.flavour} {entry.version} "
-            f"({reason or log.last}); {rebuild}"
-        )
+        raise _does_not_load(entry, reason or log.last, rebuild)
     if "strip_weights" in entry.options:
-        file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
-        _refit(trt, engine, file, log)
+        onnx_file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
+        _refit(trt, engine, onnx_file, log)
     if "weight_streaming" in entry.options:  # settled before the first context, or never
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     contexts = contexts_of(trt, engine, entry.flavour)
     return TensorRTBackend(LoadedPlan(entry, machine.gpu, trt, engine, contexts, log))
+
+
+def _does_not_load(entry: PlanEntry, reason: str, rebuild: str) -> BackendError:
+    remedy = OTHER_LIBRARIES if UNSUPPORTED_GPU in reason else rebuild
+    return BackendError(
+        f"{entry.file.path} does not load with {entry.flavour} {entry.version} ({reason}); {remedy}"
+    )
 
 
 def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:

@@ -6,13 +6,28 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.files import open_regular
 from dinov2rt.optional import require
 
 _EXTRAS = {Flavour.TENSORRT: "tensorrt", Flavour.TENSORRT_RTX: "tensorrt-rtx"}
+
+_RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
+"""Where plans of TensorRT for RTX run, besides what is newer; see `cannot_run_on`."""
+
+MALFORMED = "MALFORMED_ENGINE"
+UNSUPPORTED_GPU = "UNSUPPORTED_CC"
+"""Two of the reasons that `invalidity` may give."""
+
+OTHER_LIBRARIES = (
+    "use ONNX Runtime CUDA (backend=\"onnxruntime\"; pip install 'dinov2rt[cuda]'), "
+    "or build a plan on this GPU with --flavour tensorrt"
+)
+"""The way out where TensorRT for RTX does not support the GPU."""
 
 
 def import_tensorrt(flavour: Flavour) -> ModuleType:
@@ -27,6 +42,36 @@ def import_tensorrt(flavour: Flavour) -> ModuleType:
 def installed_flavours() -> tuple[Flavour, ...]:
     """The flavours whose packages are there, without importing them."""
     return tuple(flavour for flavour in Flavour if importlib.util.find_spec(flavour.value))
+
+
+def cannot_run_on(flavour: Flavour, gpu_name: str, target: str) -> str | None:
+    """Why no plan of `flavour` can run on a GPU, or None where no reason is known.
+
+    `target` is the compute capability as in "sm80".
+
+    TensorRT for RTX 1.7.1 lists where its plans run when it refuses one, here on an H100: "The
+    engine cannot run on this GPU, which has compute capability 9.0. Supported compute capabilities:
+    8.0 8.6 8.9 12.0 12.1 >12.0". NVIDIA's guide adds 7.5 for a plan that was built for it alone,
+    but the builder refuses our graphs for it: "FP32 GEMM is not supported".
+    """
+    if flavour is Flavour.TENSORRT or target in _RTX_TARGETS:
+        return None
+    if _number(target) > max(map(_number, _RTX_TARGETS)):
+        return None
+    allowed = ", ".join(map(_dotted, _RTX_TARGETS))
+    return (
+        f"{gpu_name} has compute capability {_dotted(target)}, plans of TensorRT for RTX run "
+        f"on {allowed} and newer; {OTHER_LIBRARIES}"
+    )
+
+
+def _number(target: str) -> int:
+    return int(target.removeprefix("sm"))
+
+
+def _dotted(target: str) -> str:
+    """A target as a compute capability: 12.0 for "sm120"."""
+    return "{}.{}".format(*divmod(_number(target), 10))
 
 
 def error_log(trt: ModuleType) -> Any:
@@ -106,13 +151,26 @@ def _contexts_of_rtx(trt: ModuleType, engine: Any, create: Callable[[Any], Any])
     )
 
 
-def invalidity(trt: ModuleType, runtime: Any, plan: bytes) -> str | None:
-    """Why TensorRT for RTX says that `plan` cannot run here; the other flavour cannot be asked."""
+def invalidity(trt: ModuleType, runtime: Any, plan: Path, log: Any) -> str | None:
+    """Why TensorRT for RTX says that the file `plan` cannot run here, or None where it can.
+
+    Only the header is read: the answer depends on nothing else, and a plan may have gigabytes. The
+    other flavour cannot be asked; for it the answer is always None.
+    """
     if not hasattr(runtime, "get_engine_validity"):
         return None
-    validity, bits = runtime.get_engine_validity(plan)
+    validity, bits = runtime.get_engine_validity(_start_of(plan, runtime.engine_header_size))
     if validity != trt.EngineValidity.INVALID:
         return None
     diagnostics = trt.EngineInvalidityDiagnostics.__members__.items()
     reasons = [name for name, diagnostic in diagnostics if bits & diagnostic.value]
-    return ", ".join(reasons) or "no reason given"
+    return ", ".join(reasons) or str(log.last)
+
+
+def _start_of(file: Path, num_bytes: int) -> bytes:
+    """The first bytes of `file`; none if it cannot be read, which makes it a malformed plan."""
+    try:
+        with open_regular(file) as stream:
+            return stream.read(num_bytes)
+    except OSError:
+        return b""

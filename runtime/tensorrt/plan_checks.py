@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dinov2rt.bundle.manifest import Flavour, PlanEntry
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu, needed_cuda
-from dinov2rt.runtime.tensorrt.flavour import import_tensorrt, installed_flavours
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt, installed_flavours
 
 _OPEN = "open"
 _AMPERE = 80
@@ -92,5 +92,8 @@ def check_runs(plan: PlanEntry, machine: Machine, rebuild: str) -> None:
     Raises:
         BackendError: it cannot; the message names the field, both values and the way out.
     """
+    reason = cannot_run_on(plan.flavour, machine.gpu.name, machine.gpu.target)
+    if reason is not None:  # no rebuilt plan would run either
+        raise BackendError(f"{plan.file.path}: {reason}")
     for mismatch in mismatches(plan, machine, rebuild):
         raise BackendError(f"{plan.file.path}: {mismatch}")

@@ -19,6 +19,7 @@ from dinov2rt.bundle.manifest import (
     VerificationEntry,
     WeightsEntry,
 )
+from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.bundle.variants import find_variant
@@ -361,4 +362,28 @@ def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> 
 def test_rebuild_command_can_be_pasted_into_a_shell() -> None:
     manifest = replace(MANIFEST, weights=replace(MANIFEST.weights, source="my weights.pth"))
     command = manifest.rebuild_command(Path("my bundle"))
-    assert "--weights 'my weights.pth' --precision fp32 --out 'my bundle' --force" in command
+    assert "--weights 'my weights.pth' --precision fp32 " in command
+    assert command.endswith("--out 'my bundle' --force")
+
+
+@pytest.mark.parametrize(
+    ("source", "normalization", "options"),
+    [
+        # Another file may have come to lie beside the weights.
+        ("w.pth", IMAGENET, "--mean=0.485,0.456,0.406 --std=0.229,0.224,0.225 "),
+        (
+            "synthetic:0",
+            Normalization((-0.5, 0.5, 0.5)),
+            "--mean=-0.5,0.5,0.5 --std=0.229,0.224,0.225 ",
+        ),
+        ("official", IMAGENET, ""),
+    ],
+)
+def test_rebuild_command_repeats_the_statistics(
+    source: str, normalization: Normalization, options: str
+) -> None:
+    weights = replace(MANIFEST.weights, source=source)
+    command = replace(MANIFEST, weights=weights, normalization=normalization).rebuild_command(
+        Path("out")
+    )
+    assert f"--precision fp32 {options}--out out --force" in command

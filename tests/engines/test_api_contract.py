@@ -48,6 +48,8 @@ _CLASS_OF = {
 _FOLDERS = {
     "engines": _CLASS_OF,
     "runtime/tensorrt": _CLASS_OF | {"config": "IRuntimeConfig"},
+    # `runtime` is the CUDA runtime there, not a class of TensorRT.
+    "runtime/gpu": {name: kind for name, kind in _CLASS_OF.items() if name != "runtime"},
 }
 _SOURCES = Path(dinov2rt.__file__).parent
 

@@ -11,9 +11,11 @@ import pytest
 from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant, variants
+from dinov2rt.engines import flavours
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
-from dinov2rt.errors import BuildError, BundleError, FusionError, InputError
+from dinov2rt.errors import BackendError, BuildError, BundleError, FusionError, InputError
+from dinov2rt.runtime.gpu.cuda import Gpu
 
 pytestmark = pytest.mark.usefixtures("trt")
 
@@ -188,6 +190,19 @@ def test_what_cannot_be_built_is_refused_before_anything_is_read(bundle_s_reg: P
         with pytest.raises(InputError):
             build_plan(bundle_s_reg, options, said.append)
         assert said == []
+
+
+def test_on_a_gpu_that_rtx_does_not_support_only_targets_by_name_are_built(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    h100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
+    monkeypatch.setattr(flavours, "find_gpu", lambda: h100)
+    bundle = copy_of(bundle_s_reg)
+    said: list[str] = []
+    with pytest.raises(BackendError, match=r"has compute capability 9\.0, plans of .* run on 8\.0"):
+        build_plan(bundle, dataclasses.replace(SMALL, target="current"), said.append)
+    assert said == []
+    assert build_plan(bundle, SMALL).target == "sm80"
 
 
 @pytest.mark.slow

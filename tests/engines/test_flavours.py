@@ -8,8 +8,11 @@ from dinov2rt.engines.flavours import Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
 from dinov2rt.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.65.06", (13, 0))
+
+H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
 
 
 def _has_gpu() -> bool:
@@ -77,6 +80,19 @@ def test_targets_that_rtx_lacks(rtx: Toolkit, name: str, message: str) -> None:
 def test_current_is_stated_as_what_it_is(rtx: Toolkit) -> None:
     with_gpu = dataclasses.replace(rtx, gpu=A100)
     assert with_gpu.resolve_target("current") == "sm80"
+
+
+def test_current_is_refused_where_no_plan_of_rtx_runs(rtx: Toolkit) -> None:
+    on_hopper = dataclasses.replace(rtx, gpu=H100)
+    with pytest.raises(BackendError) as caught:
+        on_hopper.resolve_target("current")
+    assert str(caught.value) == cannot_run_on(Flavour.TENSORRT_RTX, H100.name, H100.target)
+    for name in ("sm80", "sm120", "open"):
+        assert on_hopper.resolve_target(name) == name
+
+
+def test_current_is_any_gpu_for_the_flavour_that_builds_on_it(tensorrt: Toolkit) -> None:
+    assert dataclasses.replace(tensorrt, gpu=H100).resolve_target("current") == "sm90"
 
 
 def test_tensorrt_builds_for_the_gpu_that_it_runs_on(tensorrt: Toolkit) -> None:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.flavours import find_toolkit
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
 from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
 MAX_BATCH = 4
 _VARIANT = "dinov2_vits14_reg"
@@ -43,13 +45,25 @@ def gpu() -> Gpu:
 
 
 @pytest.fixture(scope="session")
-def built(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+def plan_gpu(gpu: Gpu) -> Gpu:
+    """The GPU, if plans of the flavour that would be built can run on it."""
+    reason = cannot_run_on(find_toolkit("auto").flavour, gpu.name, gpu.target)
+    if reason is not None:
+        pytest.skip(reason)
+    return gpu
+
+
+@pytest.fixture(scope="session")
+def built(plan_gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
     """Three profiles, the last of which takes any size up to 518 pixels a side."""
     return _build(tmp_path_factory.mktemp("gpu") / "pixels", InputFormat.PIXELS)
 
 
 @pytest.fixture(scope="session")
-def built_normalized(gpu: Gpu, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: ARG001
+def built_normalized(
+    plan_gpu: Gpu,  # noqa: ARG001
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     return _build(tmp_path_factory.mktemp("gpu") / "normalized", InputFormat.IMAGES)
 
 

@@ -6,8 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.errors import BackendError, MissingDependencyError
+from dinov2rt.runtime import doctor
 from dinov2rt.runtime.cpu import Cpu, parse_cpuinfo
 from dinov2rt.runtime.doctor import Gpu, examine
+from dinov2rt.runtime.gpu import cuda
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
 CPUINFO = """\
 processor\t: 0
@@ -97,6 +102,95 @@ def test_an_nvidia_smi_without_a_gpu_is_no_gpu(
 ) -> None:
     put_nvidia_smi(tmp_path, script, monkeypatch)
     assert examine().gpus == ()
+
+
+H100 = cuda.Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
+A100 = cuda.Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.159.04", (13, 0))
+H100_OF_NVIDIA_SMI = 'echo "NVIDIA H100 80GB HBM3, 580.159.04, 81559, 9.0"'
+NOT_ON_H100 = cannot_run_on(Flavour.TENSORRT_RTX, H100.name, H100.target)
+
+
+def plan_runners() -> dict[str, str | None]:
+    return {
+        runner.name: runner.cannot_run
+        for runner in examine().runners
+        if runner.name.startswith("tensorrt")
+    }
+
+
+def let_cuda_find(found: cuda.Gpu | Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_gpu() -> cuda.Gpu:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(doctor, "find_gpu", find_gpu)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let doctor believe that the packages `names` are installed, and no others."""
+
+    def version(name: str) -> str:
+        if name in names:
+            return "1.0"
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+
+
+@pytest.mark.parametrize("packages", [("tensorrt-rtx",), ()])
+def test_no_plan_of_rtx_runs_on_an_h100_whatever_is_installed(
+    packages: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_cuda_find(H100, monkeypatch)
+    install(monkeypatch, "numpy", "tensorrt-cu13", *packages)
+    assert plan_runners() == {"tensorrt-cu13 cuda": None, "tensorrt-rtx cuda": NOT_ON_H100}
+
+
+def test_plans_run_on_an_a100_where_their_package_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_cuda_find(A100, monkeypatch)
+    install(monkeypatch, "numpy", "tensorrt-rtx")
+    assert plan_runners() == {
+        "tensorrt-cu13 cuda": ("tensorrt-cu13 is not installed; pip install 'dinov2rt[tensorrt]'"),
+        "tensorrt-rtx cuda": None,
+    }
+
+
+def test_the_gpu_that_cuda_uses_decides_not_all_that_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_nvidia_smi(tmp_path, H100_OF_NVIDIA_SMI, monkeypatch)
+    let_cuda_find(A100, monkeypatch)
+    install(monkeypatch, "numpy", "tensorrt-rtx")
+    assert plan_runners()["tensorrt-rtx cuda"] is None
+
+
+def test_without_cuda_python_nvidia_smi_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_nvidia_smi(tmp_path, H100_OF_NVIDIA_SMI, monkeypatch)
+    let_cuda_find(MissingDependencyError("cuda-python is missing"), monkeypatch)
+    install(monkeypatch, "numpy", "tensorrt-cu13")
+    assert plan_runners() == {
+        "tensorrt-cu13 cuda": "cuda-python is missing",
+        "tensorrt-rtx cuda": NOT_ON_H100,
+    }
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        f"{H100_OF_NVIDIA_SMI}; echo 'NVIDIA A100-SXM4-80GB, 580.159.04, 81920, 8.0'",
+        "echo 'Old GPU, 580.159.04, 81920, [N/A]'",
+    ],
+)
+def test_a_gpu_that_may_run_plans_leaves_the_reason_of_cuda(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_nvidia_smi(tmp_path, script, monkeypatch)
+    let_cuda_find(BackendError("cudaGetDevice failed"), monkeypatch)
+    install(monkeypatch, "numpy", "tensorrt-rtx")
+    assert plan_runners()["tensorrt-rtx cuda"] == "cudaGetDevice failed"
 
 
 def test_packages_are_looked_up_and_not_imported() -> None:

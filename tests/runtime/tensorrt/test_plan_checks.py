@@ -1,5 +1,6 @@
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +19,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu.cuda import Gpu
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
 from dinov2rt.runtime.verification import doubt, note_down
 
@@ -36,6 +38,7 @@ PLAN = PlanEntry(
     graph_sha256="1" * 64,
 )
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.65.06", (13, 0))
+H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
 HERE = Machine(A100, (Flavour.TENSORRT,), "11.4.0.106", (13, 0))
 REBUILD = rebuild_command(Path("b"), PLAN)
 
@@ -121,6 +124,23 @@ def test_an_ampere_plus_plan_runs_from_ampere_on(target: str, runs: bool) -> Non
 def test_an_open_plan_leaves_the_gpu_to_tensorrt() -> None:
     machine = replace(HERE, gpu=replace(A100, target="sm121"))
     check_runs(replace(PLAN, target="open"), machine, REBUILD)
+
+
+@pytest.mark.parametrize("target", ["open", "sm80", "sm90"])
+@pytest.mark.parametrize(
+    "here", [{}, {"version": "1.6"}, {"version": None, "flavours": ()}, {"needed_cuda": (14, 0)}]
+)
+def test_a_gpu_that_rtx_does_not_support_is_the_first_reason(
+    target: str, here: dict[str, Any]
+) -> None:
+    plan = replace(PLAN, flavour=Flavour.TENSORRT_RTX, version="1.7.1.116", target=target)
+    machine = Machine(H100, (Flavour.TENSORRT_RTX,), "1.7.1.116", (13, 0))
+    reason = cannot_run_on(Flavour.TENSORRT_RTX, H100.name, H100.target)
+    assert refusal(plan, replace(machine, **here)) == f"plans/a.plan: {reason}"
+
+
+def test_the_other_flavour_runs_on_hopper() -> None:
+    check_runs(replace(PLAN, target="sm90"), replace(HERE, gpu=H100), REBUILD)
 
 
 def test_a_bundle_path_with_a_space_is_quoted_in_the_command() -> None:

@@ -11,15 +11,21 @@ import pytest
 from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
-from dinov2rt.errors import BackendError, InputError, PlanInputError
+from dinov2rt.errors import BackendError, BundleError, InputError, PlanInputError
+from dinov2rt.runtime.gpu.cuda import Gpu
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.tensorrt.backend import batch_shape, plan_input
+from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, error_log, import_tensorrt
+from dinov2rt.runtime.tensorrt.plan_checks import Machine
 
 runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
 pytestmark = pytest.mark.skipif(
     runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess,
     reason="a GPU is here; see tests/gpu",
 )
+A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.159.04", (13, 0))
+H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
+RTX_VERSION = "1.7.1.116"
 NO_GPU = r"cudaGetDevice failed: .+ \(cudaError(InsufficientDriver|NoDevice)\)"
 
 
@@ -33,7 +39,7 @@ def planned(pooling_bundle: Path) -> Path:
     plan = PlanEntry(
         file=FileEntry.of(pooling_bundle, "plans/a.plan"),
         flavour=Flavour.TENSORRT_RTX,
-        version="1.7.1.116",
+        version=RTX_VERSION,
         target="sm80",
         precision=Precision.FP32,
         input_name="pixels",
@@ -53,6 +59,78 @@ def change_plan(bundle: Path, **changes: object) -> PlanEntry:
     plan = replace(manifest.plans[0], **changes)  # type: ignore[arg-type]
     replace(manifest, plans=(plan,)).write(bundle)
     return plan
+
+
+def pretend(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let plans be checked against `gpu`, with the TensorRT for RTX that `planned` is for."""
+    machine = Machine(gpu, (Flavour.TENSORRT_RTX,), RTX_VERSION, (13, 0))
+    monkeypatch.setattr(Machine, "examine", lambda _: machine)
+
+
+@pytest.fixture
+def planned_on_a100(planned: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The bundle with a real plan of the installed TensorRT for RTX, where a GPU seems to be.
+
+    There is no driver, so the library finds no plan valid, whatever else is wrong with it.
+    """
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    pretend(A100, monkeypatch)
+    trt = import_tensorrt(Flavour.TENSORRT_RTX)
+    builder = trt.Builder(error_log(trt))
+    network = builder.create_network(0)
+    images = network.add_input("images", trt.float32, (1, 3, 14, 14))
+    network.mark_output(network.add_cast(images, trt.float16).get_output(0))
+    content = builder.build_serialized_network(network, builder.create_builder_config())
+    (planned / "plans" / "a.plan").write_bytes(bytes(content))
+    file = FileEntry.of(planned, "plans/a.plan")
+    change_plan(planned, file=file)
+    return planned
+
+
+def overwrite(file: Path, offset: int) -> None:
+    with file.open("r+b") as stream:
+        stream.seek(offset)
+        stream.write(b"altered")
+
+
+def test_a_gpu_that_rtx_does_not_support_is_refused_before_the_plan_is_looked_at(
+    planned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(H100, monkeypatch)
+    (planned / "plans" / "a.plan").unlink()
+    reason = f"plans/a.plan: {cannot_run_on(Flavour.TENSORRT_RTX, H100.name, H100.target)}"
+    with load(planned) as model:
+        assert f"passed over tensorrt_rtx cuda fp32: {reason}" in model.describe()
+    with pytest.raises(BackendError) as error:
+        load(planned, backend="tensorrt")
+    assert str(error.value) == (
+        f"nothing that was asked for runs here (tensorrt_rtx cuda fp32: {reason})"
+    )
+
+
+def test_a_plan_whose_header_is_refused_is_not_hashed(planned_on_a100: Path) -> None:
+    file = planned_on_a100 / "plans" / "a.plan"
+    overwrite(file, file.stat().st_size - 7)  # hashing would tell
+    with pytest.raises(BackendError) as error:
+        load(planned_on_a100, backend="tensorrt")
+    assert f"plans/a.plan does not load with tensorrt_rtx {RTX_VERSION} (" in str(error.value)
+    assert "cudaError" in str(error.value), "the library's own reason"
+    assert f"; rebuild with: dinov2rt build {planned_on_a100} --target sm80" in str(error.value)
+
+
+def test_an_altered_header_is_an_altered_file(planned_on_a100: Path) -> None:
+    overwrite(planned_on_a100 / "plans" / "a.plan", 0)
+    with pytest.raises(BundleError, match=r"a\.plan has SHA-256 .* rebuild with: dinov2rt build"):
+        load(planned_on_a100, backend="tensorrt")
+
+
+def test_a_malformed_plan_that_the_manifest_vouches_for_does_not_load(
+    planned_on_a100: Path,
+) -> None:
+    overwrite(planned_on_a100 / "plans" / "a.plan", 0)
+    change_plan(planned_on_a100, file=FileEntry.of(planned_on_a100, "plans/a.plan"))
+    with pytest.raises(BackendError, match=r"\(MALFORMED_ENGINE\); rebuild with: dinov2rt build"):
+        load(planned_on_a100, backend="tensorrt")
 
 
 def test_auto_passes_over_a_plan_without_a_gpu_and_says_so(planned: Path) -> None:
