@@ -12,6 +12,9 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.errors import BundleError
 
+POOLED = "all"
+"""The case of a comparison over all cases together; see `Limits.pooled_l2`."""
+
 
 def is_pooled(output: str) -> bool:
     """Whether `output` is of one or a few vectors an image: a CLS token, or register tokens."""
@@ -95,11 +98,11 @@ class AccuracyReport:
             return f"FAILED: {self.precision} on {self.backend}, nothing was compared"
         if self.limits.say_nothing and not self.allow_unverifiable:
             return (
-                f"UNVERIFIABLE: {self.precision} on {self.backend}: float32 itself is off by as "
-                f"much as the limits allow with these weights ({self.limits}), so that nothing can "
-                "fail; --allow-unverifiable accepts that"
+                f"UNVERIFIABLE: {self.precision} on {self.backend}: with these weights the limits "
+                f"are so wide that another model would pass ({self.limits}); "
+                "--allow-unverifiable accepts that"
             )
-        worst = max(self.outputs, key=lambda output: (not output.passed, output.relative_l2))
+        worst = max(self.outputs, key=self._badness)
         l2_limit = self._l2_limit(worst)
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
@@ -108,10 +111,17 @@ class AccuracyReport:
             f"{self._cosine(worst)}, {worst.nan_count} NaN"
         )
 
+    def _badness(self, output: OutputAccuracy) -> tuple[bool, float, float]:
+        """Failures first, then what is nearest to its limit, then the largest error."""
+        limit = self._l2_limit(output)
+        share = 0.0 if limit is None else output.relative_l2 / limit
+        return not output.passed, share, output.relative_l2
+
     def _l2_limit(self, output: OutputAccuracy) -> float | None:
-        """The largest relative error of `output` that passes."""
-        pooled = self.limits.pooled_l2
-        return pooled if pooled is not None and output.case == "all" else self.limits.relative_l2
+        """The largest relative error of `output` that passes; None if any does."""
+        if self.limits.pooled_l2 is None or not is_pooled(output.output):
+            return self.limits.relative_l2
+        return self.limits.pooled_l2 if output.case == POOLED else None
 
     def _cosine(self, output: OutputAccuracy) -> str:
         """The cosine of `output` that counts."""
@@ -130,7 +140,7 @@ def compare_cases(
     """Compare all outputs of all cases, given as name, what was got, and what was wanted.
 
     With `limits.pooled_l2` there is one comparison more for each output of few vectors an image:
-    that of all cases together, called "all".
+    that of all cases together, called `POOLED`.
     """
     compared = [
         compare(case, name, value, want[name], limits)
@@ -140,12 +150,10 @@ def compare_cases(
     if limits.pooled_l2 is None or not cases:
         return tuple(compared)
     for name in filter(is_pooled, cases[0][1]):
-        got, want = (
-            np.concatenate([case[side][name] for case in cases])  # type: ignore[index]
-            for side in (1, 2)
-        )
+        all_got = np.concatenate([got[name] for _, got, _ in cases])
+        all_want = np.concatenate([want[name] for _, _, want in cases])
         alone = replace(limits, relative_l2=limits.pooled_l2, pooled_l2=None)
-        compared.append(compare("all", name, got, want, alone))
+        compared.append(compare(POOLED, name, all_got, all_want, alone))
     return tuple(compared)
 
 

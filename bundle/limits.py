@@ -29,11 +29,14 @@ class Limits:
         Some weights carry a rounding error on and double it every few blocks, until no two correct
         implementations agree.
         """
-        is_wide = self.relative_l2 is not None and not self.relative_l2 <= _MEANINGFUL_ERROR
+        errors = (self.relative_l2, self.pooled_l2)
+        is_wide = any(error is not None and not error <= _MEANINGFUL_ERROR for error in errors)
         return is_wide or not self.cosine_min >= _MEANINGFUL_COSINE
 
     def __str__(self) -> str:
         error = "" if self.relative_l2 is None else f"relative L2 {self.relative_l2:.3g}, "
+        if self.pooled_l2 is not None:
+            error += f"{self.pooled_l2:.3g} for CLS and register tokens over all cases, "
         if self.cosine_p1 is None:
             return f"{error}cosine {self.cosine_min:.7g}"
         return (

@@ -22,9 +22,9 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat, output_names
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError, InputError
+from dinov2rt.export.cuda_graph import write_cuda_graph
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
 from dinov2rt.export.frontend import attach_pixel_input
-from dinov2rt.export.fused import write_cuda_graph
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search

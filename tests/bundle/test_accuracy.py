@@ -329,6 +329,7 @@ def test_lengths_do_not_matter_and_none_is_its_own_neighbour() -> None:
         (INT8_LIMITS, False),
         (Limits(cosine_min=0.2, relative_l2=1e-3), True),
         (Limits(cosine_min=0.999, relative_l2=1.2), True),
+        (Limits(cosine_min=0.999, relative_l2=1e-3, pooled_l2=0.2), True),
         (Limits(cosine_min=float("nan")), True),
     ],
 )
@@ -356,6 +357,10 @@ def test_few_vectors_are_held_to_their_limit_over_all_cases() -> None:
     assert (near.passed, far.passed, both.passed) == (True, True, True)
     assert both.case == "all"
     assert both.relative_l2 == pytest.approx(0.25 / 2**0.5)
+    # "far" alone is held to no limit, so the report names what is.
+    report = AccuracyReport(Precision.FP16, "test", limits, (near, far, both), True)
+    assert "worst is cls_token at all: relative L2 1.77e-01 (limit 0.2)" in str(report)
+    assert "0.2 for CLS and register tokens over all cases" in str(limits)
     *_, both = compare_cases(cases, replace(limits, pooled_l2=0.17))
     assert not both.passed
 
