@@ -108,8 +108,8 @@ class Floor:
 class Row:
     """One candidate at one cell.
 
-    `latency` and `floor` are None where the accuracy failed or the candidate could not run;
-    `failure` then says why.
+    `latency` and `floor` are None where the candidate could not run, or where its accuracy failed
+    and the run was not in one process; `failure` then says why.
     """
 
     cell: Cell
@@ -124,6 +124,8 @@ class Row:
 class CandidateFacts:
     """What a candidate is, for one variant, measured in the process that holds it alone.
 
+    In a run in one process, what cannot be told apart there is None.
+
     `import_ms` is what its libraries take in a fresh process, `load_ms` from there to a model that
     can be called; `first_call_ms` is the first call at the first cell, None if none succeeded.
     `peak_rss_mib` covers all cells, None if the process did not live to tell;
@@ -136,8 +138,8 @@ class CandidateFacts:
     version: str
     precision: str
     is_peer: bool
-    import_ms: float
-    load_ms: float
+    import_ms: float | None
+    load_ms: float | None
     first_call_ms: float | None
     peak_rss_mib: float | None
     peak_device_mib: float | None = None
@@ -161,7 +163,7 @@ class Roof:
     """What the machine can do at most, measured before the first cell.
 
     `matrix_gflops` is the rate of a large product, by precision, `matrix_library` the library that
-    reached it and whose product takes turns with the candidates from then on (`Floor`);
+    reached it. Its product takes turns with the candidates (`Floor`), but for runs in one process;
     `copy_gb_per_s` counts bytes read plus bytes written, None in runs before it was measured right.
     """
 
@@ -196,13 +198,18 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How it was measured; two runs compare only where these are equal."""
+    """How it was measured; two runs compare only where these are equal.
+
+    With `one_process` it was `benchmarks.gpu.cells`: one process holds all candidates, and those
+    that fail their accuracy are timed all the same.
+    """
 
     threads: int
     device: str
     images: str
     seconds_per_candidate: float
     min_turns: int
+    one_process: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from dinov2rt._version import __version__
 from dinov2rt.benchmarks.gpu.contestants import CELLS, Contestant, contestants_for, kernels_of
-from dinov2rt.benchmarks.gpu.timing import copy_gb_per_s, matrix_gflops, measure
+from dinov2rt.benchmarks.gpu.timing import TURNS, copy_gb_per_s, matrix_gflops, measure
 from dinov2rt.benchmarks.harness.environment import describe_environment
 from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
 from dinov2rt.benchmarks.peers.candidate import Task
@@ -87,7 +87,8 @@ class Run:
             except Exception as error:  # a peer that fails costs its own row alone
                 row = Row(cell, contestant.name, failure=str(error).partition("\n")[0])
                 self.rows[cell.variant].append(row)
-            self.facts[cell.variant, contestant.name] = contestant.facts(cell.variant)
+            facts = contestant.facts(cell.variant)
+            self.facts.setdefault((cell.variant, contestant.name), facts)  # its first load counts
         for row in measure(cell, task.manifest, contestants, self.roof):
             self.rows[cell.variant].append(row)
             if row.latency is not None:
@@ -95,7 +96,6 @@ class Run:
                     f"{row.cell} {row.candidate}: device {row.latency.compute_ms:.3f} ms, "
                     f"host {row.latency.p50_ms:.3f} ms"
                 )
-
         self._keep_kernels(cell, contestants)
 
     def _keep_kernels(self, cell: Cell, contestants: Sequence[Contestant]) -> None:
@@ -117,7 +117,7 @@ class Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=shlex.join(["python", "-m", "dinov2rt.benchmarks.gpu.cells", *sys.argv[1:]]),
             version=__version__,
-            settings=Settings(1, "cuda", DESCRIPTION, seconds_per_candidate=0.0, min_turns=5),
+            settings=Settings(1, "cuda", DESCRIPTION, 0.0, TURNS, one_process=True),
             environment=self.environment,
             roof=self.roof,
             bundles=(BundleFacts(variant, weights.source, weights.sha256, digest),),

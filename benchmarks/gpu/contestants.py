@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,7 +138,7 @@ class OwnContestant:
         """Version and backend."""
         version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
         return _facts(
-            variant, self.name, "dinov2rt, ONNX Runtime CUDA, fp16", version, False, self._load_ms
+            variant, self.name, "dinov2rt, ONNX Runtime CUDA, fp16", version, self._load_ms
         )
 
 
@@ -199,7 +200,8 @@ class TorchContestant:
     def facts(self, variant: str) -> CandidateFacts:
         """Version; loading is what compiling and the first calls took."""
         version = f"torch {torch.__version__}"
-        return _facts(variant, self.name, self.title, version, True, self._first_ms)
+        facts = _facts(variant, self.name, self.title, version, self._first_ms)
+        return replace(facts, is_peer=True, precision="fp32" if self.is_reference else "fp16")
 
     def _mode_of_calls(self) -> ExitStack:
         stack = ExitStack()
@@ -235,17 +237,15 @@ def _half_copy(manifest: Manifest, module: AllTokens) -> AllTokens:
     return AllTokens(load_eager(manifest.variant, state)).eval()
 
 
-def _facts(
-    variant: str, name: str, title: str, version: str, is_peer: bool, load_ms: float
-) -> CandidateFacts:
+def _facts(variant: str, name: str, title: str, version: str, load_ms: float) -> CandidateFacts:
     return CandidateFacts(
         variant=variant,
         candidate=name,
         title=title,
         version=version,
         precision="fp16",
-        is_peer=is_peer,
-        import_ms=0.0,
+        is_peer=False,
+        import_ms=None,
         load_ms=load_ms,
         first_call_ms=None,
         peak_rss_mib=None,

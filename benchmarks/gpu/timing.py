@@ -16,7 +16,7 @@ from dinov2rt.benchmarks.statistics import summarise
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 
-_TURNS = 5
+TURNS = 5
 _TURN_S = 0.08
 _HOST_CALLS = 10
 _COPY_BYTES = 2**31
@@ -38,7 +38,7 @@ def measure(
     calls = {each.name: _calls_a_turn(each.enqueue) for each in timed}
     device_ms: dict[str, list[float]] = {each.name: [] for each in timed}
     host_ms: dict[str, list[list[float]]] = {each.name: [] for each in timed}
-    for _ in range(_TURNS):
+    for _ in range(TURNS):
         for each in timed:
             device_ms[each.name].append(device_time_ms(each.enqueue, calls[each.name]))
             host_ms[each.name].append([host_time_ms(each.call) for _ in range(_HOST_CALLS)])
@@ -48,7 +48,7 @@ def measure(
         latency = summarise(samples, turns, cell.batch)
         compute_ms = median(device_ms[each.name])
         to_device, _, to_host = each.phases_ms()
-        rates = [roof.matrix_gflops["fp16"]] * _TURNS
+        rates = [roof.matrix_gflops["fp16"]] * TURNS
         yield replace(
             rows[each.name],
             latency=replace(

@@ -7,13 +7,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from dinov2rt.benchmarks.report.formats import percent, precision_name, significant
-from dinov2rt.benchmarks.report.markdown import READING, method
+from dinov2rt.benchmarks.report.method import cold_start_reading, method, reading
 from dinov2rt.benchmarks.report.plots import plot_groups
 from dinov2rt.benchmarks.report.readme_table import measured_chip
-from dinov2rt.benchmarks.report.summary import Standing, cells, duels, sentences
+from dinov2rt.benchmarks.report.summary import Standing, accurate_and_timed, cells, duels, sentences
 from dinov2rt.benchmarks.report.svg import PALETTE, Marks
 from dinov2rt.benchmarks.report.tables import (
-    COLD_START,
     cold_start_table,
     environment_table,
     latency_table,
@@ -61,10 +60,10 @@ def to_html(run: BenchmarkRun) -> str:
         ],
         phases=phase_table(run),
         missing=missing_table(run),
-        cold_start_reading=COLD_START,
+        cold_start_reading=cold_start_reading(run.settings),
         cold_start=[cold_start_table(run, variant) for variant in variants],
         method=method(run.settings),
-        reading=READING,
+        reading=reading(run.settings),
         facts=(environment_table(run), roof_table(run), weights_table(run)),
     )
 
@@ -86,7 +85,7 @@ def _tiles(run: BenchmarkRun) -> tuple[Tile, ...]:
     fractions = [row.floor.fraction for row in run.rows if row.floor and not run.facts(row).is_peer]
     if fractions:
         tiles.append(Tile(percent(median(fractions)), "of the machine's limit, in the median"))
-    timed = sum(row.latency is not None for row in run.rows)
+    timed = len(accurate_and_timed(run))
     tiles.append(Tile(f"{timed} of {len(run.rows)}", "results passed the accuracy limits, timed"))
     return tuple(tiles)
 

@@ -14,7 +14,7 @@ from dinov2rt.benchmarks.report.formats import (
 )
 from dinov2rt.benchmarks.report.summary import Duel, duels, lone_duels, rows_at
 from dinov2rt.benchmarks.report.tables import Table
-from dinov2rt.benchmarks.results import BenchmarkRun, Cell
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import InputError
 
@@ -145,6 +145,11 @@ def _timed_at(run: BenchmarkRun, cell: Cell) -> int:
     return sum(row.latency is not None for row in rows_at(run, cell))
 
 
+def _named(peer: Row) -> str:
+    inaccurate = peer.accuracy is not None and not peer.accuracy.passed
+    return f"{peer.candidate} (fails accuracy)" if inaccurate else peer.candidate
+
+
 def _row(duel: Duel) -> tuple[str, ...]:
     own, peer, accuracy = duel.own.latency, duel.peer.latency, duel.own.accuracy
     if own is None or peer is None:
@@ -155,7 +160,7 @@ def _row(duel: Duel) -> tuple[str, ...]:
         precision_name(duel.precision),
         median_text(own),
         significant(own.images_per_s),
-        duel.peer.candidate,
+        _named(duel.peer),
         median_text(peer),
         ratio_text(duel.ratio),
         error(accuracy.relative_l2) if accuracy else "",

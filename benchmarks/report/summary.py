@@ -201,16 +201,29 @@ def _limit_lines(run: BenchmarkRun) -> Iterable[str]:
         )
 
 
+def accurate_and_timed(run: BenchmarkRun) -> list[Row]:
+    """The results that passed the accuracy limits and have times."""
+    return [row for row in run.rows if row.latency and row.accuracy and row.accuracy.passed]
+
+
 def _accuracy_lines(run: BenchmarkRun) -> Iterable[str]:
-    timed = sum(row.latency is not None for row in run.rows)
+    timed = len(accurate_and_timed(run))
     yield (
         f"{counted(timed, 'result')} passed the accuracy limits and "
         f"{'has a time' if timed == 1 else 'have times'}."
     )
-    wrong = sum(row.accuracy is not None and not row.accuracy.passed for row in run.rows)
-    if wrong:
-        yield f"{counted(wrong, 'result')} failed them and {_has(wrong)} no time."
-    broken = sum(row.latency is None for row in run.rows) - wrong
+    wrong = [row for row in run.rows if row.accuracy and not row.accuracy.passed]
+    untimed = sum(row.latency is None for row in wrong)
+    if untimed:
+        yield f"{counted(untimed, 'result')} failed them and {_has(untimed)} no time."
+    timed_all_the_same = [row.candidate for row in wrong if row.latency]
+    if timed_all_the_same:
+        yield (
+            f"{counted(len(timed_all_the_same), 'result')} failed them and "
+            f"{'has a time' if len(timed_all_the_same) == 1 else 'have times'} all the same, to "
+            f"compare with: {', '.join(dict.fromkeys(timed_all_the_same))}."
+        )
+    broken = sum(row.latency is None for row in run.rows) - untimed
     if broken:
         yield f"{counted(broken, 'result')} could not be measured for another reason."
 

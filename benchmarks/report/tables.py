@@ -16,7 +16,7 @@ from dinov2rt.benchmarks.report.formats import (
     significant,
 )
 from dinov2rt.benchmarks.report.summary import fastest, ratio_to_fastest_peer, rows_at
-from dinov2rt.benchmarks.results import LOADS, STOLEN_AT_MOST, BenchmarkRun, Cell, Row
+from dinov2rt.benchmarks.results import STOLEN_AT_MOST, BenchmarkRun, Cell, Row
 
 _OTHERS_AT_MOST = 0.05
 """The share of the cores' time from which on other processes are told of."""
@@ -120,9 +120,16 @@ def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
         *_time_columns(run, row),
         percent(row.floor.fraction) if row.floor else NOTHING,
         row.floor.bound if row.floor else NOTHING,
-        error(row.accuracy.relative_l2) if row.accuracy else NOTHING,
+        _error_column(row),
         cosine(row.accuracy.cosine_min) if row.accuracy else NOTHING,
     )
+
+
+def _error_column(row: Row) -> str:
+    if row.accuracy is None:
+        return NOTHING
+    mark = " (fails)" if row.latency and not row.accuracy.passed else ""
+    return f"{error(row.accuracy.relative_l2)}{mark}"
 
 
 def _time_columns(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
@@ -165,16 +172,6 @@ def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
     )
     own = frozenset(i for i, facts in enumerate(candidates) if not facts.is_peer)
     return Table(variant, _COLD_HEADER, rows, labels=3, own=own)
-
-
-COLD_START = (
-    f"dinov2rt is loaded {LOADS} times, each in a process of its own, and the median counts; a "
-    "peer is loaded once, its files perhaps not yet in the page cache.",
-    "What a candidate compiles for a shape is in its first call; the plain ONNX export and the "
-    "conversion to OpenVINO are loaded there as well.",
-    "Memory is the most that was resident over all cells, mapped files included.",
-)
-"""What the figures of `cold_start_table` are."""
 
 
 def phase_table(run: BenchmarkRun) -> Table | None:
@@ -225,7 +222,8 @@ def roof_table(run: BenchmarkRun) -> Table:
     for precision, rate in roof.matrix_gflops.items():
         what = f"matrix rate in {precision_name(precision)}, by {roof.matrix_library[precision]}"
         rates.append((f"{what}, before the first cell", f"{significant(rate)} GFLOP/s"))
-        if beside := _rates_beside(run, precision):
+        beside = () if run.settings.one_process else _rates_beside(run, precision)
+        if beside:
             least, most = significant(min(beside)), significant(max(beside))
             rates.append((f"{what}, beside the candidates", f"{least} to {most} GFLOP/s"))
     measured = roof.copy_gb_per_s

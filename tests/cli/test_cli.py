@@ -137,7 +137,7 @@ def assert_one_line(result: Result, *fragments: str) -> None:
         (["export", "dinov2_vits14", "--weights", "gone.pth", "--out", "x"], "'gone.pth' cannot"),
         (["doctor", "nowhere"], "nowhere is not a bundle"),
         (["report", "gone.json"], "gone.json cannot be read"),
-        (["report"], "README.md cannot be read"),
+        (["report"], "docs/performance.md cannot be read"),
     ],
 )
 def test_bad_usage_and_bad_input_are_one_line_and_status_2(

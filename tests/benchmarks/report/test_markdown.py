@@ -123,6 +123,27 @@ def test_what_failed_its_accuracy_has_a_reason_and_no_time(lines: list[str]) -> 
     assert lines[start + 10] == "- torch-bf16: not accurate: 7 values are NaN"
 
 
+def test_in_one_process_what_failed_its_accuracy_has_a_time_and_a_mark(
+    benchmark_run: BenchmarkRun,
+) -> None:
+    settings = replace(benchmark_run.settings, one_process=True)
+    row = benchmark_run.rows[-2]  # another one failed: the last is left out
+    assert row.accuracy
+    wrong = replace(row, accuracy=replace(row.accuracy, passed=False))
+    run = replace(benchmark_run, settings=settings, rows=(*benchmark_run.rows[:-2], wrong))
+    text = to_markdown(run)
+    assert f"- {len(run.rows) - 1} results passed the accuracy limits and have times." in text
+    compared = (
+        f"1 result failed them and has a time all the same, to compare with: {row.candidate}."
+    )
+    assert compared in sentences(run)
+    assert "could not be measured" not in text
+    assert "a candidate that fails it is timed all the same, and marked" in text
+    assert text.count(" (fails) ") == 1
+    assert "each in a process of its own" not in text
+    assert "beside the candidates" not in text
+
+
 def test_missing_candidates_and_cold_starts_are_there(lines: list[str]) -> None:
     text = "\n".join(lines)
     assert "| dinov2_vitb14 | tensorrt  | needs an NVIDIA GPU; there is none |" in lines

@@ -1,0 +1,58 @@
+"""How a run was measured and what its figures mean, in sentences for the report."""
+
+from dinov2rt.benchmarks.results import LOADS, Settings
+
+
+def method(settings: Settings) -> str:
+    """How it was measured, in a sentence."""
+    where = f"Measured on {settings.device} with {settings.threads} threads, on {settings.images}: "
+    if settings.one_process:
+        return (
+            f"{where}all candidates of a cell take turns, {settings.min_turns} each, "
+            "in one process that holds them all."
+        )
+    return (
+        f"{where}all candidates of a cell take turns in changing order, at least "
+        f"{settings.min_turns} each, until one of them has had "
+        f"{settings.seconds_per_candidate:g} seconds in its turns."
+    )
+
+
+def reading(settings: Settings) -> tuple[str, ...]:
+    """What the columns mean."""
+    product, share = "which takes turns with the candidates", "of it is the median over turns"
+    inaccurate = "a candidate that fails it gets no time"
+    if settings.one_process:
+        product = "measured before the first cell"
+        share = "of it is the median over turns, of the time on the GPU"
+        inaccurate = "a candidate that fails it is timed all the same, and marked"
+    return (
+        "A call goes from images in host memory to outputs in host memory; the median is over "
+        "single calls.",
+        "The interval of a median holds the true one in 95 of 100 cases, by order statistics of "
+        "the turns.",
+        "The ratio to the fastest peer compares turns that ran side by side, and is to the fastest "
+        "peer of the same precision; below 1 is faster than it.",
+        "The limit is the least time for the cell's arithmetic at the rate of a large matrix "
+        f"product, {product}, or for its bytes at the copy bandwidth, whichever is longer; the "
+        f"share {share}.",
+        "Accuracy is that of the very candidate at the cell, against eager float32 on the same "
+        f"images; {inaccurate}.",
+    )
+
+
+def cold_start_reading(settings: Settings) -> tuple[str, ...]:
+    """What the figures of loading and memory are."""
+    if settings.one_process:
+        return (
+            "Loading dinov2rt is its first load, without the import of its libraries; loading a "
+            "peer is compiling it for its first cell and the first three calls.",
+            "Memory is not measured: one process holds all candidates.",
+        )
+    return (
+        f"dinov2rt is loaded {LOADS} times, each in a process of its own, and the median counts; a "
+        "peer is loaded once, its files perhaps not yet in the page cache.",
+        "What a candidate compiles for a shape is in its first call; the plain ONNX export and the "
+        "conversion to OpenVINO are loaded there as well.",
+        "Memory is the most that was resident over all cells, mapped files included.",
+    )
