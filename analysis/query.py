@@ -11,7 +11,7 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.collection import find_chunks
-from dinov2rt.extraction.decoding import decoder_pool
+from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, extract
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
@@ -50,7 +50,7 @@ def query_vectors(
         preprocess=Preprocess.parse(metadata["preprocess"]), snap=Snap.parse(metadata["snap"])
     )
     vectors = []
-    with decoder_pool(0) as decoders:
+    with Decoders(0) as decoders:
         for _, outcome in extract(model, find_chunks(images), options, decoders):
             if isinstance(outcome, Failure):
                 raise InputError(outcome.reason)

@@ -13,7 +13,8 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,31 +56,41 @@ class DecodedImage:
     pixels: NDArray[np.uint8]
 
 
-@dataclass(frozen=True, slots=True)
 class Decoders:
-    """Where images are decoded: an executor with `count` workers."""
+    """Processes that decode images; where `processes` is 0, one thread of this process.
 
-    executor: Executor
-    count: int
-
-
-@contextlib.contextmanager
-def decoder_pool(count: int) -> Iterator[Decoders]:
-    """`count` processes that decode, started when they are first needed; with 0, one thread.
-
-    They end with the context, and with this process even when it is killed.
+    A context manager. The processes start when they are first needed, and end with the context, or
+    with this process even when it is killed. Pickling keeps their number alone.
 
     Raises:
-        InputError: `count` is negative.
+        InputError: `processes` is negative.
         MissingDependencyError: Pillow is not installed.
     """
-    if count < 0:
-        raise InputError(f"decoders={count}; allowed is a whole number from 0")
-    executor = _processes(count) if count else ThreadPoolExecutor(1)
-    try:
-        yield Decoders(executor, max(1, count))
-    finally:
-        executor.shutdown(cancel_futures=True)
+
+    def __init__(self, processes: int) -> None:
+        if processes < 0:
+            raise InputError(f"decoders={processes}; allowed is a whole number from 0")
+        self._processes = processes
+        self.executor = _executor(processes)
+
+    @property
+    def count(self) -> int:
+        """How many images are decoded at the same time."""
+        return max(1, self._processes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.executor.shutdown(cancel_futures=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Decoders, (self._processes,)
 
 
 def decode_chunks(
@@ -217,12 +228,14 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _processes(count: int) -> ProcessPoolExecutor:
+def _executor(processes: int) -> Executor:
+    if not processes:
+        return ThreadPoolExecutor(1)
     pillow = require("PIL.Image", extra="image", purpose="reading an image file")
     # A fork would copy the model's threads and locks; a new process has neither.
     spawn = multiprocessing.get_context("spawn")
     limit = pillow.MAX_IMAGE_PIXELS
-    return ProcessPoolExecutor(count, spawn, initializer=_start_decoder, initargs=(limit,))
+    return ProcessPoolExecutor(processes, spawn, initializer=_start_decoder, initargs=(limit,))
 
 
 def _start_decoder(max_image_pixels: int | None) -> None:

@@ -4,119 +4,137 @@ import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dinov2rt.extraction.chunks import Chunk, Failure
-from dinov2rt.extraction.dataset import FeatureDataset, PartReport
+from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.image_features import ImageFeatures
 from dinov2rt.extraction.npz import write_npz
 from dinov2rt.extraction.ray_cluster import Cluster, process_on_ray
-from dinov2rt.extraction.worker import feature_metadata, process_chunks
 from dinov2rt.runtime.model import Model
+
+LISTED_FAILURES = 100
+"""More are counted, but not kept in memory."""
 
 Watch = Callable[[Outcome | PartReport], None]
 """Called with the outcome of each image. A cluster returns counts only, one report a part."""
 
+Watching = Callable[[int], AbstractContextManager[Watch]]
+"""Called with the number of images that an earlier run has done; its value sees the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """What came of a job.
+
+    Attributes:
+        images: images whose features the output holds.
+        failed: images without features in the output.
+        computed: images of `images` that this run computed.
+        failures: the first failures that this run met.
+    """
+
+    images: int
+    failed: int
+    computed: int
+    failures: tuple[Failure, ...] = ()
+
 
 def extract_to_parts(
-    model: Model,
-    chunks: list[Chunk],
-    options: ExtractOptions,
-    dataset: FeatureDataset,
-    decoders: Decoders,
-    *,
-    cluster: Cluster | None,
-    watching: Callable[[int], AbstractContextManager[Watch]],
-) -> PartReport:
-    """Write every part of `dataset` that an earlier run did not.
+    extractor: Extractor, chunks: list[Chunk], *, cluster: Cluster | None, watching: Watching
+) -> JobReport:
+    """Write every part of the extractor's dataset that an earlier run did not.
 
     Args:
-        model: what computes the features.
+        extractor: the model, its options and the dataset.
         chunks: the collection, one chunk a part.
-        options: how images become batches.
-        dataset: where the parts go.
-        decoders: where images are decoded, unless a cluster does it.
         cluster: where to compute; None is this process.
-        watching: called with the number of images that were done before. While its context is
-            open, the value is called with each outcome.
-
-    Returns:
-        What all parts hold together.
+        watching: gives the function that is called with each outcome.
 
     Raises:
         Dinov2rtError: the features cannot be computed or written.
     """
+    dataset = extractor.dataset
     with dataset.resumed(chunks) as missing:
-        done = sum(map(len, chunks)) - sum(map(len, missing))
+        done = num_images(chunks) - num_images(missing)
         with watching(done) as watch:
-            if missing and cluster is not None:
-                _extract_on_ray(model, missing, options, dataset, cluster, watch)
-            else:
-                _extract_here(model, missing, options, dataset, decoders, watch)
-        reports = [dataset.report(chunk) for chunk in chunks]
-    return PartReport(
-        sum(report.images for report in reports), sum(report.failures for report in reports)
-    )
+            count = _Count(watch)
+            _process(extractor, missing, cluster, count)
+        parts = [dataset.report(chunk) for chunk in chunks]
+    images, failed = sum(part.images for part in parts), sum(part.failures for part in parts)
+    return JobReport(images, failed, count.computed, tuple(count.failures))
 
 
 def extract_to_npz(
     model: Model,
     chunks: list[Chunk],
     options: ExtractOptions,
-    file: Path,
     decoders: Decoders,
+    file: Path,
     *,
-    watch: Watch,
-) -> int:
-    """Write the features of all images to `file`, and return how many there were.
-
-    There is no file if no image can be used. `watch` is called with each outcome.
+    watching: Watching,
+) -> JobReport:
+    """Write the features of all images to `file`; there is no file if no image can be used.
 
     Raises:
         Dinov2rtError: the features cannot be computed or written.
     """
     outcomes = extract(model, chunks, options, decoders)
-    with contextlib.closing(outcomes):  # its threads end here, whatever happens to the rows
-        rows = _rows((outcome for _, outcome in outcomes), watch)
-        first = next(rows, None)
-        if first is None:
-            return 0
-        metadata = feature_metadata(model, options)
-        return write_npz(file, itertools.chain([first], rows), metadata)
+    # Its threads end here, whatever happens to the rows.
+    with contextlib.closing(outcomes), watching(0) as watch:
+        count = _Count(watch)
+        rows = count.features(outcome for _, outcome in outcomes)
+        if (first := next(rows, None)) is not None:
+            write_npz(file, itertools.chain([first], rows), feature_metadata(model, options))
+    failed = num_images(chunks) - count.computed
+    return JobReport(count.computed, failed, count.computed, tuple(count.failures))
 
 
-def _extract_here(
-    model: Model,
-    chunks: list[Chunk],
-    options: ExtractOptions,
-    dataset: FeatureDataset,
-    decoders: Decoders,
-    watch: Watch,
+def num_images(chunks: Iterable[Chunk]) -> int:
+    """How many images `chunks` have together."""
+    return sum(map(len, chunks))
+
+
+@dataclass(slots=True)
+class _Count:
+    """What this run has computed so far; passes each outcome on to `watch`."""
+
+    watch: Watch
+    computed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+
+    def add(self, outcome: Outcome | PartReport) -> None:
+        if isinstance(outcome, PartReport):
+            self.computed += outcome.images
+        elif not isinstance(outcome, Failure):
+            self.computed += 1
+        elif len(self.failures) < LISTED_FAILURES:
+            self.failures.append(outcome)
+        self.watch(outcome)
+
+    def features(self, outcomes: Iterable[Outcome]) -> Iterator[ImageFeatures]:
+        """Count `outcomes`, and pass on those that are features."""
+        for outcome in outcomes:
+            self.add(outcome)
+            if not isinstance(outcome, Failure):
+                yield outcome
+
+
+def _process(
+    extractor: Extractor, chunks: list[Chunk], cluster: Cluster | None, count: _Count
 ) -> None:
-    parts = process_chunks(model, chunks, options, dataset, decoders, watch=watch)
-    with contextlib.closing(parts):
-        for _ in parts:
-            pass
-
-
-def _extract_on_ray(
-    model: Model,
-    chunks: list[Chunk],
-    options: ExtractOptions,
-    dataset: FeatureDataset,
-    cluster: Cluster,
-    watch: Watch,
-) -> None:
-    """Only counts come back from the workers; the errors table has the failures themselves."""
-    with contextlib.closing(process_on_ray(model, chunks, options, dataset, cluster)) as parts:
+    if not chunks:
+        return
+    if cluster is None:
+        with contextlib.closing(extractor.process(chunks, watch=count.add)) as parts:
+            for _ in parts:
+                pass
+        return
+    # Only counts come back from the workers; the errors table has the failures themselves.
+    with contextlib.closing(process_on_ray(extractor, chunks, cluster)) as parts:
         for report in parts:
-            watch(report)
-
-
-def _rows(outcomes: Iterable[Outcome], watch: Watch) -> Iterator[ImageFeatures]:
-    for outcome in outcomes:
-        watch(outcome)
-        if not isinstance(outcome, Failure):
-            yield outcome
+            count.add(report)

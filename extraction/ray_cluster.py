@@ -12,7 +12,7 @@ import os
 import pickle
 import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,12 +20,9 @@ import numpy as np
 
 from dinov2rt.errors import BackendError, InputError, first_line
 from dinov2rt.extraction.chunks import Chunk
-from dinov2rt.extraction.dataset import FeatureDataset, PartReport
-from dinov2rt.extraction.decoding import decoder_pool
-from dinov2rt.extraction.extract import ExtractOptions
-from dinov2rt.extraction.worker import process_chunk
+from dinov2rt.extraction.dataset import PartReport
+from dinov2rt.extraction.extractor import Extractor
 from dinov2rt.optional import require
-from dinov2rt.runtime.model import Model
 
 _KNOCK_S = 10
 _BLOCKS_A_WORKER = 64
@@ -55,19 +52,14 @@ class Cluster:
 
 
 def process_on_ray(
-    model: Model,
-    chunks: Sequence[Chunk],
-    options: ExtractOptions,
-    dataset: FeatureDataset,
-    cluster: Cluster,
+    extractor: Extractor, chunks: Sequence[Chunk], cluster: Cluster
 ) -> Generator[PartReport, None, None]:
-    """Compute `chunks` on `cluster` and write each as a part of `dataset`.
+    """Compute `chunks` on `cluster` and write each as a part of the extractor's dataset.
 
     Args:
-        model: what each worker loads again, with as many threads as it has cores.
+        extractor: each worker gets a copy, which loads the model again, with as many threads as the
+            worker has cores. The caller has resumed the dataset.
         chunks: what to compute.
-        options: how images become batches.
-        dataset: where the parts go; the caller has resumed it.
         cluster: where to compute.
 
     Yields:
@@ -85,7 +77,7 @@ def process_on_ray(
         blocks = min(len(rows), _BLOCKS_A_WORKER * cluster.workers)
         parts = data.from_items(rows, override_num_blocks=blocks).map_batches(
             _ChunkWorker,
-            fn_constructor_args=(_worker_model(model, cluster), options, dataset, cluster.cores),
+            fn_constructor_args=(pickle.dumps(extractor.on_cores(cluster.cores)),),
             batch_size=1,
             concurrency=min(cluster.workers, len(rows)),
             num_cpus=cluster.cores,
@@ -99,40 +91,20 @@ def process_on_ray(
 
 
 class _ChunkWorker:
-    """One actor: it holds the loaded model and its decoders for all chunks that come to it."""
+    """One actor: it keeps the loaded model and its decoders for all chunks that it is given."""
 
-    def __init__(
-        self, model: bytes, options: ExtractOptions, dataset: FeatureDataset, cores: int
-    ) -> None:
-        self._held = contextlib.ExitStack()
-        self._model: Model = self._held.enter_context(pickle.loads(model))  # noqa: S301
-        self._decoders = self._held.enter_context(decoder_pool(cores))
-        self._options, self._dataset = options, dataset
+    def __init__(self, extractor: bytes) -> None:
+        self._extractor: Extractor = pickle.loads(extractor)  # noqa: S301
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
         reports = [
-            process_chunk(
-                self._model,
-                pickle.loads(chunk),  # noqa: S301
-                self._options,
-                self._dataset,
-                self._decoders,
-            )
+            self._extractor.process_chunk(pickle.loads(chunk))  # noqa: S301
             for chunk in batch["chunk"]
         ]
         return {
             "images": np.array([report.images for report in reports]),
             "failures": np.array([report.failures for report in reports]),
         }
-
-
-def _worker_model(model: Model, cluster: Cluster) -> bytes:
-    """The model as its workers load it, pickled by path or URL.
-
-    Its precision is this one's, which the features' metadata states, whatever a node would choose.
-    """
-    options = replace(model.options, threads=cluster.cores, precision=str(model.graph.precision))
-    return pickle.dumps(replace(model, options=options))
 
 
 @contextlib.contextmanager

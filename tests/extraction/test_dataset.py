@@ -408,6 +408,6 @@ def test_nothing_to_read_and_unknown_columns_are_named(dataset: FeatureDataset) 
 
 
 def test_pyarrow_is_imported_only_when_used() -> None:
-    modules = "dinov2rt.extraction.worker, dinov2rt.extraction.collection"
+    modules = "dinov2rt.extraction.extractor, dinov2rt.extraction.collection"
     script = f"import sys, {modules}; sys.exit('pyarrow' in sys.modules or 'PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -3,9 +3,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,6 @@ from dinov2rt.extraction.decoding import (
     Decoding,
     decode,
     decode_chunks,
-    decoder_pool,
 )
 from dinov2rt.runtime.images import Preprocess, load_image
 
@@ -149,7 +148,7 @@ def test_a_failure_stays_what_it_is() -> None:
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Decoders]:
-    with decoder_pool(2) as decoders:
+    with Decoders(2) as decoders:
         yield decoders
 
 
@@ -181,10 +180,10 @@ def test_no_more_is_read_ahead_than_asked_for(
     tmp_path: Path, ahead: int, images_ahead: int
 ) -> None:
     chunks = chunks_of(tmp_path, [14] * 40, each=5)
-    with ThreadPoolExecutor(1) as executor:
-        images = decode_chunks(chunks, NATIVE, Decoders(executor, 1), ahead=ahead)
+    with Decoders(0) as decoders:
+        images = decode_chunks(chunks, NATIVE, decoders, ahead=ahead)
         next(images)
-        executor.submit(int).result()  # all that was sent has been read by now
+        decoders.executor.submit(int).result()  # all that was sent has been read by now
         for index in range(images_ahead + 4, 40):
             (tmp_path / f"{index}.png").unlink()  # had one been read, it would not be missed
         rest = [isinstance(image, DecodedImage) for _, image in images]
@@ -193,15 +192,26 @@ def test_no_more_is_read_ahead_than_asked_for(
     assert rest == sorted(rest, reverse=True)
 
 
-def test_what_is_no_longer_wanted_is_not_decoded(tmp_path: Path) -> None:
+def test_what_is_no_longer_wanted_is_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chunks = chunks_of(tmp_path, [14] * 40, each=40)
-    with ThreadPoolExecutor(1) as executor:
-        images = decode_chunks(chunks, NATIVE, Decoders(executor, 1), ahead=40)
+    begun: list[str] = []
+    closed = threading.Event()
+
+    def held_up(item: Item, decoding: Decoding) -> DecodedImage | Failure:
+        begun.append(item.key)
+        if len(begun) > 4:  # the first task is done
+            closed.wait()
+        return decode(item, decoding)
+
+    monkeypatch.setattr("dinov2rt.extraction.decoding.decode", held_up)
+    with Decoders(0) as decoders:
+        images = decode_chunks(chunks, NATIVE, decoders, ahead=40)
         next(images)
         images.close()  # type: ignore[attr-defined]
-        assert executor._work_queue.qsize() <= 10
-        started = time.perf_counter()
-    assert time.perf_counter() - started < 5
+        closed.set()
+    assert len(begun) <= 8  # and the task that was at work; eight more had been sent
 
 
 def test_a_limit_set_in_pillow_holds_in_the_decoders(
@@ -209,7 +219,7 @@ def test_a_limit_set_in_pillow_holds_in_the_decoders(
 ) -> None:
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
     chunks = chunks_of(tmp_path, [14, 42], each=2)
-    with decoder_pool(1) as decoders:
+    with Decoders(1) as decoders:
         _, (_, failure) = decode_chunks(chunks, NATIVE, decoders, ahead=4)
     assert isinstance(failure, Failure)
     assert "exceeds limit of 1000 pixels" in failure.reason
@@ -217,7 +227,7 @@ def test_a_limit_set_in_pillow_holds_in_the_decoders(
 
 def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
     chunks = chunks_of(tmp_path, [14] * 40, each=8)
-    with decoder_pool(1) as decoders:
+    with Decoders(1) as decoders:
         images = decode_chunks(chunks, NATIVE, decoders, ahead=4)
         next(images)
         (decoder,) = decoders.executor._processes  # type: ignore[attr-defined]
@@ -228,7 +238,7 @@ def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
 
 def test_a_negative_number_of_decoders_is_refused() -> None:
     with pytest.raises(InputError, match="decoders=-1; allowed is a whole number from 0"):
-        decoder_pool(-1).__enter__()
+        Decoders(-1)
 
 
 ORPHANS = """
@@ -240,7 +250,7 @@ from dinov2rt.bundle.geometry import Snap
 from dinov2rt.runtime.images import Preprocess
 if __name__ == "__main__":
     chunks = [Chunk(0, ImageFiles((sys.argv[1],) * 8))]
-    with decoder_pool(2) as decoders:
+    with Decoders(2) as decoders:
         list(decode_chunks(chunks, Decoding(Preprocess(), Snap.CROP, 10_000), decoders, ahead=8))
         print(*decoders.executor._processes, flush=True)
         time.sleep(60)

@@ -1,5 +1,4 @@
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,8 @@ def model(bundle_s_reg: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def decoders() -> Iterator[Decoders]:
-    with ThreadPoolExecutor(1) as executor:
-        yield Decoders(executor, 1)
+    with Decoders(0) as pool:
+        yield pool
 
 
 @pytest.fixture

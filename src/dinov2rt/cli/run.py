@@ -7,21 +7,21 @@ from typing import Any
 
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
-from dinov2rt.cli.run_job import PICTURE_IMAGES, Job, run_job
+from dinov2rt.cli.run_job import PICTURE_IMAGES, Destination, Finished, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
-from dinov2rt.extraction.decoding import decoder_pool
+from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions
+from dinov2rt.extraction.extractor import MEANINGLESS, feature_metadata, is_synthetic
+from dinov2rt.extraction.job import num_images
 from dinov2rt.extraction.npz import FeatureFormat, feature_format
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import ERRORS_FOLDER
-from dinov2rt.extraction.worker import MEANINGLESS, feature_metadata, is_synthetic
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.images import Preprocess
-from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
+from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
 
 ENGINES = ("local", "ray")
 
@@ -112,13 +112,19 @@ def _run(arguments: Namespace) -> Outcome:
     chunks = find_chunks(
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )
+    destination = Destination(
+        arguments.out,
+        arguments.pca,
+        FeatureType.parse(arguments.dtype or FeatureType.FLOAT32),
+        cluster,
+    )
     with (
-        decoder_pool(_decoder_count(arguments, chunks)) as decoders,
+        Decoders(_decoder_count(arguments.decoders, num_images(chunks))) as decoders,
         load_model(arguments, max_pixels=arguments.max_pixels) as model,
     ):
-        job = Job(arguments, model, options, chunks, decoders, cluster)
-        run_job(job)
-        return _outcome(job)
+        finished = run_job(model, chunks, options, decoders, destination)
+        facts = _facts(arguments.bundle, model, options, destination, finished)
+    return Outcome(facts, _text(facts), status_of(not finished.report.failed))
 
 
 def _check_destinations(arguments: Namespace) -> None:
@@ -164,58 +170,61 @@ def _cluster(arguments: Namespace) -> Cluster | None:
     return Cluster(**({"cores": usable_cores()} | asked))
 
 
-def _decoder_count(arguments: Namespace, chunks: list[Chunk]) -> int:
-    if arguments.decoders is not None:
-        return int(arguments.decoders)
-    return usable_cores() if sum(map(len, chunks)) > _FEW_IMAGES else 0
+def _decoder_count(asked: int | None, images: int) -> int:
+    if asked is not None:
+        return asked
+    return usable_cores() if images > _FEW_IMAGES else 0
 
 
-def _outcome(job: Job) -> Outcome:
-    document: dict[str, Any] = {
-        "bundle": job.arguments.bundle,
-        "out": job.arguments.out if _is_written(job) else None,
-        "pca": job.arguments.pca if job.drawn else None,
-        "images": job.images,
-        "failed": job.failed,
-        "failures": job.failures,
-        "errors": _errors(job),
-        "seconds": job.seconds,
-        "images_per_s": job.computed / job.seconds,
-        "backend": _backend(job),
-        "synthetic_weights": is_synthetic(job.model),
-        "metadata": feature_metadata(job.model, job.options),
+def _facts(
+    bundle: str,
+    model: Model,
+    options: ExtractOptions,
+    destination: Destination,
+    finished: Finished,
+) -> dict[str, Any]:
+    report, seconds = finished.report, finished.seconds
+    is_dataset = destination.format is FeatureFormat.PARQUET
+    has_features = destination.out is not None and bool(report.images)
+    return {
+        "bundle": bundle,
+        # A dataset is there even where it has nothing but failures.
+        "out": destination.out if is_dataset or has_features else None,
+        "pca": destination.picture if finished.drawn else None,
+        "drawn": finished.drawn,
+        "images": report.images,
+        "failed": report.failed,
+        "failures": [{"path": each.key, "error": each.reason} for each in report.failures],
+        "errors": _errors_table(destination) if report.failed else None,
+        "seconds": seconds,
+        "images_per_s": report.computed / seconds,
+        "backend": model.describe().partition("\n")[0],
+        "synthetic_weights": is_synthetic(model),
+        "metadata": feature_metadata(model, options),
     }
-    return Outcome(document, _text(job), status_of(not job.failed))
 
 
-def _text(job: Job) -> str:
-    lines = [_backend(job)]
-    if _is_written(job):
-        lines.append(f"{job.arguments.out}: features of {_images(job.images)}")
-    if job.drawn:
-        lines.append(f"{job.arguments.pca}: picture of {_images(job.drawn)}")
-    lines.append(f"{job.computed / job.seconds:.1f} images/s over {job.seconds:.1f} s")
-    if job.failed:
-        place = f"; see {_errors(job)}" if _errors(job) else ""
-        lines.append(f"{job.failed} of {_images(job.total)} failed{place}")
-    if is_synthetic(job.model):
+def _errors_table(destination: Destination) -> Path | None:
+    """Where a dataset lists the images that failed."""
+    if destination.out is None or destination.format is not FeatureFormat.PARQUET:
+        return None
+    return destination.out / ERRORS_FOLDER
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = [facts["backend"]]
+    if facts["out"]:
+        lines.append(f"{facts['out']}: features of {_images(facts['images'])}")
+    if facts["pca"]:
+        lines.append(f"{facts['pca']}: picture of {_images(facts['drawn'])}")
+    lines.append(f"{facts['images_per_s']:.1f} images/s over {facts['seconds']:.1f} s")
+    if facts["failed"]:
+        place = f"; see {facts['errors']}" if facts["errors"] else ""
+        total = facts["images"] + facts["failed"]
+        lines.append(f"{facts['failed']} of {_images(total)} failed{place}")
+    if facts["synthetic_weights"]:
         lines.append(f"note: {MEANINGLESS}")
     return "\n".join(lines)
-
-
-def _is_written(job: Job) -> bool:
-    """A dataset is there even where it has nothing but failures."""
-    return job.out_format is FeatureFormat.PARQUET or bool(job.out_format and job.images)
-
-
-def _errors(job: Job) -> Path | None:
-    """Where the failures are written down, if there are any."""
-    is_table = job.failed and job.out_format is FeatureFormat.PARQUET
-    return job.arguments.out / ERRORS_FOLDER if is_table else None
-
-
-def _backend(job: Job) -> str:
-    return job.model.describe().partition("\n")[0]
 
 
 def _images(count: int) -> str:

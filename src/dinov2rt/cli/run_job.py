@@ -2,9 +2,9 @@
 
 import contextlib
 import time
-from argparse import Namespace
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
 from dinov2rt.analysis.pca import draw_items
 from dinov2rt.cli.output import complain
@@ -13,131 +13,126 @@ from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome
-from dinov2rt.extraction.job import Watch, extract_to_npz, extract_to_parts
+from dinov2rt.extraction.extractor import Extractor
+from dinov2rt.extraction.job import (
+    JobReport,
+    Watch,
+    extract_to_npz,
+    extract_to_parts,
+    num_images,
+)
 from dinov2rt.extraction.npz import FeatureFormat
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
-from dinov2rt.extraction.worker import feature_dataset
 from dinov2rt.runtime.model import Model
 
 PICTURE_IMAGES = 64
-_LISTED_FAILURES = 100
 
 
-@dataclass(slots=True)
-class Job:
-    """One run: what was asked for, and what came of it.
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """What to write: features to `out`, a picture to `picture`, or both.
 
-    With a `cluster` the parts are computed there. `images` and `failed` are what the output holds,
-    `computed` and `failures` what this run added to it; only the first failures are kept.
+    With a `cluster` the parts of `out` are computed there.
     """
 
-    arguments: Namespace
-    model: Model
-    options: ExtractOptions
-    chunks: list[Chunk]
-    decoders: Decoders
+    out: Path | None
+    picture: Path | None
+    dtype: FeatureType = FeatureType.FLOAT32
     cluster: Cluster | None = None
-    images: int = 0
-    failed: int = 0
-    computed: int = 0
-    drawn: int = 0
-    failures: list[dict[str, str]] = field(default_factory=list)
-    seconds: float = 0.0
 
     @property
-    def total(self) -> int:
-        """Images in the collection."""
-        return sum(map(len, self.chunks))
-
-    @property
-    def out_format(self) -> FeatureFormat | None:
-        """Where features go; None where there is only a picture."""
-        out = self.arguments.out
-        return None if out is None else FeatureFormat(out.suffix)
+    def format(self) -> FeatureFormat | None:
+        """How features are written; None where there is only a picture."""
+        return None if self.out is None else FeatureFormat(self.out.suffix)
 
 
-def run_job(job: Job) -> None:
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What came of a run; `drawn` images are in the picture."""
+
+    report: JobReport
+    drawn: int
+    seconds: float
+
+
+def run_job(
+    model: Model,
+    chunks: list[Chunk],
+    options: ExtractOptions,
+    decoders: Decoders,
+    destination: Destination,
+) -> Finished:
     """Write what was asked for.
 
     Raises:
         Dinov2rtError: it cannot be computed or written.
     """
     started = time.perf_counter()
-    if job.out_format is FeatureFormat.PARQUET:
-        _extract_parts(job)
-    elif job.out_format is FeatureFormat.NPZ:
-        _extract_npz(job)
-    if job.arguments.pca is not None:
-        _draw(job)
-    job.seconds = time.perf_counter() - started
+    report = _extract(model, chunks, options, decoders, destination)
+    drawn = 0
+    if destination.picture is not None:
+        drawn, refused = _draw(model, chunks, options, destination.picture, report is None)
+        report = report or JobReport(drawn, len(refused), drawn, tuple(refused))
+        _tell_left_out(destination.picture, drawn, num_images(chunks) - report.failed - drawn)
+    assert report is not None  # noqa: S101  # a destination has at least one of the two
+    return Finished(report, drawn, time.perf_counter() - started)
 
 
-def _extract_parts(job: Job) -> None:
-    dtype = FeatureType.parse(job.arguments.dtype or FeatureType.FLOAT32)
-    dataset = feature_dataset(job.arguments.out, job.model, job.options, dtype)
-    held = extract_to_parts(
-        job.model,
-        job.chunks,
-        job.options,
-        dataset,
-        job.decoders,
-        cluster=job.cluster,
-        watching=lambda done: _watching(job, done),
-    )
-    job.images, job.failed = held.images, held.failures
-
-
-def _extract_npz(job: Job) -> None:
-    with _watching(job) as watch:
-        job.images = extract_to_npz(
-            job.model, job.chunks, job.options, job.arguments.out, job.decoders, watch=watch
+def _extract(
+    model: Model,
+    chunks: list[Chunk],
+    options: ExtractOptions,
+    decoders: Decoders,
+    destination: Destination,
+) -> JobReport | None:
+    """Write the features, if they are asked for."""
+    out, dtype, total = destination.out, destination.dtype, num_images(chunks)
+    if out is None:
+        return None
+    if destination.format is FeatureFormat.NPZ:
+        return extract_to_npz(
+            model, chunks, options, decoders, out, watching=lambda done: _watching(total, done)
         )
-    job.failed = job.total - job.images
+    return extract_to_parts(
+        Extractor.into(out, model, options, decoders, dtype=dtype),
+        chunks,
+        cluster=destination.cluster,
+        watching=lambda done: _watching(total, done),
+    )
 
 
 @contextlib.contextmanager
-def _watching(job: Job, done: int = 0) -> Iterator[Watch]:
-    """Progress over all images of `job`, of which `done` were computed by an earlier run."""
-    with Progress(job.total, done) as progress:
-        yield lambda outcome: _note(job, outcome, progress)
+def _watching(total: int, done: int) -> Iterator[Watch]:
+    """Progress over `total` images, of which `done` were computed by an earlier run."""
+    with Progress(total, done) as progress:
+        yield lambda outcome: _show(outcome, progress)
 
 
-def _note(job: Job, outcome: Outcome | PartReport, progress: Progress) -> None:
-    """Count an image that was computed or cannot be, or a part that a cluster finished."""
-    steps = 1
-    if isinstance(outcome, PartReport):
-        job.computed += outcome.images
-        steps = outcome.images + outcome.failures
-    elif isinstance(outcome, Failure):
+def _show(outcome: Outcome | PartReport, progress: Progress) -> None:
+    """One step for an image; for a part that a cluster finished, one for each of its images."""
+    if isinstance(outcome, Failure):
         progress.complain(outcome.reason)
-        if len(job.failures) < _LISTED_FAILURES:
-            job.failures.append({"path": outcome.key, "error": outcome.reason})
-    else:
-        job.computed += 1
+    steps = outcome.images + outcome.failures if isinstance(outcome, PartReport) else 1
     for _ in range(steps):
         progress.step()
 
 
-def _draw(job: Job) -> None:
-    job.drawn = draw_items(
-        job.model,
-        (item for chunk in job.chunks for item in chunk.items()),
-        job.options,
-        job.arguments.pca,
-        most=PICTURE_IMAGES,
-        refused=lambda failure: _refused(job, failure),
-    )
-    if job.out_format is None:
-        job.images = job.computed = job.drawn
-        job.failed = len(job.failures)
-    left_out = job.total - job.failed - job.drawn
-    if job.drawn and left_out > 0:
-        complain(f"{job.arguments.pca} shows the first {job.drawn}, not the other {left_out}")
+def _draw(
+    model: Model, chunks: list[Chunk], options: ExtractOptions, file: Path, is_alone: bool
+) -> tuple[int, list[Failure]]:
+    """How many images the picture shows, and those that could not be used.
 
-
-def _refused(job: Job, failure: Failure) -> None:
-    """Report an image that cannot be drawn, unless the extraction has reported it."""
-    if job.out_format is None:
+    These are reported here only if the picture `is_alone`: an extraction has reported them.
+    """
+    refused: list[Failure] = []
+    items = (item for chunk in chunks for item in chunk.items())
+    drawn = draw_items(model, items, options, file, most=PICTURE_IMAGES, refused=refused.append)
+    for failure in refused if is_alone else ():
         complain(failure.reason)
-        job.failures.append({"path": failure.key, "error": failure.reason})
+    return drawn, refused
+
+
+def _tell_left_out(picture: Path, drawn: int, left_out: int) -> None:
+    if drawn and left_out > 0:
+        complain(f"{picture} shows the first {drawn}, not the other {left_out}")

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -25,16 +26,11 @@ from dinov2rt.bundle.manifest import FileEntry, Manifest
 from dinov2rt.errors import Dinov2rtError
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.collection import find_chunks
-from dinov2rt.extraction.dataset import FeatureDataset, PartReport
-from dinov2rt.extraction.decoding import Decoders, decoder_pool
+from dinov2rt.extraction.dataset import PartReport
+from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome
+from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.reader import read_features
-from dinov2rt.extraction.worker import (
-    feature_dataset,
-    feature_metadata,
-    process_chunk,
-    process_chunks,
-)
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model, load
 
@@ -73,7 +69,7 @@ def quick_model(quick_bundle: Path) -> Iterator[Model]:
 
 @pytest.fixture
 def decoders() -> Iterator[Decoders]:
-    with decoder_pool(0) as pool:
+    with Decoders(0) as pool:
         yield pool
 
 
@@ -91,28 +87,28 @@ def write_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def table_of(dataset: FeatureDataset) -> Any:
-    return read_features(dataset.folder)
+@pytest.fixture
+def extractor(quick_model: Model, decoders: Decoders, tmp_path: Path) -> Extractor:
+    return Extractor.into(tmp_path / "f.parquet", quick_model, OPTIONS, decoders)
 
 
-def run_all(
-    model: Model, chunks: list[Chunk], dataset: FeatureDataset, decoders: Decoders
-) -> list[PartReport]:
-    with dataset.resumed(chunks) as missing:
-        return list(process_chunks(model, missing, OPTIONS, dataset, decoders))
+def table_of(extractor: Extractor) -> Any:
+    return read_features(extractor.dataset.folder)
+
+
+def run_all(extractor: Extractor, chunks: list[Chunk]) -> list[PartReport]:
+    with extractor.dataset.resumed(chunks) as missing:
+        return list(extractor.process(missing))
 
 
 # In this process
 
 
-def test_rows_are_what_the_model_says(
-    quick_model: Model, decoders: Decoders, tmp_path: Path
-) -> None:
+def test_rows_are_what_the_model_says(extractor: Extractor, tmp_path: Path) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 10)], chunk_images=4)
-    dataset = feature_dataset(tmp_path / "f.parquet", quick_model, OPTIONS)
-    reports = run_all(quick_model, chunks, dataset, decoders)
+    reports = run_all(extractor, chunks)
     assert reports == [PartReport(4, 0), PartReport(4, 0), PartReport(2, 0)]
-    records = table_of(dataset).to_pylist()
+    records = table_of(extractor).to_pylist()
     items = [item for chunk in chunks for item in chunk.items()]
     assert [record["key"] for record in records] == [item.key for item in items]
     for record in records:
@@ -122,40 +118,34 @@ def test_rows_are_what_the_model_says(
 
 
 def test_a_chunk_gives_the_same_file_alone_and_among_others(
-    quick_model: Model, decoders: Decoders, tmp_path: Path
+    extractor: Extractor, tmp_path: Path
 ) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 23)], chunk_images=9)
-    together = feature_dataset(tmp_path / "together.parquet", quick_model, OPTIONS)
+    together = extractor.dataset
     alone = dataclasses.replace(together, folder=tmp_path / "alone.parquet")
-    run_all(quick_model, chunks, together, decoders)
+    run_all(extractor, chunks)
+    each = dataclasses.replace(extractor, dataset=alone)
     with alone.resumed(chunks):
         for chunk in reversed(chunks):
-            report = process_chunk(quick_model, chunk, OPTIONS, alone, decoders)
-            again = process_chunk(quick_model, chunk, OPTIONS, alone, decoders)
+            report, again = each.process_chunk(chunk), each.process_chunk(chunk)
             assert report == again == PartReport(len(chunk), 0)
     for chunk in chunks:
         assert together.part(chunk).read_bytes() == alone.part(chunk).read_bytes()
 
 
-def test_a_chunk_that_is_done_is_not_computed_again(
-    quick_model: Model, decoders: Decoders, tmp_path: Path
-) -> None:
+def test_a_chunk_that_is_done_is_not_computed_again(extractor: Extractor, tmp_path: Path) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 9)], chunk_images=3)
-    dataset = feature_dataset(tmp_path / "f.parquet", quick_model, OPTIONS)
     seen: list[Outcome] = []
-    with dataset.resumed(chunks):
-        process_chunk(quick_model, chunks[1], OPTIONS, dataset, decoders)
-        parts = process_chunks(quick_model, chunks, OPTIONS, dataset, decoders, watch=seen.append)
+    with extractor.dataset.resumed(chunks):
+        extractor.process_chunk(chunks[1])
+        parts = extractor.process(chunks, watch=seen.append)
         assert len(list(parts)) == 2
     assert [Path(outcome.key).stem for outcome in seen] == [f"{n:04}" for n in (0, 1, 2, 6, 7, 8)]
-    assert table_of(dataset).num_rows == 9
+    assert table_of(extractor).num_rows == 9
 
 
-def test_chunks_are_read_ahead_but_not_all_of_them(
-    quick_model: Model, decoders: Decoders, tmp_path: Path
-) -> None:
+def test_chunks_are_read_ahead_but_not_all_of_them(extractor: Extractor, tmp_path: Path) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 200)], chunk_images=2)
-    dataset = feature_dataset(tmp_path / "f.parquet", quick_model, OPTIONS)
     asked: list[int] = []
 
     def watched() -> Iterator[Chunk]:
@@ -163,23 +153,23 @@ def test_chunks_are_read_ahead_but_not_all_of_them(
             asked.append(chunk.index)
             yield chunk
 
-    with dataset.resumed(chunks):
-        parts = process_chunks(quick_model, watched(), OPTIONS, dataset, decoders)
+    with extractor.dataset.resumed(chunks):
+        parts = extractor.process(watched())
         next(parts)
         assert 4 < len(asked) < 40
         parts.close()
-    assert not list(dataset.folder.glob(".*"))
+    assert not list(extractor.dataset.folder.glob(".*"))
 
 
 def test_what_cannot_be_committed_is_one_line_and_leaves_no_half_part(
-    quick_model: Model, decoders: Decoders, tmp_path: Path
+    extractor: Extractor, tmp_path: Path
 ) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 9)], chunk_images=3)
-    dataset = feature_dataset(tmp_path / "f.parquet", quick_model, OPTIONS)
+    dataset = extractor.dataset
     with dataset.resumed(chunks):
         (dataset.folder / "_errors").rmdir()
         (dataset.folder / "_errors").write_text("no folder")
-        done = process_chunks(quick_model, chunks[:1], OPTIONS, dataset, decoders)
+        done = extractor.process(chunks[:1])
         with pytest.raises(Dinov2rtError, match=r"cannot be written \(Not a directory\)"):
             list(done)
     assert not list(dataset.folder.glob(".*"))
@@ -199,6 +189,23 @@ def test_metadata_names_the_preprocessing(
 ) -> None:
     metadata = feature_metadata(quick_model, ExtractOptions(preprocess=preprocess))
     assert metadata["preprocess"] == name
+
+
+def test_another_process_gets_the_same_extractor(extractor: Extractor, tmp_path: Path) -> None:
+    (chunk,) = find_chunks([write_images(tmp_path / "images", 3)])
+    run_all(extractor, [chunk])
+    (part,) = read_bytes(extractor)
+    copy = pickle.loads(pickle.dumps(extractor.on_cores(1)))
+    with copy.model, copy.decoders:
+        assert copy.model.options.precision == str(extractor.model.graph.precision)
+        assert (copy.model.options.threads, copy.decoders.count) == (1, 1)
+        extractor.dataset.part(chunk).unlink()
+        copy.process_chunk(chunk)
+    assert read_bytes(extractor) == [part]
+
+
+def read_bytes(extractor: Extractor) -> list[bytes]:
+    return [part.read_bytes() for part in extractor.dataset.folder.glob("part-*")]
 
 
 # The command

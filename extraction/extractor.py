@@ -1,0 +1,151 @@
+"""Chunks of a collection into the parts of a feature dataset: the state of one extraction."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from operator import itemgetter
+from pathlib import Path
+from typing import Self
+
+from dinov2rt._version import __version__
+from dinov2rt.extraction.chunks import Chunk
+from dinov2rt.extraction.dataset import FeatureDataset, PartReport
+from dinov2rt.extraction.decoding import Decoders
+from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.model import Model
+
+MEANINGLESS = "the weights are synthetic: these features mean nothing, they only exercise the path"
+
+
+@dataclass(frozen=True, slots=True)
+class Extractor:
+    """Computes chunks of a collection and writes each as a part of a dataset.
+
+    The model and the decoders belong to the caller, who closes them. Another process can do the
+    same work with a pickled copy: it loads the model again and starts decoders of its own.
+
+    Attributes:
+        model: computes the features.
+        options: how images become batches.
+        dataset: where the parts go.
+        decoders: where images are decoded.
+    """
+
+    model: Model
+    options: ExtractOptions
+    dataset: FeatureDataset
+    decoders: Decoders
+
+    @classmethod
+    def into(
+        cls,
+        folder: Path,
+        model: Model,
+        options: ExtractOptions,
+        decoders: Decoders,
+        *,
+        dtype: FeatureType = FeatureType.FLOAT32,
+    ) -> Self:
+        """The extractor that fills the dataset in `folder`; nothing is written yet."""
+        settings = {
+            "dtype": str(dtype),
+            "patch_tokens": "yes" if options.patch_tokens else "no",
+            "max_pixels": str(model.options.max_pixels),
+        }
+        metadata = feature_metadata(model, options) | settings
+        dataset = FeatureDataset(folder, model.variant, dtype, options.patch_tokens, metadata)
+        return cls(model, options, dataset, decoders)
+
+    def process(
+        self, chunks: Iterable[Chunk], *, watch: Callable[[Outcome], None] = lambda _: None
+    ) -> Generator[PartReport, None, None]:
+        """Compute `chunks` and write each as a part; those whose part exists are skipped.
+
+        The next chunks are decoded while one is computed, and computed while one is written to
+        disk. `chunks` is read ahead. `watch` is called with the outcome of each image.
+
+        Yields:
+            What each newly computed part holds, once it is safely on the disk.
+
+        Raises:
+            BackendError: the model cannot compute a batch.
+            Dinov2rtError: a decoder died, or a part cannot be written.
+        """
+        missing = (chunk for chunk in chunks if not self.dataset.has(chunk))
+        committing: Future[PartReport] | None = None
+        with (
+            ThreadPoolExecutor(1) as disk,
+            contextlib.closing(self._outcomes(missing)) as outcomes,
+        ):
+            for chunk, group in itertools.groupby(outcomes, key=itemgetter(0)):
+                part = self.dataset.stage(chunk, _watched((outcome for _, outcome in group), watch))
+                before, committing = committing, disk.submit(part.commit)
+                if before is not None:
+                    yield before.result()
+            if committing is not None:
+                yield committing.result()
+
+    def process_chunk(self, chunk: Chunk) -> PartReport:
+        """Compute one chunk and write its part, unless it exists; the same again after a retry.
+
+        To decode one chunk while another is computed, use `process`.
+
+        Raises:
+            BackendError: the model cannot compute a batch.
+            Dinov2rtError: a decoder died, or the part cannot be written.
+        """
+        for _ in self.process([chunk]):
+            pass
+        return self.dataset.report(chunk)
+
+    def on_cores(self, cores: int) -> Self:
+        """The same work on another machine, where it gets `cores` CPU cores; to be pickled.
+
+        The precision stays that of this model, which the dataset's metadata states, whatever the
+        other machine would choose.
+        """
+        precision = str(self.model.graph.precision)
+        options = replace(self.model.options, threads=cores, precision=precision)
+        return replace(self, model=replace(self.model, options=options), decoders=Decoders(cores))
+
+    def _outcomes(self, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, Outcome], None, None]:
+        return extract(self.model, chunks, self.options, self.decoders)
+
+
+def feature_metadata(model: Model, options: ExtractOptions) -> dict[str, str]:
+    """What made the features, as text."""
+    weights = model.manifest.weights
+    metadata = {
+        "dinov2rt_version": __version__,
+        "variant": model.variant.name,
+        "weights_source": weights.source,
+        "weights_sha256": weights.sha256,
+        "precision": str(model.graph.precision),
+        "preprocess": _preprocess_name(options.preprocess),
+        "snap": str(options.snap),
+    }
+    return metadata | ({"warning": MEANINGLESS} if is_synthetic(model) else {})
+
+
+def is_synthetic(model: Model) -> bool:
+    """Whether the weights were made from a seed, and the features mean nothing."""
+    return model.manifest.weights.source.startswith("synthetic:")
+
+
+def _watched(outcomes: Iterable[Outcome], watch: Callable[[Outcome], None]) -> Iterator[Outcome]:
+    for outcome in outcomes:
+        watch(outcome)
+        yield outcome
+
+
+def _preprocess_name(preprocess: Preprocess) -> str:
+    """What `Preprocess.parse` takes, where it has a name for these steps."""
+    for name in ("native", "classification"):
+        if preprocess == Preprocess.parse(name):
+            return name
+    crop = "" if preprocess.crop is None else f",crop:{preprocess.crop}"
+    return f"short-side:{preprocess.short_side}{crop}"
