@@ -49,6 +49,12 @@ def ratio_text(ratio: Interval | None) -> str:
     return NOTHING if ratio is None else with_bounds(ratio.median, ratio.low, ratio.high)
 
 
+def span(low: float, high: float) -> str:
+    """Two figures as a range, or one where both are written alike: "0.985 to 1.38"."""
+    first, last = significant(low), significant(high)
+    return first if first == last else f"{first} to {last}"
+
+
 def percent(fraction: float | None) -> str:
     """0.62 as "62 %"."""
     return NOTHING if fraction is None else f"{100 * fraction:.0f} %"

@@ -15,6 +15,7 @@ from dinov2rt.benchmarks.report.tables import (
     roof_table,
     weights_table,
 )
+from dinov2rt.benchmarks.report.titles import title
 from dinov2rt.benchmarks.results import BenchmarkRun
 
 
@@ -24,8 +25,9 @@ def to_markdown(run: BenchmarkRun) -> str:
 
 
 def _blocks(run: BenchmarkRun) -> Iterable[str]:
-    yield f"# dinov2rt benchmark: {run.environment.machine}"
-    yield f"{run.created}, dinov2rt {run.version}, `{run.command}`"
+    yield f"# dinov2rt benchmark: {one_line(title(run))}"
+    machine = run.environment.machine
+    yield f"Machine {machine}, {run.created}, dinov2rt {run.version}, `{run.command}`"
     yield "## Summary"
     yield _bullets(sentences(run))
     yield from _environment(run)

@@ -2,6 +2,36 @@
 
 from dinov2rt.benchmarks.results import LOADS, Settings
 
+WORDS = (
+    ("setting, or cell", "one model, one number of images per call and one image size"),
+    ("candidate", "one way to run the model; dinov2rt has one for each backend and precision"),
+    ("peer", "a candidate that is not dinov2rt: the software that people would use otherwise"),
+    (
+        "precision",
+        "the number format of the arithmetic. float32 is the reference; float16, bfloat16 and int8 "
+        "are faster and less exact",
+    ),
+    (
+        "median, p90, p99",
+        "half of all calls are faster than the median, 90 or 99 of 100 are faster than p90 or p99",
+    ),
+    (
+        "interval (95 %)",
+        "the range that holds the true median in 95 of 100 cases; where the intervals of two "
+        "candidates overlap, the measurement does not tell which is faster",
+    ),
+    (
+        "relative L2, cosine",
+        "two measures of the error against eager PyTorch in float32: the size of the difference "
+        "over the size of the output, and the angle between both, where 1 is exact",
+    ),
+    (
+        "the limit",
+        "the least time that the arithmetic and the memory traffic can take on this machine",
+    ),
+)
+"""The terms of a report, each with its meaning in plain words."""
+
 
 def method(settings: Settings) -> str:
     """How it was measured, in a sentence."""

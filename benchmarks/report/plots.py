@@ -2,13 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
+from dinov2rt.benchmarks.report.bars import (
+    MOST_SETTINGS,
+    Bar,
+    BarGroup,
+    height_in,
+    paint_bars,
+)
 from dinov2rt.benchmarks.report.formats import percent, shape, significant
+from dinov2rt.benchmarks.report.marks import Marks
 from dinov2rt.benchmarks.report.summary import cells, rows_at
-from dinov2rt.benchmarks.report.svg import HEIGHT_IN, WIDTH_IN, Marks, draw
+from dinov2rt.benchmarks.report.svg import HEIGHT_IN, WIDTH_IN, draw
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 
 
@@ -34,8 +43,7 @@ def plot_groups(run: BenchmarkRun) -> tuple[PlotGroup, ...]:
     groups = (
         PlotGroup(
             "Latency by image size",
-            "Median time of one call; lower is better. Bars are 95 % intervals where they are "
-            "larger than the mark.",
+            "Median time of one call; lower is better. Thin lines are 95 % intervals.",
             _each_variant(run, _latency_by_size),
         ),
         PlotGroup(
@@ -74,7 +82,11 @@ def _each_variant(
 def _latency_by_size(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot:
     batch = min(row.cell.batch for row in rows)
     rows = [row for row in rows if row.cell.batch == batch]
-    variant = rows[0].cell.variant
+    title, what = f"{rows[0].cell.variant}, batch {batch}", "Median latency in ms by image size."
+    if len({row.cell for row in rows}) <= MOST_SETTINGS:
+        groups = _bar_groups(rows, _latency_bar)
+        bars = partial(paint_bars, marks=marks, groups=groups, unit="median ms per call")
+        return _plot("latency", title, what, rows, bars, run, height_in=height_in(groups))
 
     def paint(axes: Axes) -> None:
         for candidate, own in _by_candidate(run, rows):
@@ -88,8 +100,7 @@ def _latency_by_size(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot:
         axes.set_xlabel("image size in pixels, height×width")
         axes.set_ylabel("median ms per call")
 
-    title = f"{variant}, batch {batch}"
-    return _plot("latency", title, "Median latency in ms by image size.", rows, paint, run)
+    return _plot("latency", title, what, rows, paint, run)
 
 
 def _throughput_by_batch(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:
@@ -102,6 +113,11 @@ def _throughput_by_batch(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Pl
     if len(batches[size]) < 2:
         return None
     rows = [row for row in rows if row.cell.size == size]
+    title, what = f"{rows[0].cell.variant}, {size.height}×{size.width}", "Images/s by batch."
+    if len(batches[size]) <= MOST_SETTINGS:
+        groups = _bar_groups(rows, _throughput_bar)
+        bars = partial(paint_bars, marks=marks, groups=groups, unit="images per second")
+        return _plot("throughput", title, what, rows, bars, run, height_in=height_in(groups))
 
     def paint(axes: Axes) -> None:
         for candidate, own in _by_candidate(run, rows):
@@ -114,8 +130,28 @@ def _throughput_by_batch(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Pl
         axes.set_xlabel("images per call")
         axes.set_ylabel("images per second")
 
-    title = f"{rows[0].cell.variant}, {size.height}×{size.width}"
-    return _plot("throughput", title, "Images per second by batch.", rows, paint, run)
+    return _plot("throughput", title, what, rows, paint, run)
+
+
+def _bar_groups(rows: Sequence[Row], bar: Callable[[Row], Bar]) -> tuple[BarGroup, ...]:
+    """One group a cell, the fastest candidate of it first."""
+    return tuple(
+        BarGroup(
+            shape(cell),
+            tuple(bar(row) for row in sorted(rows, key=_p50) if row.cell == cell),
+        )
+        for cell in sorted({row.cell for row in rows})
+    )
+
+
+def _latency_bar(row: Row) -> Bar:
+    latency = row.latency
+    low, high = (latency.p50_low_ms, latency.p50_high_ms) if latency else (None, None)
+    return Bar(row.candidate, _p50(row), low, high)
+
+
+def _throughput_bar(row: Row) -> Bar:
+    return Bar(row.candidate, _throughput(row))
 
 
 def _limit(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:

@@ -14,6 +14,7 @@ from dinov2rt.benchmarks.report.formats import (
 )
 from dinov2rt.benchmarks.report.summary import Duel, duels, lone_duels, rows_at
 from dinov2rt.benchmarks.report.tables import Table
+from dinov2rt.benchmarks.report.titles import measured_chip
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import InputError
@@ -62,12 +63,6 @@ def is_stale(readme: Path, results: Path) -> bool:
 def result_files(results: Path) -> tuple[Path, ...]:
     """The runs below the folder `results`, one folder a machine, in the order of their names."""
     return tuple(sorted(results.glob("*/*.json")))
-
-
-def measured_chip(run: BenchmarkRun) -> str:
-    """The GPU or CPU that `run` measured: a machine with a GPU has runs of both."""
-    machine = run.environment
-    return (run.settings.device == "cuda" and machine.gpu) or machine.cpu
 
 
 def _updated(readme: Path, results: Path) -> str:

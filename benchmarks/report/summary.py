@@ -12,6 +12,7 @@ from dinov2rt.benchmarks.report.formats import (
     precision_name,
     ratio_text,
     significant,
+    span,
 )
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.statistics import Interval, paired_ratio
@@ -145,8 +146,8 @@ def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
     yield f"In {precision_name(precision)}, dinov2rt is {', '.join(kinds)}."
     ratios = sorted(duel.ratio.median for duel in found)
     yield (
-        f"Its {precision_name(precision)} calls take {significant(ratios[0])} to "
-        f"{significant(ratios[-1])} times as long as those of the fastest peer of the cell."
+        f"Its {precision_name(precision)} calls take {span(ratios[0], ratios[-1])} times as long "
+        "as those of the fastest peer of the cell."
     )
     for kind, words in ((Standing.SLOWER, "Slower"), (Standing.OPEN, "Not decided")):
         named = [_named(duel) for duel in found if duel.standing is kind]
@@ -181,8 +182,8 @@ def _lone_precision_lines(run: BenchmarkRun) -> Iterable[str]:
             f"{duel.cell}, {ratio_text(duel.ratio)} times {duel.peer.candidate}" for duel in found
         ]
         yield (
-            f"In {precision_name(precision)} its calls take {significant(ratios[0])} to "
-            f"{significant(ratios[-1])} of the time of the fastest float32 candidate of the cell, "
+            f"In {precision_name(precision)} its calls take {span(ratios[0], ratios[-1])} of the "
+            "time of the fastest float32 candidate of the cell, "
             f"dinov2rt's own included: {'; '.join(named)}."
         )
 

@@ -2,16 +2,13 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
-from typing import Any, Self
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from dinov2rt.benchmarks.results import BenchmarkRun
 
 PALETTE = (
     ("#162bf6", "#42abff"),
@@ -29,9 +26,11 @@ Found by a search for the largest smallest distance between any two, for every k
 vision, at a contrast of 3 or more to the page.
 """
 
-_MARKERS = "os^Dv<>Ph"  # nine, so that with eight colours no pair returns before the 73rd candidate
 WIDTH_IN, HEIGHT_IN = 4.5, 3.3
-_TEXT, _GRID, _GROUND = "#123456", "#654321", "#abcdef"  # stand in for the page's colours
+GROUND = "#abcdef"
+"""Stands in for the background of a figure."""
+
+_TEXT, _GRID = "#123456", "#654321"  # stand in for the page's colours
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10,
@@ -54,62 +53,6 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": _TEXT,
     "patch.edgecolor": _GRID,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """One colour and marker for each candidate, the same in every figure of a run."""
-
-    candidates: tuple[str, ...]
-    own: frozenset[str]
-
-    @classmethod
-    def of(cls, run: BenchmarkRun) -> Self:
-        """dinov2rt's own candidates come first, then the peers, each in the order of the run."""
-        facts = sorted(run.candidates, key=lambda facts: facts.is_peer)
-        return cls(
-            tuple(dict.fromkeys(each.candidate for each in facts)),
-            frozenset(each.candidate for each in facts if not each.is_peer),
-        )
-
-    def index(self, candidate: str) -> int:
-        """Of the colour in `PALETTE`."""
-        return self.candidates.index(candidate) % len(PALETTE)
-
-    def color(self, candidate: str) -> str:
-        """The colour on a light page."""
-        return PALETTE[self.index(candidate)][0]
-
-    def line(self, axes: Axes, candidate: str, points: Sequence[tuple[float, float]]) -> None:
-        """A line with a mark at each point."""
-        axes.plot(*zip(*points, strict=True), **self._look(candidate))
-
-    def dots(self, axes: Axes, candidate: str, points: Sequence[tuple[float, float]]) -> None:
-        """Marks alone."""
-        axes.plot(*zip(*points, strict=True), **self._look(candidate), linestyle="none")
-
-    def _look(self, candidate: str) -> dict[str, Any]:
-        position = self.candidates.index(candidate)
-        return {
-            "color": self.color(candidate),
-            "marker": _MARKERS[position % len(_MARKERS)],
-            "markersize": 7,
-            "markeredgecolor": _GROUND,
-            "markeredgewidth": 0.8,
-            "linewidth": 2.4 if candidate in self.own else 1.3,
-            "zorder": 3 - position / 100,  # dinov2rt's own on top
-            "gid": f"candidate-{position}",
-        }
-
-    def key(self, candidate: str) -> str:
-        """The candidate's line and mark, as a small figure for a legend."""
-
-        def paint(axes: Axes) -> None:
-            axes.plot([0, 1, 2], [0, 0, 0], **self._look(candidate), markevery=[1])
-            axes.set_axis_off()
-
-        position = self.candidates.index(candidate)
-        return draw(paint, f"key-{position}", title=candidate, size_in=(0.4, 0.2))
 
 
 def draw(
@@ -153,7 +96,7 @@ def _with_own_ids(svg: str, identifier: str) -> str:
 
 def _in_page_colors(svg: str) -> str:
     svg = svg.replace(_TEXT, "currentColor").replace(_GRID, "var(--line)")
-    svg = svg.replace(_GROUND, "var(--card)")
+    svg = svg.replace(GROUND, "var(--card)")
     for index, (light, _) in enumerate(PALETTE):
         svg = svg.replace(light, f"var(--candidate-{index})")
     svg = re.sub(r"<style.*?</style>", "", svg)  # it would hold for the whole page

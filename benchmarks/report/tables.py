@@ -25,16 +25,16 @@ _LATENCY_HEADER = (
     "candidate",
     "precision",
     "median ms (95 %)",
+    "images/s",
+    "time ÷ fastest peer (95 %)",
+    "relative L2",
+    "smallest cosine",
+    "of the limit",
+    "bound by",
     "p90 ms",
     "p99 ms",
     "least ms",
     "calls",
-    "images/s",
-    "time ÷ fastest peer (95 %)",
-    "of the limit",
-    "bound by",
-    "relative L2",
-    "smallest cosine",
 )
 _COLD_HEADER = (
     "candidate",
@@ -117,11 +117,12 @@ def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
     return (
         row.candidate,
         precision_name(run.facts(row).precision),
-        *_time_columns(run, row),
-        percent(row.floor.fraction) if row.floor else NOTHING,
-        row.floor.bound if row.floor else NOTHING,
+        *_speed_columns(run, row),
         _error_column(row),
         cosine(row.accuracy.cosine_min) if row.accuracy else NOTHING,
+        percent(row.floor.fraction) if row.floor else NOTHING,
+        row.floor.bound if row.floor else NOTHING,
+        *_spread_columns(row),
     )
 
 
@@ -132,19 +133,23 @@ def _error_column(row: Row) -> str:
     return f"{error(row.accuracy.relative_l2)}{mark}"
 
 
-def _time_columns(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
+def _speed_columns(run: BenchmarkRun, row: Row) -> tuple[str, str, str]:
     latency = row.latency
     if latency is None:
         why = "failed accuracy" if row.accuracy and not row.accuracy.passed else "did not run"
-        return (why, *[NOTHING] * 6)
+        return why, NOTHING, NOTHING
+    return median_text(latency), significant(latency.images_per_s), _ratio_column(run, row)
+
+
+def _spread_columns(row: Row) -> tuple[str, str, str, str]:
+    latency = row.latency
+    if latency is None:
+        return NOTHING, NOTHING, NOTHING, NOTHING
     return (
-        median_text(latency),
         significant(latency.p90_ms),
         significant(latency.p99_ms),
         significant(latency.min_ms),
         f"{latency.samples:,}",
-        significant(latency.images_per_s),
-        _ratio_column(run, row),
     )
 
 

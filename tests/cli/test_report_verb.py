@@ -45,11 +45,13 @@ def root(small_run: BenchmarkRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_without_arguments_all_pages_and_the_readme_are_written(root: Path, call: Call) -> None:
     status, out, err = call()
     folder = Path("benchmarks/results/test-machine")
-    pages = [folder / "cpu.md", folder / "cpu.html", Path("docs/performance.md")]
+    index = Path("benchmarks/results/index.html")
+    pages = [folder / "cpu.md", folder / "cpu.html", index, Path("docs/performance.md")]
     assert (status, err) == (0, "")
     assert out.splitlines() == [f"{page}: written" for page in pages]
-    assert (root / pages[0]).read_text().startswith("# dinov2rt benchmark: test-machine\n")
+    assert (root / pages[0]).read_text().startswith("# dinov2rt benchmark: dinov2_vits14_reg")
     assert (root / pages[1]).read_text().startswith("<!DOCTYPE html>")
+    assert 'href="test-machine/cpu.html"' in (root / index).read_text()
     assert "**test-machine**" in (root / "docs/performance.md").read_text()
 
 
@@ -63,7 +65,7 @@ def test_another_process_writes_the_same_bytes(root: Path, call: Call) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["written"][-1] == "docs/performance.md"
-    assert call("--check") == (0, "3 pages are up to date\n", "")
+    assert call("--check") == (0, "4 pages are up to date\n", "")
 
 
 def test_check_names_what_is_out_of_date_and_writes_nothing(root: Path, call: Call) -> None:
@@ -73,6 +75,7 @@ def test_check_names_what_is_out_of_date_and_writes_nothing(root: Path, call: Ca
     assert [line.partition(":")[0] for line in out.splitlines()] == [
         "benchmarks/results/test-machine/cpu.md",
         "benchmarks/results/test-machine/cpu.html",
+        "benchmarks/results/index.html",
         "docs/performance.md",
     ]
     assert sorted(root.rglob("*.*")) == before
@@ -93,6 +96,15 @@ def test_a_result_by_name_leaves_the_readme_alone(root: Path, call: Call) -> Non
     assert sorted(page.name for page in out.iterdir()) == ["cpu.html", "cpu.md"]
     assert (root / "docs/performance.md").read_text() == before
     assert call(result, "--out", out, "--check")[:2] == (0, "2 pages are up to date\n")
+
+
+def test_the_reader_chooses_the_accuracy(root: Path, call: Call) -> None:
+    result = "benchmarks/results/test-machine/cpu.json"
+    for cosine in ("0.999", "0.9999999"):
+        assert call(result, "--out", root / cosine, "--cls-cosine", cosine)[0] == 0
+    pages = [(root / cosine / "cpu.html").read_text() for cosine in ("0.999", "0.9999999")]
+    assert ["cosine of 0.999 or more" in page for page in pages] == [True, False]
+    assert call(result, "--cls-cosine", "2")[0] == 2
 
 
 def test_without_results_the_readme_says_so(root: Path, call: Call) -> None:

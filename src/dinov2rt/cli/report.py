@@ -1,14 +1,18 @@
 """`dinov2rt report`: pages for people from the results of `bench`."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
 from dinov2rt.optional import require
+
+if TYPE_CHECKING:
+    from dinov2rt.benchmarks.results import BenchmarkRun
 
 _RESULTS, _TABLE = Path("benchmarks/results"), Path("docs/performance.md")
 
@@ -40,8 +44,23 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--out", type=Path, metavar="DIR", help="folder of the pages (default: beside each result)"
     )
     parser.add_argument(
+        "--cls-cosine",
+        type=_cosine,
+        default=0.999,
+        metavar="C",
+        help="the accuracy that you need, as the least cosine of a CLS token against eager "
+        "float32; the page says how often dinov2rt is the fastest at it (default: %(default)s)",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="write nothing; exit with 1 if a page is out of date"
     )
+
+
+def _cosine(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ArgumentTypeError(f"{text} is no cosine to ask for; allowed are 0 to 1")
+    return value
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -49,8 +68,12 @@ def _run(arguments: Namespace) -> Outcome:
         require(package, extra="bench", purpose="report")
     from dinov2rt.benchmarks.report.readme_table import result_files
 
-    pages = _pages(arguments.results or result_files(arguments.folder), arguments.out)
-    tables = None if arguments.results else _Tables(arguments.table, arguments.folder)
+    runs = _read(arguments.results or result_files(arguments.folder))
+    pages = _pages(runs, arguments.out, arguments.cls_cosine)
+    if arguments.results:
+        return _check(pages, None) if arguments.check else _write(pages, None)
+    pages |= _index(runs, arguments.folder)
+    tables = _Tables(arguments.table, arguments.folder)
     return _check(pages, tables) if arguments.check else _write(pages, tables)
 
 
@@ -62,28 +85,49 @@ class _Tables:
     results: Path
 
 
-def _pages(results: Sequence[Path], out: Path | None) -> dict[Path, str]:
-    """What each page is to hold.
+def _read(results: Sequence[Path]) -> "dict[Path, BenchmarkRun]":
+    """The runs, by the files that hold them.
 
     Raises:
-        InputError: a result cannot be read, or two of them would share a page.
+        InputError: one cannot be read.
+    """
+    from dinov2rt.benchmarks.results import BenchmarkRun
+
+    runs = {}
+    for result in results:
+        progress(f"reading {result}")
+        runs[result] = BenchmarkRun.read(result)
+    return runs
+
+
+def _pages(
+    runs: "Mapping[Path, BenchmarkRun]", out: Path | None, cls_cosine: float
+) -> dict[Path, str]:
+    """The text of each run's two pages.
+
+    Raises:
+        InputError: two of them would share a page.
     """
     from dinov2rt.benchmarks.report.html_page import to_html
     from dinov2rt.benchmarks.report.markdown import to_markdown
-    from dinov2rt.benchmarks.results import BenchmarkRun
 
     pages: dict[Path, str] = {}
-    for result in results:
-        progress(f"reading {result}")
-        run = BenchmarkRun.read(result)
+    for result, run in runs.items():
         stem = (out or result.parent) / result.stem
         markdown, html = stem.with_name(f"{stem.name}.md"), stem.with_name(f"{stem.name}.html")
         if html in pages:
             raise InputError(
                 f"two results would be written to {html}; leave --out out, or rename one of them"
             )
-        pages |= {markdown: to_markdown(run), html: to_html(run)}
+        pages |= {markdown: to_markdown(run), html: to_html(run, cls_cosine)}
     return pages
+
+
+def _index(runs: "Mapping[Path, BenchmarkRun]", folder: Path) -> dict[Path, str]:
+    """The page that leads to those of all committed results, if there are any."""
+    from dinov2rt.benchmarks.report.index_page import to_index
+
+    return {folder / "index.html": to_index(runs, folder)} if runs else {}
 
 
 def _write(pages: Mapping[Path, str], tables: _Tables | None) -> Outcome:

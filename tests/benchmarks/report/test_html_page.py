@@ -1,3 +1,4 @@
+import io
 import json
 import re
 import shutil
@@ -7,19 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
+from dinov2rt.benchmarks.peers.candidates import CANDIDATES
 from dinov2rt.benchmarks.report.html_page import to_html
-from dinov2rt.benchmarks.report.svg import PALETTE, Marks
-from dinov2rt.benchmarks.results import BenchmarkRun, Cell
+from dinov2rt.benchmarks.report.index_page import to_index
+from dinov2rt.benchmarks.report.marks import PLACES, Marks
+from dinov2rt.benchmarks.report.svg import PALETTE
+from dinov2rt.benchmarks.report.tiles import tiles
+from dinov2rt.benchmarks.report.titles import title
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 
 _BROWSER, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 )
+_SCROLLBAR = 15
 VARIANTS = ("dinov2_vits14_reg", "dinov2_vitb14")
 NAMES = ("dinov2rt-ort", "torch-eager", "torch-compile", "openvino <2026>", "torch-bf16")
 
@@ -88,32 +96,89 @@ def test_nothing_is_asked_of_the_network_or_said_on_the_console(opened: Open) ->
     assert said(browser, "browser") == []
 
 
-@pytest.mark.parametrize("width", [400, 1400])
+@pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_its_window(width: int, opened: Open) -> None:
     browser = opened(width)
     root = browser.find_element(By.TAG_NAME, "html")
     assert browser.execute_script("return innerWidth") == width
     assert root.get_property("scrollWidth") == root.get_property("clientWidth")
+    for tile in browser.find_elements(By.CSS_SELECTOR, ".tiles dd, .tiles dt, h1, .legend li"):
+        assert tile.get_property("scrollWidth") <= tile.get_property("clientWidth"), tile.text
     for figure in browser.find_elements(By.CSS_SELECTOR, "figure svg"):
         assert 300 < figure.size["width"] <= width
         assert figure.size["height"] > 200
 
 
-def test_every_plot_has_a_mark_for_every_result(opened: Open) -> None:
-    browser = opened()
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_cut_off_in_a_screenshot(width: int, opened: Open) -> None:
+    browser = opened(width)
+    with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as shot:
+        assert shot.width == width
+        ground = shot.convert("RGB").getpixel((1, 1))
+        # The padding at both sides shows the page alone.
+        for x in (1, 6, width - 7 - _SCROLLBAR, width - 2 - _SCROLLBAR):
+            column = shot.convert("RGB").crop((x, 0, x + 1, shot.height))
+            assert column.getcolors() == [(shot.height, ground)], x
+
+
+def test_texts_of_plots_are_inside_of_them(opened: Open) -> None:
+    outside = """
+        const cut = [];
+        for (const svg of document.querySelectorAll("figure svg")) {
+            const frame = svg.getBoundingClientRect();
+            for (const text of svg.querySelectorAll("text")) {
+                const box = text.getBoundingClientRect();
+                if (box.left < frame.left - 1 || box.right > frame.right + 1) {
+                    cut.push(text.textContent);
+                }
+            }
+        }
+        return cut;
+    """
+    assert opened(1280).execute_script(outside) == []
+
+
+def test_accuracy_stands_in_the_first_1280_pixels(opened: Open) -> None:
+    browser = opened(1280)
+    for name in ("relative L2", "smallest cosine"):
+        for head in browser.find_elements(By.XPATH, f"//th[normalize-space()='{name}']"):
+            assert head.rect["x"] + head.rect["width"] <= 1280
+
+
+def test_every_plot_has_a_mark_for_every_result(opened: Open, benchmark_run: BenchmarkRun) -> None:
+    browser, places = opened(), Marks.of(benchmark_run)
     assert count(browser, "figure > svg") == 4 * len(VARIANTS)
     for variant in VARIANTS:
-        for index, name in enumerate(NAMES):
+        for name in NAMES:
             # What failed its accuracy has no mark.
             whole = 3 if (variant, name) == ("dinov2_vitb14", "torch-bf16") else 4
-            for plot, marks in {
-                "latency": 2,
-                "throughput": 2,
-                "limit": whole,
-                "accuracy": whole,
-            }.items():
-                group = f"#{plot}-{variant}-candidate-{index}"
-                assert count(browser, f"{group} use") == marks, group
+            place = places.place(name)
+            for plot in ("limit", "accuracy"):
+                assert count(browser, f"#{plot}-{variant}-candidate-{place} use") == whole, name
+            for plot in ("latency", "throughput"):  # two settings each: bars
+                bars = [f"#{plot}-{variant}-candidate-{place}-{group}" for group in (0, 1)]
+                assert [count(browser, bar) for bar in bars] == [1, 1], bars
+
+
+def test_the_longest_bar_is_of_the_slowest(opened: Open, benchmark_run: BenchmarkRun) -> None:
+    browser, places = opened(), Marks.of(benchmark_run)
+
+    def width(name: str, group: int) -> float:
+        bar = f"#latency-dinov2_vitb14-candidate-{places.place(name)}-{group}"
+        return float(browser.find_element(By.CSS_SELECTOR, bar).rect["width"])
+
+    for group in (0, 1):
+        ratio = width("torch-eager", group) / width("torch-compile", group)
+        assert ratio == pytest.approx(1.4 / 1.15, rel=0.1)
+    assert width("torch-eager", 1) > 4 * width("torch-eager", 0)
+
+
+def test_three_sizes_are_lines(benchmark_run: BenchmarkRun) -> None:
+    cells = [Cell(VARIANTS[0], 1, side, side) for side in (98, 224, 518)]
+    rows = [replace(row, cell=cell) for cell in cells for row in benchmark_run.rows[5:10]]
+    html = to_html(replace(benchmark_run, rows=tuple(rows)))
+    assert 'id="latency-dinov2_vits14_reg-candidate-' in html
+    assert "image size in pixels" in html
 
 
 def test_axes_are_labelled_with_units_and_ticks(opened: Open) -> None:
@@ -123,8 +188,8 @@ def test_axes_are_labelled_with_units_and_ticks(opened: Open) -> None:
         found = browser.find_elements(By.CSS_SELECTOR, f"#{plot}-dinov2_vits14_reg text")
         return {each.text for each in found}
 
-    assert texts("latency") >= {"median ms per call", "224×224", "518×518", "50", "500"}
-    assert texts("throughput") >= {"images per second", "images per call", "1", "8", "0"}
+    assert texts("latency") >= {"median ms per call", "1 × 224×224", "1 × 518×518", "0"}
+    assert texts("throughput") >= {"images per second", "1 × 224×224", "8 × 224×224", "0"}
     assert texts("limit") >= {"8 × 518×518", "0 %", "100 %"}
     assert texts("accuracy") >= {"0", "1e-06", "1e-02", "100 %"}
 
@@ -145,19 +210,25 @@ def test_ids_are_unique_and_references_lead_somewhere(page: Path) -> None:
     assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
 
 
-def test_the_legend_names_every_candidate_in_the_color_of_the_plots(opened: Open) -> None:
-    browser = opened()
+def test_the_legend_names_every_candidate_in_the_color_of_the_plots(
+    opened: Open, benchmark_run: BenchmarkRun
+) -> None:
+    browser, marks = opened(), Marks.of(benchmark_run)
     entries = browser.find_elements(By.CSS_SELECTOR, ".legend li")
     assert tuple(entry.text for entry in entries) == NAMES
+    places = [marks.place(name) for name in NAMES]
 
     def fill(selector: str) -> Any:
         return browser.find_element(By.CSS_SELECTOR, selector).value_of_css_property("fill")
 
-    colors = [fill(f"#key-{i} #key-{i}-candidate-{i} use") for i in range(len(NAMES))]
+    colors = [fill(f"#key-{i} #key-{i}-candidate-{i} use") for i in places]
     assert len(set(colors)) == len(NAMES)
-    for plot in ("latency", "throughput", "limit", "accuracy"):
+    for plot in ("limit", "accuracy"):
         group = f"#{plot}-dinov2_vitb14-candidate-"
-        assert [fill(f"{group}{i} use") for i in range(len(NAMES))] == colors
+        assert [fill(f"{group}{i} use") for i in places] == colors
+    for plot in ("latency", "throughput"):
+        group = f"#{plot}-dinov2_vitb14-candidate-"
+        assert [fill(f"{group}{i}-0 path") for i in places] == colors
 
 
 def luminance(color: tuple[float, ...]) -> float:
@@ -238,7 +309,10 @@ def test_the_heading_names_what_was_measured(
         settings=replace(benchmark_run.settings, device=device),
         rows=benchmark_run.rows[:5],
     )
-    assert f'<p class="quiet">{chip}, 2 threads,\ndevice {device}.' in to_html(run)
+    assert (
+        f'<p class="quiet">{chip}, 2 threads,\ndevice {device}, machine test-machine.'
+        in to_html(run)
+    )
 
 
 def test_one_cell_is_enough_for_a_page(benchmark_run: BenchmarkRun) -> None:
@@ -254,14 +328,66 @@ def test_a_run_without_any_time_still_has_a_page(benchmark_run: BenchmarkRun) ->
     assert "39 results could not be measured for another reason." in html
 
 
+def test_a_candidate_looks_the_same_on_every_page(benchmark_run: BenchmarkRun) -> None:
+    def key(*names: str) -> str:
+        facts = [replace(benchmark_run.candidates[0], candidate=name) for name in names]
+        return Marks.of(replace(benchmark_run, candidates=tuple(facts))).key("openvino")
+
+    assert key("openvino") == key("eager", "something new", "openvino")
+
+
+def test_every_candidate_that_can_be_timed_has_a_place_of_its_own() -> None:
+    assert {candidate.name for candidate in CANDIDATES} <= set(PLACES)
+    assert len(set(PLACES)) == len(PLACES)
+
+
 def test_more_candidates_than_colors_still_look_different(benchmark_run: BenchmarkRun) -> None:
     facts = [replace(benchmark_run.candidates[0], candidate=f"c{i}") for i in range(20)]
     marks = Marks.of(replace(benchmark_run, candidates=tuple(facts)))
+    names = [*PLACES, *(f"c{i}" for i in range(20))]
     keys = {
-        re.sub(r'candidate-\d+"|key-\d+|<title.*?title>|c\d+', "", marks.key(f"c{i}"))
-        for i in range(20)
+        re.sub(r'candidate-\d+"|key-\d+|<title.*?title>|c\d+', "", marks.key(name))
+        for name in names[-20:]
     }
     assert len(keys) == 20
+
+
+def test_the_tiles_say_what_matters(benchmark_run: BenchmarkRun) -> None:
+    figures = {tile.caption: tile.figure for tile in tiles(benchmark_run)}
+    assert figures["the speed of eager PyTorch, with dinov2rt in float32"] == "1.40×"
+    assert figures["the speed of the fastest float32 peer, with dinov2rt in float32"] == "1.01×"
+    fastest = next(caption for caption in figures if caption.startswith("settings in which"))
+    # torch-bf16 is faster than all others where it is accurate, in 7 of 8.
+    assert (figures[fastest], "cosine of 0.999 or more" in fastest) == ("1 of 8", True)
+
+
+def test_at_a_higher_accuracy_another_candidate_is_the_fastest(benchmark_run: BenchmarkRun) -> None:
+    def inexact(row: Row) -> Row:
+        if row.accuracy is None or row.candidate != "torch-bf16":
+            return row
+        return replace(row, accuracy=replace(row.accuracy, cls_cosine_min=0.99))
+
+    run = replace(benchmark_run, rows=tuple(map(inexact, benchmark_run.rows)))
+    assert tiles(run, 0.9)[0].figure == "1 of 8"
+    assert tiles(run, 0.999)[0].figure == "7 of 8"
+
+
+def test_titles_name_variant_machine_and_day(benchmark_run: BenchmarkRun) -> None:
+    assert title(benchmark_run) == (
+        "dinov2_vits14_reg, dinov2_vitb14 on Invented CPU | 8 GHz, 2026-01-02"
+    )
+    html = to_html(replace(benchmark_run, rows=benchmark_run.rows[:5]))
+    assert f"<title>{title(benchmark_run)} · dinov2rt benchmark</title>" in html
+
+
+def test_the_index_leads_to_every_run(benchmark_run: BenchmarkRun) -> None:
+    runs = {Path(f"results/{name}/cpu.json"): benchmark_run for name in ("one", "two & three")}
+    html = to_index(runs, Path("results"))
+    assert re.findall(r'href="([^"]+html)"', html) == [
+        "one/cpu.html",
+        "two &amp; three/cpu.html",
+    ]
+    assert html.count("1.40×") == 2
 
 
 def test_many_cells_make_the_plot_of_the_limit_taller(benchmark_run: BenchmarkRun) -> None:

@@ -1,0 +1,15 @@
+"""The HTML templates."""
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+
+def template(name: str) -> Template:
+    """A template of the folder `templates`. What it is given is escaped."""
+    environment = Environment(
+        loader=PackageLoader("dinov2rt.benchmarks.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
