@@ -49,8 +49,10 @@ _MATRIX_SIDE = 8192
 class Run:
     """What was measured so far, written out after every cell."""
 
-    def __init__(self, out: Path, bundles: Sequence[Path], deadline: float) -> None:
-        self.out, self.deadline = out, deadline
+    def __init__(
+        self, out: Path, bundles: Sequence[Path], deadline: float, *, all_peers: bool = False
+    ) -> None:
+        self.out, self.deadline, self.all_peers = out, deadline, all_peers
         self.tasks = {
             Manifest.read(bundle).variant.name: Task(bundle, "cuda", threads=1)
             for bundle in bundles
@@ -79,7 +81,7 @@ class Run:
 
     def _measure(self, cell: Cell, task: Task) -> None:
         contestants: list[Contestant] = []
-        for contestant in contestants_for(cell, task):
+        for contestant in contestants_for(cell, task, all_peers=self.all_peers):
             _say(f"{cell}: loading {contestant.name}")
             try:
                 contestant.open(cell)
@@ -140,9 +142,13 @@ def main() -> int:
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the results")
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="what to measure")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds (default: 600)")
+    parser.add_argument(
+        "--all-peers", action="store_true", help="those that compile for minutes as well"
+    )
     given = parser.parse_args()
     try:
-        run = Run(given.out, given.bundles, _STARTED + given.budget)
+        deadline = _STARTED + given.budget
+        run = Run(given.out, given.bundles, deadline, all_peers=given.all_peers)
         run.measure_all()
         for variant in run.tasks:
             run.write(variant)

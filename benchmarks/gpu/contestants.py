@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -60,35 +60,76 @@ class Contestant(Protocol):
         """What it is."""
 
 
-def contestants_for(cell: Cell, task: Task) -> Iterator[Contestant]:
-    """The reference, dinov2rt, and the peers that matter at the cell.
+@dataclass(frozen=True, slots=True)
+class TorchForm:
+    """One way to run the eager model: as it is, under float16 autocast, or half throughout.
 
-    For a single image that is CUDA graphs, without which launching takes longer than computing.
-    For more, it is the default mode at equal accuracy and in half precision throughout.
+    `mode` is that of `torch.compile`, None without it. `for_one` and `for_many` say whether the
+    form is measured on single images and on batches even when time is short.
     """
-    manifest = task.manifest
-    yield TorchContestant("eager", "PyTorch eager, float32", manifest, is_reference=True)
-    yield OwnContestant(task.bundle)
-    yield TorchContestant("eager-half", "PyTorch eager, half", manifest, half=True)
-    if cell.batch == 1:
-        yield TorchContestant(
-            "compile-reduce-overhead-half",
-            "torch.compile reduce-overhead, half",
-            manifest,
-            half=True,
-            mode="reduce-overhead",
-        )
-        return
-    yield TorchContestant(
+
+    name: str
+    title: str
+    half: bool = False
+    autocast: bool = False
+    mode: str | None = None
+    for_one: bool = False
+    for_many: bool = False
+
+
+REFERENCE = TorchForm("eager", "PyTorch eager, float32", for_one=True, for_many=True)
+
+_GRAPHS = "reduce-overhead"
+"""The mode that captures CUDA graphs, without which one image takes longer to launch than to
+compute."""
+
+PEERS = (
+    TorchForm("eager-half", "PyTorch eager, half", half=True, for_one=True, for_many=True),
+    TorchForm(
+        "compile-reduce-overhead-half",
+        "torch.compile reduce-overhead, half",
+        half=True,
+        mode=_GRAPHS,
+        for_one=True,
+    ),
+    TorchForm(
         "compile-autocast",
         "torch.compile, float16 autocast",
-        manifest,
         autocast=True,
         mode="default",
-    )
-    yield TorchContestant(
-        "compile-half", "torch.compile, half", manifest, half=True, mode="default"
-    )
+        for_many=True,
+    ),
+    TorchForm("compile-half", "torch.compile, half", half=True, mode="default", for_many=True),
+    TorchForm(
+        "compile-reduce-overhead-autocast",
+        "torch.compile reduce-overhead, float16 autocast",
+        autocast=True,
+        mode=_GRAPHS,
+    ),
+    TorchForm("eager-autocast", "PyTorch eager, float16 autocast", autocast=True),
+    TorchForm(
+        "compile-max-autotune-half",
+        "torch.compile max-autotune, half",
+        half=True,
+        mode="max-autotune",
+    ),
+    TorchForm(
+        "compile-max-autotune-autocast",
+        "torch.compile max-autotune, float16 autocast",
+        autocast=True,
+        mode="max-autotune",
+    ),
+)
+"""The peers, the most telling first: of equal accuracy (autocast), and the fastest (half)."""
+
+
+def contestants_for(cell: Cell, task: Task, *, all_peers: bool = False) -> Iterator[Contestant]:
+    """The reference, dinov2rt, and the peers that matter most at the cell, or all of them."""
+    yield TorchContestant(REFERENCE, task.manifest)
+    yield OwnContestant(task.bundle)
+    for form in PEERS:
+        if all_peers or (form.for_one if cell.batch == 1 else form.for_many):
+            yield TorchContestant(form, task.manifest)
 
 
 class OwnContestant:
@@ -143,35 +184,27 @@ class OwnContestant:
 
 
 class TorchContestant:
-    """PyTorch: eager or compiled, in float32, under autocast, or half throughout."""
+    """PyTorch in one of its forms."""
 
-    def __init__(
-        self,
-        name: str,
-        title: str,
-        manifest: Manifest,
-        *,
-        half: bool = False,
-        autocast: bool = False,
-        mode: str | None = None,
-        is_reference: bool = False,
-    ) -> None:
-        self.name, self.title, self.is_reference, self.is_peer = name, title, is_reference, True
-        self._manifest, self._half, self._autocast, self._mode = manifest, half, autocast, mode
+    is_peer = True
+
+    def __init__(self, form: TorchForm, manifest: Manifest) -> None:
+        self.name, self.is_reference = form.name, form == REFERENCE
+        self._form, self._manifest = form, manifest
         self._first_ms = 0.0
 
     def open(self, cell: Cell) -> None:
         """Compile for the shape of the cell alone, as dinov2rt captures a graph for it alone."""
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
-        module: Any = _module(self._manifest, self._half)
-        if self._mode is not None:
-            module = torch.compile(module, mode=self._mode, dynamic=False, fullgraph=True)
+        module: Any = _module(self._manifest, self._form.half)
+        if self._form.mode is not None:
+            module = torch.compile(module, mode=self._form.mode, dynamic=False, fullgraph=True)
         images = torch.from_numpy(self._manifest.normalization(photo_batch(cell.batch, cell.size)))
-        self._images = images.half() if self._half else images
+        self._images = images.half() if self._form.half else images
         self._on_gpu = self._images.cuda()
         names = output_names(self._manifest.variant)
-        self._runner = TorchRunner("", "cuda", names, module, self._autocast)
+        self._runner = TorchRunner("", "cuda", names, module, self._form.autocast)
         began = time.perf_counter()
         for _ in range(3):  # compiled, warmed up and captured
             self.enqueue()
@@ -200,13 +233,13 @@ class TorchContestant:
     def facts(self, variant: str) -> CandidateFacts:
         """Version; loading is what compiling and the first calls took."""
         version = f"torch {torch.__version__}"
-        facts = _facts(variant, self.name, self.title, version, self._first_ms)
+        facts = _facts(variant, self.name, self._form.title, version, self._first_ms)
         return replace(facts, is_peer=True, precision="fp32" if self.is_reference else "fp16")
 
     def _mode_of_calls(self) -> ExitStack:
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
-        stack.enter_context(torch.autocast("cuda", torch.float16, enabled=self._autocast))
+        stack.enter_context(torch.autocast("cuda", torch.float16, enabled=self._form.autocast))
         return stack
 
 

@@ -275,6 +275,7 @@ def main() -> int:
         step_timeout_s=given.step_timeout,
         budget_s=given.budget,
         thorough=given.thorough,
+        all_peers=given.all_peers,
         has_tensorrt=bool(installed_flavours()),
     )
     return 0 if run(given.out, given.variants.split(","), asked) else 1
@@ -303,6 +304,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="synthetic:0", help="as for export")
     parser.add_argument(
         "--budget", type=float, default=600.0, metavar="S", help="seconds in all (default: 600)"
+    )
+    parser.add_argument(
+        "--all-peers",
+        action="store_true",
+        help="measure beside every form of PyTorch, those that compile for minutes as well",
     )
     parser.add_argument(
         "--thorough",

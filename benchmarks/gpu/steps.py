@@ -24,7 +24,8 @@ class Asked:
     """What was asked for, in the words of `export` and `bench`; a limit of None is none.
 
     Speed is measured in one process within `budget_s` seconds, or `thorough`: with `bench`, which
-    starts a process for each candidate.
+    starts a process for each candidate. With `all_peers` the former takes those as well that
+    compile for minutes.
     """
 
     weights: str
@@ -34,6 +35,7 @@ class Asked:
     step_timeout_s: float | None = None
     budget_s: float = 600.0
     thorough: bool = False
+    all_peers: bool = False
     has_tensorrt: bool = True
 
 
@@ -99,7 +101,8 @@ def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
 def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:
     """Latency of all variants in one process."""
     bundles = [str(_bundle(out, variant)) for variant in names]
-    arguments = (str(out), *bundles, "--budget", f"{asked.budget_s:g}")
+    peers = ("--all-peers",) if asked.all_peers else ()
+    arguments = (str(out), *bundles, *peers, "--budget", f"{asked.budget_s:g}")
     return Step("all", "cells", arguments, module="dinov2rt.benchmarks.gpu.cells")
 
 

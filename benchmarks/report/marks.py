@@ -35,6 +35,8 @@ PLACES = (
     "dinov2rt-tensorrt-fp32",
     "dinov2rt-tensorrt-bf16",
     "dinov2rt-tensorrt-int8",
+    "compile-reduce-overhead-autocast",
+    "compile-max-autotune-half",
 )
 """The place of each known candidate. Append only: committed pages depend on the order."""
 

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dinov2rt.benchmarks.gpu import run as gpu_run
+from dinov2rt.benchmarks.gpu.contestants import contestants_for
 from dinov2rt.benchmarks.gpu.run import (
     _PACKAGES,
     Outcome,
@@ -21,6 +24,7 @@ from dinov2rt.benchmarks.gpu.run import (
     take,
 )
 from dinov2rt.benchmarks.gpu.steps import Asked, Step, steps
+from dinov2rt.benchmarks.results import Cell
 
 ASKED = Asked("synthetic:0", "1,8", "224", ("--peers", "eager"), thorough=True)
 TASKS = [
@@ -78,6 +82,38 @@ def test_within_a_budget_all_variants_are_timed_by_one_process(tmp_path: Path) -
         f"python -m dinov2rt.benchmarks.gpu.cells {tmp_path} {tmp_path}/bundles/v "
         f"{tmp_path}/bundles/w --budget 90"
     )
+
+
+def test_all_peers_are_asked_for_before_the_budget(tmp_path: Path) -> None:
+    asked = replace(ASKED, thorough=False, all_peers=True, budget_s=90)
+    *_, cells = steps(tmp_path, ["v"], asked)
+    assert cells.arguments[-3:] == ("--all-peers", "--budget", "90")
+
+
+@pytest.mark.parametrize(
+    ("batch", "names"),
+    [
+        (1, ["eager-half", "compile-reduce-overhead-half"]),
+        (32, ["eager-half", "compile-autocast", "compile-half"]),
+    ],
+)
+def test_peers_are_timed_as_they_matter_for_a_batch(batch: int, names: list[str]) -> None:
+    assert contestants(batch) == ["eager", "dinov2rt-onnxruntime-fp16", *names]
+
+
+def test_all_peers_are_every_mode_at_equal_accuracy_and_at_the_fastest() -> None:
+    modes = ("eager", *(f"compile{mode}" for mode in ("", "-reduce-overhead", "-max-autotune")))
+    every = {f"{mode}-{kind}" for mode, kind in product(modes, ("half", "autocast"))}
+    for batch in (1, 32):
+        found = contestants(batch, all_peers=True)
+        assert set(found[2:]) == every
+        assert len(found) == len(every) + 2
+
+
+def contestants(batch: int, **options: bool) -> list[str]:
+    """Names alone: nothing is loaded before it is opened."""
+    task: Any = SimpleNamespace(bundle=Path("v"), manifest=None)
+    return [each.name for each in contestants_for(Cell("v", batch, 224, 224), task, **options)]
 
 
 def test_the_cells_get_what_is_left_of_the_budget(
