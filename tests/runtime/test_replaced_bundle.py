@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ def two_bundles(pooling_bundle: Path) -> tuple[Path, Path]:
 
 SWAPPER = """
 import os, random, shutil, sys, time
-place, first, second, stop = sys.argv[1:]
+place, first, second, stop, pause = sys.argv[1:]
 turn, pauses = 0, random.Random(0)
 while not os.path.exists(stop):
     source = (first, second)[turn % 2]
@@ -49,15 +50,16 @@ while not os.path.exists(stop):
     os.rename(fresh, place)
     shutil.rmtree(aside)
     turn += 1
-    time.sleep(pauses.random() * 0.06)
+    time.sleep(pauses.random() * float(pause))
 print(turn)
 """
 
 
 @contextmanager
-def swapping(place: Path, bundles: tuple[Path, Path], stop: Path) -> Iterator[None]:
-    """Another process replaces what stands at `place`, over and over."""
+def swapping(place: Path, bundles: tuple[Path, Path], stop: Path, pause_s: float) -> Iterator[None]:
+    """Another process replaces what stands at `place`, over and over, with pauses up to one."""
     command = [sys.executable, "-c", SWAPPER, str(place), *map(str, bundles), str(stop)]
+    command.append(str(pause_s))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as swapper:
         try:
             yield
@@ -67,6 +69,13 @@ def swapping(place: Path, bundles: tuple[Path, Path], stop: Path) -> Iterator[No
     assert swaps > LOADS // 10
 
 
+def seconds_to_load(place: Path, backend: str) -> float:
+    load(place, backend=backend, device="cpu", threads=1).close()  # imports the backend
+    began = time.perf_counter()
+    load(place, backend=backend, device="cpu", threads=1).close()
+    return time.perf_counter() - began
+
+
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
 def test_old_new_or_refused_and_never_a_mixture(
     two_bundles: tuple[Path, Path], tmp_path: Path, backend: str
@@ -74,7 +83,8 @@ def test_old_new_or_refused_and_never_a_mixture(
     place = tmp_path / "served"
     shutil.copytree(two_bundles[0], place)
     counts = {"synthetic:0": 0, "synthetic:1": 0, "refused": 0}
-    with swapping(place, two_bundles, tmp_path / "stop"):
+    # Some loads have to end between two swaps, however slow this machine is.
+    with swapping(place, two_bundles, tmp_path / "stop", 4 * seconds_to_load(place, backend)):
         for _ in range(LOADS):
             try:
                 model = load(place, backend=backend, device="cpu", threads=1)
