@@ -11,6 +11,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure, FileSlice, Item
 from dinov2rt.extraction.decoding import Decoding, decode
 from dinov2rt.extraction.shards import TAR_SUFFIX, read_parquet_images, tar_images
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.images import Preprocess
 
 _SHARD_KEY = re.compile(r"(?P<shard>.+?\.(?:tar|parquet))#(?P<name>.+)", re.IGNORECASE)
@@ -51,7 +52,7 @@ def _tar_member(shard: Path, name: str) -> FileSlice:
     for member in tar_images(shard):
         if member.name == name:
             return FileSlice(str(shard), member.offset, member.size_bytes)
-    raise InputError(f"{shard} has no image {name!r} any more")
+    raise InputError(f"{shard} has no image {quoted(name)} any more")
 
 
 def _parquet_row(shard: Path, name: str, column: str) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 from dinov2rt.analysis.keyed_images import split_key
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
 FOLDER = "folder"
@@ -30,7 +31,9 @@ def find_labels(keys: Sequence[str], source: str) -> list[str]:
     """
     table = _by_folder(keys) if source == FOLDER else _read(Path(source))
     if missing := [key for key in keys if not table.get(key)]:
-        known = "" if source == FOLDER or not table else f"; a key there is {next(iter(table))}"
+        known = (
+            "" if source == FOLDER or not table else f"; a key there is {shown(next(iter(table)))}"
+        )
         raise InputError(
             f"{source} has no label for {len(missing)} of {len(keys)} images, such as "
             f"{examples(missing)}{known}; give every image a label, or leave it out of the features"
@@ -56,7 +59,7 @@ def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
 
 def examples(names: Iterable[str]) -> str:
     """The first few of `names`, for a message."""
-    return ", ".join(list(names)[:_EXAMPLES])
+    return ", ".join(shown(name) for name in list(names)[:_EXAMPLES])
 
 
 def _by_folder(keys: Sequence[str]) -> dict[str, str]:
@@ -68,14 +71,16 @@ def _read(file: Path) -> Mapping[str, str]:
     readers = {".csv": _read_csv, ".parquet": _read_parquet}
     if file.suffix not in readers:
         raise InputError(
-            f"labels {str(file)!r} are neither {FOLDER!r} nor a file with one of the suffixes "
+            f"labels {quoted(str(file))} are neither {quoted(FOLDER)} nor a file with one of the "
+            "suffixes "
             f"{', '.join(readers)}"
         )
     labels: dict[str, str] = {}
     for key, label in readers[file.suffix](file):
         if labels.setdefault(key, label) != label:
             raise InputError(
-                f"{file} gives {key} two labels, {labels[key]} and {label}; leave one of them out"
+                f"{file} gives {shown(key)} two labels, {shown(labels[key])} and {shown(label)}; "
+                "leave one of them out"
             )
     return labels
 
@@ -112,6 +117,6 @@ def _text(value: Any) -> str:
 def _check_columns(file: Path, names: Sequence[str]) -> None:
     if missing := [column for column in _COLUMNS if column not in names]:
         raise InputError(
-            f"{file} has no column {missing[0]!r}, only {', '.join(names) or 'none'}; "
+            f"{file} has no column {quoted(missing[0])}, only {shown(', '.join(names)) or 'none'}; "
             f"it must have {' and '.join(_COLUMNS)}"
         )

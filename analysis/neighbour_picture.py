@@ -12,12 +12,14 @@ from dinov2rt.analysis.keyed_images import load_keyed_image
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.files import replacing
+from dinov2rt.foreign import shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import check_pixels, resize, write_png
 
 TILE = 224
 _GAP, _LINE, _LINES, _FONT_SIZE = 8, 16, 3, 12
 _CELL = ImageSize(TILE + _LINES * _LINE + _GAP, TILE + _GAP)
+_MOST_WRITTEN = 1000
 _GREY, _WHITE, _BLACK = (200, 200, 200), (255, 255, 255), (0, 0, 0)
 
 
@@ -91,7 +93,7 @@ def _write(canvas: Any, text: str, at: tuple[int, int], *, lines: int) -> None:
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
     """Broken anywhere, for paths have no spaces."""
-    rest = " ".join(text.split())
+    rest = shown(" ".join(text.split()), _MOST_WRITTEN)
     parts: list[str] = []
     while rest:
         length = next((size for size in range(len(rest), 1, -1) if fits(rest[:size])), 1)

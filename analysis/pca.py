@@ -19,6 +19,7 @@ from dinov2rt.extraction.chunks import Failure, Item
 from dinov2rt.extraction.decoding import DecodedImage, decode
 from dinov2rt.extraction.extract import ExtractOptions
 from dinov2rt.files import replacing
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.images import check_pixels, resize, write_png
 from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.model import Model
@@ -145,7 +146,7 @@ def _tokens(
                 yield image.pixels, features.patch_tokens[0]
                 continue
             except InputError as error:
-                image = Failure(image.key, f"{image.key}: {error}")
+                image = Failure(image.key, f"{shown(image.key)}: {error}")
         refused(image)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.reader import Paths, open_features, read_metadata
+from dinov2rt.foreign import quoted, shown
 
 Float32Array = NDArray[np.float32]
 
@@ -33,7 +34,9 @@ class Token(StrEnum):
         try:
             return cls(name)
         except ValueError:
-            raise InputError(f"unknown token {name!r}; allowed are {', '.join(cls)}") from None
+            raise InputError(
+                f"unknown token {quoted(name)}; allowed are {', '.join(cls)}"
+            ) from None
 
     @property
     def column(self) -> str:
@@ -99,7 +102,8 @@ def unit_vectors(vectors: NDArray[Any], keys: Any) -> Float32Array:
     bad = np.flatnonzero(~((norms > 0) & np.isfinite(norms))[:, 0])
     if len(bad):
         raise InputError(
-            f"the features of {keys[int(bad[0])]} are zero or not finite, and so have no direction "
+            f"the features of {shown(keys[int(bad[0])])} are zero or not finite, and so have no "
+            "direction "
             "to compare; compute them again, and check the bundle: dinov2rt verify"
         )
     unit: Float32Array = (wide / norms).astype(np.float32)

@@ -7,14 +7,19 @@ and checks it against these types.
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import msgspec
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
+from dinov2rt.files import read_regular
+from dinov2rt.foreign import one_line
+from dinov2rt.strict_json import parse
 
 SCHEMA_VERSION = 2
+
+_MOST_BYTES = 2**27
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -245,23 +250,25 @@ class BenchmarkRun:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a run.
+        """Read a run; its text has escapes in place of control characters, fit for a page.
 
         Raises:
             InputError: it cannot be read, or is of another form.
         """
         try:
-            document = file.read_bytes()
-            schema = msgspec.json.decode(document, type=_Versioned).schema
+            document = _printable(parse(read_regular(file, _MOST_BYTES)))
+            schema = msgspec.convert(document, type=_Versioned).schema
             if schema != SCHEMA_VERSION:
                 raise InputError(
                     f"{file} has schema {schema}, this version reads {SCHEMA_VERSION}; "
                     "measure again"
                 )
-            return msgspec.json.decode(document, type=cls)
+            return msgspec.convert(document, type=cls)
         except OSError as error:
             raise InputError(f"{file} cannot be read ({error.strerror})") from error
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except InputError:
+            raise
+        except (msgspec.MsgspecError, ValueError) as error:
             raise InputError(f"{file} is no result of `dinov2rt bench` ({error})") from error
 
     def facts(self, row: Row) -> CandidateFacts:
@@ -295,6 +302,14 @@ class BenchmarkRun:
             beside.replace(file)
         except OSError as error:
             raise InputError(f"{file} cannot be written ({error.strerror})") from error
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return one_line(value)
+    if isinstance(value, dict):
+        return {one_line(key): _printable(item) for key, item in value.items()}
+    return [_printable(item) for item in value] if isinstance(value, list) else value
 
 
 STOLEN_AT_MOST = 0.03

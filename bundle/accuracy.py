@@ -11,6 +11,7 @@ from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.errors import BundleError
+from dinov2rt.foreign import shown
 
 POOLED = "all"
 """The case of a comparison over all cases together; see `Limits.pooled_l2`."""
@@ -106,7 +107,7 @@ class AccuracyReport:
         l2_limit = self._l2_limit(worst)
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
-            f"{worst.output} at {worst.case}: relative L2 {worst.relative_l2:.2e} "
+            f"{shown(worst.output)} at {shown(worst.case)}: relative L2 {worst.relative_l2:.2e} "
             f"({'no limit' if l2_limit is None else f'limit {l2_limit:.3g}'}), "
             f"{self._cosine(worst)}, {worst.nan_count} NaN"
         )
@@ -163,7 +164,8 @@ def compare(
     """Compare two arrays [..., D] token by token, in float64."""
     if got.shape != want.shape:
         raise BundleError(
-            f"output {output} at {case} has shape {list(got.shape)}, its golden output "
+            f"output {shown(output)} at {shown(case)} has shape {list(got.shape)}, its golden "
+            "output "
             f"{list(want.shape)}; graph and golden outputs are not of one export"
         )
     nan_count = int(got.size - np.isfinite(got).sum())

@@ -6,6 +6,7 @@ from typing import Self
 
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 
 
 class Snap(StrEnum):
@@ -33,7 +34,7 @@ class Snap(StrEnum):
             return cls(name)
         except ValueError:
             allowed = ", ".join(f'"{member}"' for member in cls)
-            raise InputError(f"unknown snap {name!r}; allowed are {allowed}") from None
+            raise InputError(f"unknown snap {quoted(name)}; allowed are {allowed}") from None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.signature import FloatArray
 from dinov2rt.errors import BundleError
 from dinov2rt.files import read_regular
+from dinov2rt.foreign import shown
 
 _MOST_BYTES = 2**31
+_MOST_CASES = 1000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,7 +46,8 @@ class GoldenCase:
         """
         if name not in self.outputs:
             raise BundleError(
-                f"the golden case {self.name} holds no {name}, which the graph returns; "
+                f"the golden case {shown(self.name)} holds no {shown(name)}, which the graph "
+                "returns; "
                 "graph and golden outputs are not of one export"
             )
         return self.outputs[name]
@@ -85,7 +88,7 @@ class Golden:
                 arrays = dict(archive)
             return cls(tuple(_cases(arrays)))
         except Exception as error:  # zipfile, zlib and numpy each have their own
-            raise BundleError(f"{name} holds no golden outputs ({error})") from error
+            raise BundleError(f"{name} holds no golden outputs ({shown(error)})") from error
 
     def write(self, file: Path) -> None:
         """Write `golden.npz`."""
@@ -98,14 +101,28 @@ class Golden:
 
 
 def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:
-    for index, name in enumerate(map(str, arrays.pop("cases"))):
+    names = arrays.pop("cases")
+    if names.ndim != 1 or len(names) > _MOST_CASES:
+        raise ValueError(f"cases of shape {list(names.shape)}; allowed are up to {_MOST_CASES}")
+    for index, name in enumerate(map(str, names)):
         prefix = _prefix(index, name)
         own = {
             key.removeprefix(prefix): value
             for key, value in arrays.items()
             if key.rpartition("/")[0] == prefix.rstrip("/")
         }
-        yield GoldenCase(name=name, images=own.pop("images"), outputs=own)
+        images = own.pop("images")
+        _check_arrays(name, images, own)
+        yield GoldenCase(name=name, images=images, outputs=own)
+
+
+def _check_arrays(case: str, images: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse what is no number, which a comparison would stumble over, or wave through."""
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
+        raise ValueError(f"images of {shown(case)} are {images.dtype} {list(images.shape)}")
+    for name, values in outputs.items():
+        if values.dtype != np.float32 or not values.size:
+            raise ValueError(f"{shown(name)} of {shown(case)} is {values.dtype}, must be float32")
 
 
 def _prefix(index: int, name: str) -> str:

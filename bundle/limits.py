@@ -1,5 +1,6 @@
 """Limits: the least agreement with the eager model that a graph must show."""
 
+import math
 from dataclasses import dataclass
 
 _MEANINGFUL_ERROR, _MEANINGFUL_COSINE = 0.05, 0.99
@@ -32,6 +33,21 @@ class Limits:
         errors = (self.relative_l2, self.pooled_l2)
         is_wide = any(error is not None and not error <= _MEANINGFUL_ERROR for error in errors)
         return is_wide or not self.cosine_min >= _MEANINGFUL_COSINE
+
+    def check(self) -> None:
+        """Refuse limits that mean nothing, or that no output at all could miss.
+
+        Raises:
+            ValueError: a cosine outside of -1..1, an error that is no finite number from 0 on, or
+                the cosine -1 without a limit for the error.
+        """
+        cosines = [each for each in (self.cosine_min, self.cosine_p1) if each is not None]
+        errors = [each for each in (self.relative_l2, self.pooled_l2) if each is not None]
+        are_real = all(-1 <= each <= 1 for each in cosines)  # so that NaN is not
+        if not are_real or not all(0 <= each < math.inf for each in errors):
+            raise ValueError(f"limits {self}; allowed are cosines up to 1 and finite errors from 0")
+        if max(cosines) == -1 and not errors:
+            raise ValueError(f"limits {self}; every output passes them")
 
     def __str__(self) -> str:
         error = "" if self.relative_l2 is None else f"relative L2 {self.relative_l2:.3g}, "

@@ -17,10 +17,15 @@ from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import BackendError, BundleError
 from dinov2rt.files import open_regular, read_regular
+from dinov2rt.foreign import quoted, shown
+from dinov2rt.strict_json import parse
 
 MANIFEST_NAME = "manifest.json"
 _MOST_BYTES = 2**24
 """Of a manifest. One with hundreds of plans has less than a hundredth."""
+_MOST_ENTRIES = 1000
+"""Of graphs, files, plans, or profiles of a plan. TensorRT itself builds far fewer profiles."""
+_MOST_REASON = 1000
 SCHEMA_VERSION = 1
 
 
@@ -36,7 +41,7 @@ class FileEntry:
     """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal.
 
     Raises:
-        ValueError: `path` leads out of the bundle.
+        ValueError: `path` leads out of the bundle or cannot be printed, or the size is negative.
     """
 
     path: str
@@ -46,7 +51,11 @@ class FileEntry:
     def __post_init__(self) -> None:
         path = PurePosixPath(self.path)
         if not path.parts or path.is_absolute() or ".." in path.parts or "\0" in self.path:
-            raise ValueError(f"path {self.path!r} does not lie in the bundle")
+            raise ValueError(f"path {quoted(self.path)} does not lie in the bundle")
+        if not self.path.isprintable():
+            raise ValueError(f"path {quoted(self.path)} holds control characters")
+        if self.size_bytes < 0:
+            raise ValueError(f"{shown(self.path)} has {self.size_bytes} bytes")
 
     @classmethod
     def of(cls, root: Path, path: str) -> Self:
@@ -168,9 +177,10 @@ class GraphEntry:
 
     def __post_init__(self) -> None:
         if self.input_name not in ("pixels", "images"):
-            raise ValueError(f"input_name {self.input_name!r} is neither pixels nor images")
+            raise ValueError(f"input_name {quoted(self.input_name)} is neither pixels nor images")
         if not (self.files and self.outputs):
             raise ValueError("a graph must have files and outputs")
+        self.limits.check()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,22 +245,20 @@ class Manifest:
         Raises:
             BundleError: none there, unreadable, incomplete, or of a newer schema.
         """
+        return cls.read_both(bundle)[0]
+
+    @classmethod
+    def read_both(cls, bundle: Path) -> tuple[Self, dict[str, Any]]:
+        """As `read`, and the document that it was made of, as plain JSON values."""
         path = bundle / MANIFEST_NAME
-        try:
-            document = json.loads(read_regular(path, _MOST_BYTES).decode("utf-8"))
-        except OSError as error:
-            raise BundleError(
-                f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
-                f"make one with: dinov2rt export VARIANT --weights W --out {bundle}"
-            ) from error
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{path} is not JSON ({error}); export the bundle again") from error
+        document = _document(bundle, path)
         _check_schema(path, document)
         try:
-            return typing.cast(Self, _decode(cls, document, "manifest"))
+            return typing.cast(Self, _decode(cls, document, "manifest")), document
         except (TypeError, ValueError) as error:
             raise BundleError(
-                f"{path} is incomplete or misshapen ({error}); export the bundle again"
+                f"{path} is incomplete or misshapen ({shown(error, _MOST_REASON)}); "
+                "export the bundle again"
             ) from error
 
     def write(self, bundle: Path) -> None:
@@ -259,7 +267,7 @@ class Manifest:
         Raises:
             BundleError: `bundle` cannot be written to.
         """
-        text = json.dumps(_encode(self), indent=2) + "\n"
+        text = json.dumps(_encode(self), indent=2, allow_nan=False) + "\n"
         partial = bundle / f"{MANIFEST_NAME}.partial"
         try:
             partial.write_text(text, encoding="utf-8")
@@ -315,6 +323,18 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _document(bundle: Path, path: Path) -> Any:
+    try:
+        return parse(read_regular(path, _MOST_BYTES))
+    except OSError as error:
+        raise BundleError(
+            f"{bundle} is not a bundle: {MANIFEST_NAME} cannot be read ({error.strerror}); "
+            f"make one with: dinov2rt export VARIANT --weights W --out {bundle}"
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}); export the bundle again") from error
+
+
 def _check_schema(path: Path, document: Any) -> None:
     schema = document.get("schema") if isinstance(document, dict) else None
     if type(schema) is not int or schema < 1:
@@ -345,22 +365,35 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return _decode_fields(kind, _typed(dict, value, where), where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
-        items = enumerate(_typed(list, value, where))
-        return tuple(_decode(arguments[0], item, f"{where}[{index}]") for index, item in items)
+        return _decode_items(arguments[0], _typed(list, value, where), where)
     if origin is dict:
         items = _typed(dict, value, where).items()
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items}
+        return {key: _decode(arguments[1], item, f"{where}.{shown(key)}") for key, item in items}
     if origin is types.UnionType:
         return None if value is None else _decode(arguments[0], value, where)
+    return _decode_plain(kind, value, where)
+
+
+def _decode_plain(kind: Any, value: Any, where: str) -> Any:
     if kind is float and type(value) is int:
         return float(value)
-    return kind(_typed(str if issubclass(kind, str) else kind, value, where))
+    if not issubclass(kind, StrEnum):
+        return kind(_typed(kind, value, where))
+    if _typed(str, value, where) not in set(kind):
+        raise ValueError(f"{quoted(value)} is not a valid {kind.__name__}")
+    return kind(value)
+
+
+def _decode_items(kind: Any, items: list[Any], where: str) -> tuple[Any, ...]:
+    if dataclasses.is_dataclass(kind) and len(items) > _MOST_ENTRIES:
+        raise ValueError(f"{where} has {len(items)} entries; allowed are {_MOST_ENTRIES}")
+    return tuple(_decode(kind, item, f"{where}[{index}]") for index, item in enumerate(items))
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
     """A dataclass; keys that it does not know are from a later version and left out."""
     hints = typing.get_type_hints(kind)
-    known = {f.name for f in dataclasses.fields(kind)} & value.keys()
+    known = [f.name for f in dataclasses.fields(kind) if f.name in value]
     return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in known})
 
 

@@ -4,6 +4,7 @@ from enum import StrEnum
 from typing import Self
 
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 
 
 class Precision(StrEnum):
@@ -25,4 +26,4 @@ class Precision(StrEnum):
             return cls(name)
         except ValueError:
             allowed = ", ".join(f'"{member}"' for member in cls)
-            raise InputError(f"unknown precision {name!r}; allowed are {allowed}") from None
+            raise InputError(f"unknown precision {quoted(name)}; allowed are {allowed}") from None

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 
 PATCH_SIZE = 14
 """Side of a patch, in pixels; the same for every variant."""
 
 NATIVE_GRID = 37
 """Side of the trained position table, in patches (518 pixels)."""
+
+_MOST_COMPARED = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,9 @@ def find_variant(name: str) -> Variant:
         return table[name]
     import difflib  # for this message alone
 
-    close = difflib.get_close_matches(str(name), table, n=1, cutoff=0.0)
+    near = str(name)[:_MOST_COMPARED]
+    close = difflib.get_close_matches(near, table, n=1, cutoff=0.0)
     raise InputError(
-        f"unknown variant {name!r}; nearest is {close[0]!r}, all are: {', '.join(table)}"
+        f"unknown variant {quoted(name)}; nearest is {quoted(close[0])}, all are: "
+        f"{', '.join(table)}"
     )

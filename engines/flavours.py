@@ -12,6 +12,7 @@ from dinov2rt.bundle.manifest import Flavour
 from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, parse_weight_bytes
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, BuildError, InputError, MissingDependencyError
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt
 
@@ -88,7 +89,8 @@ class Toolkit:
         """
         if name not in (CURRENT, OPEN) and not re.fullmatch(r"sm\d{2,3}", name):
             raise InputError(
-                f'unknown target {name!r}; allowed are compute capabilities ("sm80" for an A100), '
+                f'unknown target {quoted(name)}; allowed are compute capabilities ("sm80" for an '
+                "A100), "
                 f'"{CURRENT}" and "{OPEN}"'
             )
         if self.flavour is Flavour.TENSORRT:
@@ -103,7 +105,8 @@ class Toolkit:
         if name != OPEN and name.upper() not in self._capabilities():
             allowed = ", ".join(f'"{member.lower()}"' for member in self._capabilities())
             raise InputError(
-                f"{self.name} cannot build for {name!r}; it knows {allowed}, and leaves the choice "
+                f"{self.name} cannot build for {quoted(name)}; it knows {allowed}, and leaves the "
+                "choice "
                 f'to the machine that runs the plan with "{OPEN}"'
             )
         return name
@@ -115,7 +118,7 @@ class Toolkit:
         config.num_compute_capabilities = 1
         member = getattr(self.trt.ComputeCapability, name.upper())
         if not config.set_compute_capability(member, 0):
-            raise BuildError(f"{self.name} refuses the target {name!r}; try another version")
+            raise BuildError(f"{self.name} refuses the target {quoted(name)}; try another version")
 
     def read_back(self, plan: Any, log: Any, num_profiles: int) -> BuildFacts:
         """What the builder made of the network.
@@ -141,7 +144,8 @@ class Toolkit:
             return self.gpu.target
         raise InputError(
             f"{self.name} builds for the GPU that it runs on, here {self.gpu.target} "
-            f"({self.gpu.name}), not for {name!r}; build there, or use the flavour tensorrt-rtx"
+            f"({self.gpu.name}), not for {quoted(name)}; build there, or use the flavour "
+            "tensorrt-rtx"
         )
 
     def _capabilities(self) -> list[str]:
@@ -207,7 +211,7 @@ def _parse(name: str) -> Flavour:
         return Flavour(name.replace("-", "_"))
     except ValueError:
         raise InputError(
-            f'unknown flavour {name!r}; allowed are "auto", "tensorrt" and "tensorrt-rtx"'
+            f'unknown flavour {quoted(name)}; allowed are "auto", "tensorrt" and "tensorrt-rtx"'
         ) from None
 
 

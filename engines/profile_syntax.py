@@ -6,6 +6,7 @@ from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.profiles import BatchShape, ShapeRange
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 
 WIDE = "wide"
 
@@ -30,7 +31,7 @@ def parse_profiles(text: str, *, max_batch: int, max_size: int) -> dict[str, Sha
     profiles: dict[str, ShapeRange] = {}
     for name in (item.strip() for item in text.split(",")):
         if name in profiles:
-            raise InputError(f"profile {name!r} was given twice; leave one of them out")
+            raise InputError(f"profile {quoted(name)} was given twice; leave one of them out")
         profiles[name] = _parse(name, max_batch, max_size)
     return profiles
 
@@ -65,16 +66,17 @@ def _parse_range(name: str) -> ShapeRange:
     matches = [_SHAPE.fullmatch(part) for part in name.split("..")]
     shapes = [BatchShape(*map(int, match.groups())) for match in matches if match]
     if len(matches) != 3 or len(shapes) != 3:
-        raise InputError(f"profile {name!r} is none; {_ALLOWED}")
+        raise InputError(f"profile {quoted(name)} is none; {_ALLOWED}")
     profile = ShapeRange(*shapes)
     if profile.opt not in profile or profile.max not in profile:
         raise InputError(
-            f"profile {name!r} must not shrink from MIN to OPT to MAX; no axis may be smaller than "
+            f"profile {quoted(name)} must not shrink from MIN to OPT to MAX; no axis may be "
+            "smaller than "
             "the one before it"
         )
     if profile.min.batch < 1 or min(profile.min.height, profile.min.width) < PATCH_SIZE:
         raise InputError(
-            f"profile {name!r} starts too small; the least is one patch, "
+            f"profile {quoted(name)} starts too small; the least is one patch, "
             f"1x{PATCH_SIZE}x{PATCH_SIZE}"
         )
     return profile

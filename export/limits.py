@@ -42,6 +42,9 @@ _NOISE_ALLOWANCE = 2.0
 
 _NO_LIMITS = Limits(cosine_min=-1.0)
 
+_MOST_ERROR = 1e6
+"""Where the eager outputs are zero, an error relative to them has no bound; a limit must have."""
+
 
 def limits_of(
     model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int, ...], precision: Precision
@@ -65,7 +68,7 @@ def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int
     worst_cosine = min(output.cosine_min for output in compared)
     return Limits(
         cosine_min=min(FLOAT32_LIMITS.cosine_min, _cosine_limit(worst_cosine)),
-        relative_l2=max(FLOAT32_ERROR, _NOISE_ALLOWANCE * noise),
+        relative_l2=_error_limit(_NOISE_ALLOWANCE * noise),
     )
 
 
@@ -92,8 +95,8 @@ def autocast_limits(
             FLOAT32_LIMITS.cosine_min,
             _cosine_limit(min(output.cosine_min for output in compared)),
         ),
-        relative_l2=max(FLOAT32_ERROR, ALLOWANCE * max(output.relative_l2 for output in tokens)),
-        pooled_l2=max(FLOAT32_ERROR, ALLOWANCE * max(output.relative_l2 for output in pooled)),
+        relative_l2=_error_limit(ALLOWANCE * max(output.relative_l2 for output in tokens)),
+        pooled_l2=_error_limit(ALLOWANCE * max(output.relative_l2 for output in pooled)),
     )
 
 
@@ -134,3 +137,7 @@ def _compared(
 
 def _cosine_limit(worst_cosine: float) -> float:
     return max(-1.0, 1 - _COSINE_ALLOWANCE * (1 - worst_cosine))
+
+
+def _error_limit(measured: float) -> float:
+    return min(_MOST_ERROR, max(FLOAT32_ERROR, measured))

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.shards import TarMember, read_parquet_images
+from dinov2rt.foreign import shown
 
 _T = TypeVar("_T")
 
@@ -91,7 +92,11 @@ class ParquetRange:
         try:
             for content in read_parquet_images(Path(self.shard), self.column, row, self.stop):
                 key = f"{self.shard}#{row}"
-                yield Failure(key, f"{key} is empty") if content is None else Item(key, content)
+                yield (
+                    Failure(key, f"{shown(key)} is empty")
+                    if content is None
+                    else Item(key, content)
+                )
                 row += 1
             if row < self.stop:
                 raise InputError(f"{self.shard} has only {row} rows now, fewer than when listed")

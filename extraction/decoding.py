@@ -24,6 +24,7 @@ from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched
 from dinov2rt.files import open_regular
+from dinov2rt.foreign import shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import Preprocess, load_image
 from dinov2rt.runtime.inputs import group_images
@@ -133,8 +134,8 @@ def decode(item: Item | Failure, decoding: Decoding) -> DecodedImage | Failure:
         image = load_image(_readable(item), decoding.preprocess)
         return DecodedImage(item.key, ImageSize(*image.shape[:2]), _snapped(image, decoding))
     except InputError as error:
-        reason = " ".join(str(error).splitlines())
-        named = reason if reason.startswith(item.key) else f"{item.key}: {reason}"
+        reason, key = str(error), shown(item.key)
+        named = reason if reason.startswith(key) else f"{key}: {reason}"
         return Failure(item.key, named)
 
 

@@ -16,6 +16,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, batched
 from dinov2rt.extraction.decoding import DecodedImage, Decoders, Decoding, decode_chunks
 from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
@@ -156,7 +157,7 @@ def _stacked(batch: _Batch) -> NDArray[np.uint8]:
 
 
 def _refused(image: DecodedImage, error: InputError) -> Failure:
-    return Failure(image.key, f"{image.key}: {error}")
+    return Failure(image.key, f"{shown(image.key)}: {error}")
 
 
 def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Outcome]:

@@ -11,6 +11,7 @@ from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import ImageFeatures, as_unicode
+from dinov2rt.foreign import quoted
 from dinov2rt.optional import require
 
 METADATA_PREFIX = "dinov2rt."
@@ -35,7 +36,9 @@ class FeatureType(StrEnum):
         try:
             return cls(name)
         except ValueError:
-            raise InputError(f"unknown dtype {name!r}; allowed are {', '.join(cls)}") from None
+            raise InputError(
+                f"unknown dtype {quoted(name)}; allowed are {', '.join(cls)}"
+            ) from None
 
 
 def feature_schema(

@@ -7,6 +7,7 @@ from typing import Any
 
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.parquet import METADATA_PREFIX
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
 ERRORS_FOLDER = "_errors"
@@ -103,7 +104,9 @@ def _checked(features: Any, columns: Sequence[str] | None) -> list[str] | None:
         return None
     names = features.schema.names
     if unknown := [column for column in columns if column not in names]:
-        raise InputError(f"there is no column {unknown[0]!r}; there are {', '.join(names)}")
+        raise InputError(
+            f"there is no column {quoted(unknown[0])}; there are {shown(', '.join(names))}"
+        )
     return list(columns)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dinov2rt.errors import InputError
 from dinov2rt.files import open_regular, require_regular
+from dinov2rt.foreign import quoted
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import IMAGE_SUFFIXES
 
@@ -51,9 +52,9 @@ def tar_images(shard: Path) -> Iterator[TarMember]:
 
 def _check_member(member: tarfile.TarInfo) -> None:
     if member.size < 0:
-        raise tarfile.ReadError(f"{member.name!r} has a size of {member.size} bytes")
+        raise tarfile.ReadError(f"{quoted(member.name)} has a size of {member.size} bytes")
     if member.issparse():
-        raise tarfile.ReadError(f"{member.name!r} is sparse, which is not read")
+        raise tarfile.ReadError(f"{quoted(member.name)} is sparse, which is not read")
 
 
 def parquet_images(shard: Path, column: str) -> int:
@@ -128,12 +129,13 @@ def _leaf(shard: Path, schema: Any, column: str) -> str:
     pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
     if column not in schema.names:
         raise InputError(
-            f"{shard} has no column {column!r}, only {', '.join(schema.names)}; "
+            f"{shard} has no column {quoted(column)}, only {', '.join(schema.names)}; "
             "name the one with the images (--image-column)"
         )
     if schema.names.count(column) > 1 or "." in column:
         raise InputError(
-            f"{shard} has a column {column!r} that is there twice or holds a dot, and cannot be "
+            f"{shard} has a column {quoted(column)} that is there twice or holds a dot, and "
+            "cannot be "
             "told from others; rename it"
         )
     kind = schema.field(column).type
@@ -143,7 +145,8 @@ def _leaf(shard: Path, schema: Any, column: str) -> str:
     if inner is not None and (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         return f"{column}.bytes"
     raise InputError(
-        f"{shard} has {kind} in the column {column!r}; allowed are encoded images as binary or as "
+        f"{shard} has {kind} in the column {quoted(column)}; allowed are encoded images as binary "
+        "or as "
         "struct<bytes, path>"
     )
 

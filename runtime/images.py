@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.files import require_regular
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Preprocess:
         if side != name and side.isascii() and side.isdecimal() and int(side) > 0:
             return cls(short_side=int(side))
         raise InputError(
-            f'unknown preprocess {name!r}; allowed are "native", "classification" and '
+            f'unknown preprocess {quoted(name)}; allowed are "native", "classification" and '
             f'"{_SHORT_SIDE}N" with N pixels, such as "{_SHORT_SIDE}518"'
         )
 
@@ -113,7 +114,7 @@ def load_image(
             return np.array(steps._apply(_to_rgb(image)))
     # Pillow's decoders let through whatever a damaged file makes them trip over.
     except Exception as error:
-        raise InputError(f"{path} {_reason(error)}") from error
+        raise InputError(f"{shown(path)} {_reason(error)}") from error
 
 
 def resize(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
@@ -236,7 +237,7 @@ def _reason(error: Exception) -> str:
         )
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read ({error.strerror}); give an image file"
-    cause = str(error) or type(error).__name__
+    cause = shown(error) or type(error).__name__
     return f"cannot be decoded ({cause}); the file is damaged or cut short, get it again"
 
 

@@ -23,6 +23,7 @@ from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.features import Features, scatter
@@ -232,7 +233,8 @@ class Model:
         unknown = [name for name in names if name not in self.graph.outputs]
         if unknown or not names:
             raise InputError(
-                f"outputs {list(names)} asked for; this bundle has {', '.join(self.graph.outputs)}"
+                f"outputs {quoted(list(names))} asked for; this bundle has "
+                f"{', '.join(self.graph.outputs)}"
             )
         return names
 
@@ -375,4 +377,4 @@ def _load_once(location: str, path: Path, options: LoadOptions) -> Model:
 
 def _check_count(name: str, value: object) -> None:
     if type(value) is not int or value < 1:
-        raise InputError(f"{name}={value!r}; allowed is a whole number from 1")
+        raise InputError(f"{name}={quoted(value)}; allowed is a whole number from 1")

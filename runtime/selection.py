@@ -21,6 +21,7 @@ from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BackendError, BundleError, InputError, MissingDependencyError
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.fallback import FallbackBackend
@@ -159,7 +160,7 @@ def parse_device(device: str) -> tuple[str, int | None]:
     if device not in DEVICES:
         choices = ", ".join(f'"{choice}"' for choice in DEVICES)
         raise InputError(
-            f"unknown device {device!r}; allowed are {choices}, or a GPU by number, "
+            f"unknown device {quoted(device)}; allowed are {choices}, or a GPU by number, "
             'such as "cuda:1"'
         )
     return device, None
@@ -281,7 +282,8 @@ def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> No
     unnamed = found - {file.path for file in graph.files}
     if unnamed:
         raise BundleError(
-            f"{name} refers to {sorted(unnamed)[0]!r}, which the manifest does not name for it; "
+            f"{name} refers to {quoted(sorted(unnamed)[0])}, which the manifest does not name for "
+            "it; "
             "export the bundle again"
         )
 
@@ -289,4 +291,4 @@ def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> No
 def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
     if name not in allowed:
         choices = ", ".join(f'"{choice}"' for choice in allowed)
-        raise InputError(f"unknown {what} {name!r}; allowed are {choices}")
+        raise InputError(f"unknown {what} {quoted(name)}; allowed are {choices}")

@@ -11,6 +11,7 @@ from dinov2rt.bundle.accuracy import AccuracyReport, compare_cases
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
 from dinov2rt.errors import BundleError, PlanInputError, PlanWarning
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.backends.protocol import Backend
@@ -31,7 +32,7 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
         try:
             outputs = backend.infer({graph.input_name: case.images}, graph.outputs)
         except PlanInputError as error:
-            warnings.warn(f"golden case {case.name} is left out: {error}", PlanWarning, 3)
+            warnings.warn(f"golden case {shown(case.name)} is left out: {error}", PlanWarning, 3)
             continue
         want = {name: case.reference(name) for name in outputs}
         results.append((case.name, outputs, want))
@@ -75,7 +76,8 @@ def doubt(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:
         return "unverified: never compared with the golden outputs; see `dinov2rt verify`"
     if (seen.machine, seen.driver) != (gpu.name, gpu.driver):
         return (
-            f"unverified here: compared on {seen.machine} with driver {seen.driver}, this is "
+            f"unverified here: compared on {shown(seen.machine)} with driver "
+            f"{shown(seen.driver)}, this is "
             f"{gpu.name} with driver {gpu.driver}; see `dinov2rt verify`"
         )
     return None

@@ -21,6 +21,7 @@ from dinov2rt.benchmarks.peers.requirements import (
 )
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.selection import BACKENDS
 
 _ROOM = __name__.rpartition(".")[0]
@@ -41,7 +42,7 @@ def find(names: Sequence[str]) -> tuple[Candidate, ...]:
     known = {candidate.name: candidate for candidate in CANDIDATES}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"unknown candidate {unknown[0]!r}; allowed are {', '.join(known)}")
+        raise InputError(f"unknown candidate {quoted(unknown[0])}; allowed are {', '.join(known)}")
     return tuple(known[name] for name in names)
 
 
@@ -191,7 +192,9 @@ def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
     """
     unknown = [name for name in names if name not in _PEERS]
     if unknown:
-        raise InputError(f"unknown peer {unknown[0]!r}; allowed are {', '.join(PEERS)}, or none")
+        raise InputError(
+            f"unknown peer {quoted(unknown[0])}; allowed are {', '.join(PEERS)}, or none"
+        )
     return find([name for peer in names for name in _PEERS[peer][device]])
 
 
@@ -202,7 +205,7 @@ def own(backend: str | None, precision: str | None) -> tuple[Candidate, ...]:
         InputError: a name that does not exist.
     """
     if backend is not None and backend not in BACKENDS:
-        raise InputError(f"unknown backend {backend!r}; allowed are {', '.join(BACKENDS)}")
+        raise InputError(f"unknown backend {quoted(backend)}; allowed are {', '.join(BACKENDS)}")
     wanted = Precision if precision is None else (Precision.parse(precision),)
     chosen = product((backend,) if backend else BACKENDS, wanted)
     return find([f"dinov2rt-{backend}-{precision}" for backend, precision in chosen])

@@ -1,14 +1,20 @@
 """What can go wrong, as one small tree of exceptions."""
 
+from dinov2rt.foreign import one_line
+
 
 class Dinov2rtError(Exception):
     """Root of every error that dinov2rt raises on purpose.
 
-    The message is one line: what was got, what is allowed, the way out.
+    The message is one line: what was got, what is allowed, the way out. Whatever it quotes, it
+    holds no control characters and a few thousand characters at most.
     `exit_status` is what the command line returns for it.
     """
 
     exit_status = 2
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class InputError(Dinov2rtError, ValueError):
@@ -71,4 +77,4 @@ def first_line(error: BaseException) -> str:
     Every message of dinov2rt is one line; those of other libraries may hold a page.
     """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return one_line(lines[0]) if lines else type(error).__name__

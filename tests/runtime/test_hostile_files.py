@@ -25,7 +25,7 @@ EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 (touched) (w) file closefile
 showpage
 """
-MOST_S = 5.0
+MOST_S = 60.0
 
 
 @pytest.fixture(autouse=True)

@@ -25,6 +25,7 @@ from dinov2rt.cli.triton import TRITON
 from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
 from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.foreign import one_line
 
 VERBS: tuple[Verb, ...] = (
     EXPORT,
@@ -89,7 +90,8 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
     else:
         message = f"unexpected {kind}: {message}; run it again with --debug, and report it"
     complain(message if status == INTERRUPTED else f"error: {message}")
-    return Outcome({"error": {"type": kind, "message": message}}, text="", status=status)
+    document = {"error": {"type": kind, "message": one_line(message)}}
+    return Outcome(document, text="", status=status)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -15,6 +15,7 @@ from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import BackendError, ExportError, InputError
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
@@ -201,7 +202,7 @@ def _outcome(
     }
     lines = [
         f"{out}: {manifest.variant.name}, {mib(size_bytes)}",
-        f"weights: {weights.source}, SHA-256 {weights.sha256}",
+        f"weights: {shown(weights.source)}, SHA-256 {weights.sha256}",
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
         *([_quantized(quantization, manifest.variant)] if quantization else []),

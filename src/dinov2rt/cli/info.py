@@ -1,12 +1,11 @@
 """`dinov2rt info`: the eight variants, or what is in a bundle."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.manifest import MANIFEST_NAME, FileEntry, GraphEntry, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
 from dinov2rt.cli.arguments import add_bundle
@@ -82,8 +81,7 @@ def _variants() -> Outcome:
 
 
 def _bundle(bundle: Path, *, check: bool) -> Outcome:
-    manifest = Manifest.read(bundle)
-    document = json.loads((bundle / MANIFEST_NAME).read_text(encoding="utf-8"))
+    manifest, document = Manifest.read_both(bundle)
     files = [
         {"path": entry.path, "size_bytes": entry.size_bytes, "state": state}
         for entry in manifest.files
@@ -119,8 +117,9 @@ def _state(bundle: Path, entry: FileEntry, manifest: Manifest, *, check: bool) -
 def _golden_cases(bundle: Path, manifest: Manifest) -> tuple[dict[str, list[int]], str | None]:
     """Shape of the images of each case, and what is wrong with the file."""
     try:
-        file = manifest.golden.check(bundle, rebuild=manifest.rebuild_command(bundle))
-        return {case.name: list(case.images.shape) for case in Golden.read(file).cases}, None
+        content = manifest.golden.read(bundle, rebuild=manifest.rebuild_command(bundle))
+        golden = Golden.parse(content, str(bundle / manifest.golden.path))
+        return {case.name: list(case.images.shape) for case in golden.cases}, None
     except BundleError as error:
         return {}, str(error)
 

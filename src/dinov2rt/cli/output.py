@@ -9,16 +9,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from dinov2rt.foreign import one_line, several_lines, shown
+
+_MOST_IN_CELL = 500
+
 
 def write_result(text: str) -> None:
-    """Write `text` to standard output, where a reader that has gone away is no error.
+    """Write `text` to standard output; a reader that has gone away is no error.
+
+    It may hold what others wrote: control characters other than line ends are escaped.
 
     Raises:
         OSError: the system refuses it, as on a full disk.
     """
     try:
         if text:
-            sys.stdout.write(f"{text}\n")
+            sys.stdout.write(f"{several_lines(text)}\n")
         sys.stdout.flush()
     except BrokenPipeError:  # as with `| head`
         _discard(sys.stdout)
@@ -30,7 +36,7 @@ def write_result(text: str) -> None:
 def complain(message: str) -> None:
     """One line on standard error."""
     try:
-        sys.stderr.write(f"dinov2rt: {' '.join(message.splitlines())}\n")
+        sys.stderr.write(f"dinov2rt: {one_line(message)}\n")
         sys.stderr.flush()
     except BrokenPipeError:
         _discard(sys.stderr)
@@ -48,8 +54,8 @@ def to_json(document: Mapping[str, Any]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, two spaces apart."""
-    lines = [header, *rows]
+    """Left-aligned columns, two spaces apart; every cell is one line."""
+    lines = [header, *([shown(cell, _MOST_IN_CELL) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

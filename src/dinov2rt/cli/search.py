@@ -16,6 +16,7 @@ from dinov2rt.cli.arguments import add_load_options, load_model
 from dinov2rt.cli.output import complain, progress, table
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS
 
 _LOOKS_ALONE = (
@@ -130,7 +131,7 @@ def _computed(
         if not Path(file).is_file():
             raise InputError(
                 f"{file} is neither an image file nor a key of these features; their first key is "
-                f"{index.keys[0].as_py()}"
+                f"{shown(index.keys[0].as_py())}"
             )
     if arguments.bundle is None:
         raise InputError(

@@ -1,0 +1,52 @@
+"""Text that others wrote, made safe to show: no control characters, no endless lines.
+
+Names in manifests, archives, columns, checkpoints and file systems may hold escape sequences that
+set a terminal's title or clear its screen, characters that turn the direction of writing, or
+megabytes. They are shown as `repr` would show them, and cut. Files keep their exact bytes.
+"""
+
+MOST_SHOWN = 300
+"""Characters of one foreign value."""
+
+MOST_IN_MESSAGE = 4000
+"""Characters of a whole message, which may hold several values and a command to paste."""
+
+
+def shown(value: object, most: int = MOST_SHOWN) -> str:
+    """`value` as text of one line and at most `most` characters; of a longer one, both ends.
+
+    What `str.isprintable` does not count as printable becomes a backslash escape, as in `repr`.
+    """
+    text = value if isinstance(value, str) else str(value)
+    head, tail = escaped(text[:most]), escaped(text[-most:])
+    if len(text) <= most and len(head) <= most:
+        return head
+    gap = f"… ({len(text)} characters) …"
+    kept = max(2, most - len(gap))
+    return f"{head[: kept - kept // 2]}{gap}{tail[-(kept // 2) :]}"
+
+
+def quoted(value: object) -> str:
+    """The `repr` of `value`, an argument or a name, as a message may hold it."""
+    return shown(repr(value))
+
+
+def escaped(text: str) -> str:
+    """`text` with a backslash escape for each character that is not printable."""
+    return text if text.isprintable() else "".join(map(_escaped_character, text))
+
+
+def one_line(text: str) -> str:
+    """A whole message as one line, its words apart where lines ended."""
+    return shown(" ".join(text.splitlines()), MOST_IN_MESSAGE)
+
+
+def several_lines(text: str) -> str:
+    """Text of our own layout with values of others in it: its line ends are kept."""
+    return "\n".join(map(escaped, text.split("\n")))
+
+
+def _escaped_character(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
