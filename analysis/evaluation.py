@@ -74,7 +74,8 @@ def correct_answers(split: Split, classifier: Classifier) -> Correct:
 
 
 def _read(path: Path, source: str) -> LabelledFeatures:
-    batches = list(open_collection(path).vectors(Token.CLS))
+    collection = open_collection(path)
+    batches = list(collection.vectors(Token.CLS))
     keys = [key for batch, _ in batches for key in batch.to_pylist()]
     if twice := [key for key, count in Counter(keys).items() if count > 1]:
         raise InputError(
@@ -83,6 +84,6 @@ def _read(path: Path, source: str) -> LabelledFeatures:
         )
     # Sorted, so that two datasets of the same images pair, and ties fall the same way.
     order = sorted(range(len(keys)), key=keys.__getitem__)
-    labels = find_labels(keys, source)
+    labels = find_labels(keys, source, Path(collection.metadata.get("root", "")))
     vectors = np.concatenate([vectors for _, vectors in batches])[order]
     return LabelledFeatures([keys[at] for at in order], [labels[at] for at in order], vectors)

@@ -1,8 +1,10 @@
 """Nearest neighbours among features, by cosine."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from dinov2rt.analysis.places import Places, places_of
 from dinov2rt.analysis.vectors import Collection, Float32Array, Token
 from dinov2rt.errors import InputError
 from dinov2rt.optional import require
@@ -10,11 +12,12 @@ from dinov2rt.optional import require
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One result: `rank` counts from 1, `score` is the cosine."""
+    """One result: `rank` counts from 1, `score` is the cosine, `file` where the image was."""
 
     rank: int
     key: str
     score: float
+    file: Path
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,15 +29,23 @@ class FeatureIndex:
     """
 
     keys: Any
+    places: Places
     _index: Any
 
     def __len__(self) -> int:
         return int(self._index.ntotal)
 
-    def find(self, key: str) -> int | None:
-        """Where the first image called `key` stands, or None."""
-        position = self.keys.index(key).as_py()
-        return None if position < 0 else int(position)
+    def find(self, query: str) -> int | None:
+        """Where the image stands that `query` means, or None; see `Places.find`.
+
+        Raises:
+            InputError: it may mean several.
+        """
+        return self.places.find(query, self.keys)
+
+    def file(self, position: int) -> Path:
+        """The file of the image at `position`; `SHARD#NAME` in a shard."""
+        return self.places.file(position, self.keys[position].as_py())
 
     def vector(self, position: int) -> Float32Array:
         """The unit vector [D] of the image at `position`."""
@@ -58,13 +69,17 @@ class FeatureIndex:
         pairs = zip(positions[0].tolist(), scores[0].tolist(), strict=True)
         found = [pair for pair in pairs if pair[0] != without][:count]
         return [
-            Neighbour(rank, self.keys[position].as_py(), score)
+            Neighbour(rank, self.keys[position].as_py(), score, self.file(position))
             for rank, (position, score) in enumerate(found, start=1)
         ]
 
 
-def index_features(collection: Collection, token: Token) -> FeatureIndex:
+def index_features(
+    collection: Collection, token: Token, *, root: Path | None = None
+) -> FeatureIndex:
     """Read one vector an image into an index, some thousand images at a time.
+
+    `root` is where the images are now, if not where they were.
 
     Raises:
         InputError: a vector that has no direction.
@@ -78,4 +93,5 @@ def index_features(collection: Collection, token: Token) -> FeatureIndex:
             index = faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         keys.append(batch_keys)
-    return FeatureIndex(pa.chunked_array(keys), index)
+    places = places_of(collection.dataset.files, root)
+    return FeatureIndex(pa.chunked_array(keys), places, index)

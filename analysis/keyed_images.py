@@ -16,12 +16,14 @@ from dinov2rt.runtime.images import Preprocess
 
 _SHARD_KEY = re.compile(r"(?P<shard>.+?\.(?:tar|parquet))#(?P<name>.+)", re.IGNORECASE)
 
-_WHOLE = Decoding(Preprocess(), Snap.PAD, max_pixels=2**62)
+_WHOLE = Decoding(Preprocess(), Snap.PAD, max_pixels=2**62, scale=False)
 """Neither scaled nor cropped; Pillow's own limit holds."""
 
 
 def load_keyed_image(key: str, image_column: str = "image") -> NDArray[np.uint8]:
-    """The image that `key` names, a path or a shard and what stands in it: uint8 [H, W, 3], RGB.
+    """The image that `key`, with its root, names: uint8 [H, W, 3], RGB.
+
+    It is a path, or that of a shard and what stands in it.
 
     Raises:
         InputError: it is no longer there, or cannot be decoded.

@@ -17,19 +17,20 @@ _COLUMNS = ("key", "label")
 _EXAMPLES = 3
 
 
-def find_labels(keys: Sequence[str], source: str) -> list[str]:
+def find_labels(keys: Sequence[str], source: str, root: Path = Path()) -> list[str]:
     """The label of each of `keys`, as text.
 
     Args:
         keys: as in the features.
         source: "folder", or a CSV or Parquet file with the columns `key` and `label`. It may hold
-            other keys as well.
+            other keys as well, and paths that start with the root in place of keys.
+        root: the folder that keys are relative to.
 
     Raises:
         InputError: a key without a label, a key with two, or a file that cannot be read.
         MissingDependencyError: Parquet without pyarrow.
     """
-    table = _by_folder(keys) if source == FOLDER else _read(Path(source))
+    table = _by_folder(keys, root) if source == FOLDER else _by_key(_read(Path(source)), root)
     if missing := [key for key in keys if not table.get(key)]:
         known = (
             "" if source == FOLDER or not table else f"; a key there is {shown(next(iter(table)))}"
@@ -62,9 +63,15 @@ def examples(names: Iterable[str]) -> str:
     return ", ".join(shown(name) for name in list(names)[:_EXAMPLES])
 
 
-def _by_folder(keys: Sequence[str]) -> dict[str, str]:
+def _by_folder(keys: Sequence[str], root: Path) -> dict[str, str]:
     """Of a shard's member the folder is one in the shard."""
-    return {key: PurePath(split_key(key)[1]).parent.name for key in keys}
+    return {key: PurePath(split_key(str(root / key))[1]).parent.name for key in keys}
+
+
+def _by_key(labels: Mapping[str, str], root: Path) -> dict[str, str]:
+    """Paths that start with `root` as keys."""
+    prefix = f"{root.as_posix()}/"
+    return {key.removeprefix(prefix): label for key, label in labels.items()}
 
 
 def _read(file: Path) -> Mapping[str, str]:

@@ -25,10 +25,11 @@ _GREY, _WHITE, _BLACK = (200, 200, 200), (255, 255, 255), (0, 0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One image, by its key, and the line that stands under it, above the key."""
+    """One image, by its file, or `SHARD#NAME`, and the lines under it: its caption and its key."""
 
-    key: str
+    file: str
     caption: str
+    key: str
 
 
 def draw_neighbours(rows: Sequence[Sequence[Tile]], file: Path, image_column: str = "image") -> int:
@@ -59,7 +60,7 @@ def _draw_tile(canvas: Any, tile: Tile, corner: tuple[int, int], image_column: s
     """Whether the image could be opened."""
     left, top = corner
     try:
-        _paste(canvas, load_keyed_image(tile.key, image_column), corner)
+        _paste(canvas, load_keyed_image(tile.file, image_column), corner)
         reason = None
     except InputError as error:
         reason = str(error)

@@ -47,7 +47,9 @@ def query_vectors(
         InputError: an image that cannot be used.
     """
     options = ExtractOptions(
-        preprocess=Preprocess.parse(metadata["preprocess"]), snap=Snap.parse(metadata["snap"])
+        preprocess=Preprocess.parse(metadata["preprocess"]),
+        snap=Snap.parse(metadata["snap"]),
+        scale=metadata.get("over_max_pixels") != "refuse",
     )
     vectors = []
     with Decoders(0) as decoders:

@@ -1,5 +1,6 @@
 """Pixel sizes, patch grids, and the way from one to the other."""
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
@@ -7,6 +8,9 @@ from typing import Self
 from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
+
+_SMALLER = 0.995
+"""Of the scale, for the next try where whole patches made a size too large again."""
 
 
 class Snap(StrEnum):
@@ -106,6 +110,26 @@ class ImageSize:
                 'enlarge it, or use snap="pad"'
             )
         return snapped
+
+    def fitted(self, max_pixels: int, snap: Snap) -> Self:
+        """The largest size of the same aspect that the model sees as at most `max_pixels`.
+
+        It is this size where that is small enough already.
+
+        Raises:
+            InputError: as `snapped`; so long and narrow an image would be smaller than one patch.
+        """
+        fitted, scale = self, min(1.0, math.sqrt(max_pixels / self.snapped(snap).pixels))
+        while fitted.snapped(snap).pixels > max_pixels:
+            fitted = self._scaled(scale, snap)
+            scale *= _SMALLER
+        return fitted
+
+    def _scaled(self, scale: float, snap: Snap) -> Self:
+        sides = (int(self.height * scale), int(self.width * scale))
+        if snap is Snap.ERROR:  # this size is a multiple, so what it becomes has to be one
+            sides = (_floor(sides[0]), _floor(sides[1]))
+        return type(self)(*sides)
 
     def center_padding(self) -> Padding:
         """Padding to the next multiples of 14; an odd pixel goes to the bottom or right.

@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -28,7 +28,8 @@ class FileSlice:
 class Item:
     """One image that is still encoded: what it is called, and where its bytes are.
 
-    `key` is the path of an image file, `SHARD.tar#MEMBER` or `SHARD.parquet#ROW`.
+    `key` is the path of an image file, `SHARD.tar#MEMBER` or `SHARD.parquet#ROW`, relative to the
+    collection's root.
     """
 
     key: str
@@ -37,24 +38,39 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What cannot be used, an image or a whole shard. `reason` is one line that names it."""
+    """What cannot be used, an image or a whole shard. `reason` is one line that names it.
+
+    `file_state` is that of the file when it was read, as from `file_state`; empty where nobody
+    looked.
+    """
 
     key: str
     reason: str
+    file_state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFiles:
-    """Image files, by their paths."""
+    """Image files, by their paths below the root."""
 
-    paths: tuple[str, ...]
+    names: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
-    def items(self) -> Iterator[Item | Failure]:
+    @property
+    def shard(self) -> None:
+        """Each image is a file of its own."""
+        return
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """What the images are called."""
+        return self.names
+
+    def items(self, root: Path) -> Iterator[Item | Failure]:
         """Each of them."""
-        return (Item(path, Path(path)) for path in self.paths)
+        return (Item(name, root / name) for name in self.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +83,16 @@ class TarRange:
     def __len__(self) -> int:
         return len(self.members)
 
-    def items(self) -> Iterator[Item | Failure]:
+    @property
+    def keys(self) -> Sequence[str]:
+        """What the images are called."""
+        return [f"{self.shard}#{member.name}" for member in self.members]
+
+    def items(self, root: Path) -> Iterator[Item | Failure]:
         """Each of them."""
-        for member in self.members:
-            source = FileSlice(self.shard, member.offset, member.size_bytes)
-            yield Item(f"{self.shard}#{member.name}", source)
+        file = str(root / self.shard)
+        for key, member in zip(self.keys, self.members, strict=True):
+            yield Item(key, FileSlice(file, member.offset, member.size_bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +107,16 @@ class ParquetRange:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def items(self) -> Iterator[Item | Failure]:
+    @property
+    def keys(self) -> Sequence[str]:
+        """What the images are called."""
+        return [f"{self.shard}#{row}" for row in range(self.start, self.stop)]
+
+    def items(self, root: Path) -> Iterator[Item | Failure]:
         """Each of them, read as they are asked for; one failure for all that cannot be read."""
-        row = self.start
+        file, row = root / self.shard, self.start
         try:
-            for content in read_parquet_images(Path(self.shard), self.column, row, self.stop):
+            for content in read_parquet_images(file, self.column, row, self.stop):
                 key = f"{self.shard}#{row}"
                 yield (
                     Failure(key, f"{shown(key)} is empty")
@@ -99,7 +125,7 @@ class ParquetRange:
                 )
                 row += 1
             if row < self.stop:
-                raise InputError(f"{self.shard} has only {row} rows now, fewer than when listed")
+                raise InputError(f"{file} has only {row} rows now, fewer than when listed")
         except InputError as error:
             yield Failure(f"{self.shard}#{row}-{self.stop - 1}", str(error))
 
@@ -114,7 +140,12 @@ class BadShard:
     def __len__(self) -> int:
         return 1
 
-    def items(self) -> Iterator[Item | Failure]:
+    @property
+    def keys(self) -> Sequence[str]:
+        """The shard in place of its images."""
+        return [self.shard]
+
+    def items(self, root: Path) -> Iterator[Item | Failure]:  # noqa: ARG002  # as its siblings
         """The failure that it is."""
         yield Failure(self.shard, self.reason)
 
@@ -126,23 +157,58 @@ Source = ImageFiles | TarRange | ParquetRange | BadShard
 class Chunk:
     """A unit of work: neighbours in the collection. Picklable; reads its images where it is.
 
-    `index` counts the chunks of a collection from 0.
+    `index` counts the chunks of a collection from 0, `root` is the folder that keys are relative
+    to. `only` limits the work to the images at these positions; None means all.
     """
 
     index: int
     source: Source
+    root: Path = Path()
+    only: frozenset[int] | None = None
 
     def __len__(self) -> int:
-        return len(self.source)
+        return len(self.source) if self.only is None else len(self.only)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """What all images of it are called, in their order, whatever `only` says."""
+        return self.source.keys
 
     def items(self) -> Iterator[Item | Failure]:
         """Its images, still encoded, in their order; at least one item."""
-        return self.source.items()
+        items = self.source.items(self.root)
+        if self.only is None:
+            return items
+        return (
+            item
+            for position, item in enumerate(items)
+            if position in self.only or isinstance(item, Failure)
+        )
+
+    @property
+    def is_shard(self) -> bool:
+        """Whether all of its images are in one file."""
+        return self.source.shard is not None
+
+    def file_of(self, key: str) -> Path:
+        """The file that the image called `key` is in."""
+        return self.root / (self.source.shard or key)
 
     @property
     def identity(self) -> str:
         """What it is made of, as text: equal for equal images in equal order."""
-        return json.dumps([type(self.source).__name__, *dataclasses.astuple(self.source)])
+        source = self.source
+        facts = [source.shard] if isinstance(source, BadShard) else dataclasses.astuple(source)
+        return json.dumps([type(source).__name__, *facts])
+
+
+def file_state(file: Path) -> str:
+    """Size and times of `file`, as text: equal as long as nothing has changed it."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        return str(error.strerror)
+    return f"{found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}"
 
 
 def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:

@@ -2,6 +2,7 @@
 
 import glob
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,6 +41,9 @@ def find_chunks(
     for any depth. A folder stands for its images, as in `find_images`, or where there are none for
     the shards in it. No chunk spans two shards; a shard that cannot be read is a chunk that fails.
 
+    Keys are relative to the root of the collection: the folder that was given, or that of the file,
+    or the fixed part of the pattern; of several paths, the folder that holds them all.
+
     Raises:
         InputError: `chunk_images` is less than 1; a path that does not exist or cannot be read, a
             pattern without a match, or a folder without images and shards.
@@ -48,8 +52,26 @@ def find_chunks(
     if chunk_images < 1:
         raise InputError(f"{chunk_images} images a chunk; allowed is a whole number from 1")
     files = find_images([file for path in paths for file in _expanded(str(path))])
-    sources = _sources(files, chunk_images, image_column)
-    return [Chunk(index, source) for index, source in enumerate(sources)]
+    root = _root(paths)
+    sources = _sources(files, root, chunk_images, image_column)
+    return [Chunk(index, source, root) for index, source in enumerate(sources)]
+
+
+def _root(paths: Sequence[Path | str]) -> Path:
+    """The folder that all of `paths` lie in, absolute, links kept."""
+    return Path(os.path.commonpath([_folder_of(str(path)) for path in paths]))
+
+
+def _folder_of(path: str) -> Path:
+    if glob.has_magic(path) and not Path(path).exists():
+        parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(path).parts)
+        return Path(*parts).absolute()
+    place = Path(os.path.abspath(path))  # noqa: PTH100  # resolve() would follow links
+    return place if place.is_dir() else place.parent
+
+
+def _name(file: Path, root: Path) -> str:
+    return Path(os.path.abspath(file)).relative_to(root).as_posix()  # noqa: PTH100
 
 
 def _expanded(path: str) -> list[Path]:
@@ -87,20 +109,24 @@ def _holds_images(folder: Path) -> bool:
         return False
 
 
-def _sources(files: list[Path], chunk_images: int, image_column: str) -> Iterator[Source]:
+def _sources(
+    files: list[Path], root: Path, chunk_images: int, image_column: str
+) -> Iterator[Source]:
     for is_shard, group in itertools.groupby(files, key=_is_shard):
         if not is_shard:
-            for paths in batched(map(str, group), chunk_images):
-                yield ImageFiles(tuple(paths))
+            for names in batched((_name(file, root) for file in group), chunk_images):
+                yield ImageFiles(tuple(names))
             continue
         for shard in group:
-            yield from _shard_sources(shard, chunk_images, image_column)
+            yield from _shard_sources(shard, _name(shard, root), chunk_images, image_column)
 
 
-def _shard_sources(shard: Path, chunk_images: int, image_column: str) -> Iterator[Source]:
+def _shard_sources(
+    shard: Path, name: str, chunk_images: int, image_column: str
+) -> Iterator[Source]:
     ranges = {
-        TAR_SUFFIX: lambda: _tar_ranges(shard, chunk_images),
-        PARQUET_SUFFIX: lambda: _parquet_ranges(shard, image_column, chunk_images),
+        TAR_SUFFIX: lambda: _tar_ranges(shard, name, chunk_images),
+        PARQUET_SUFFIX: lambda: _parquet_ranges(shard, name, image_column, chunk_images),
     }
     found = False
     try:
@@ -110,24 +136,24 @@ def _shard_sources(shard: Path, chunk_images: int, image_column: str) -> Iterato
         if not found:
             raise InputError(f"{shard} holds no image; leave it out")
     except InputError as error:
-        yield BadShard(str(shard), str(error))
+        yield BadShard(name, str(error))
 
 
-def _tar_ranges(shard: Path, chunk_images: int) -> Iterator[Source]:
+def _tar_ranges(shard: Path, name: str, chunk_images: int) -> Iterator[Source]:
     """Those before a damage are good: only what follows is lost."""
     members: list[TarMember] = []
     damage = None
     try:
         members.extend(tar_images(shard))
     except InputError as error:
-        damage = BadShard(str(shard), str(error))
+        damage = BadShard(name, str(error))
     for part in batched(members, chunk_images):
-        yield TarRange(str(shard), tuple(part))
+        yield TarRange(name, tuple(part))
     if damage is not None:
         yield damage
 
 
-def _parquet_ranges(shard: Path, column: str, chunk_images: int) -> Iterator[Source]:
+def _parquet_ranges(shard: Path, name: str, column: str, chunk_images: int) -> Iterator[Source]:
     rows = parquet_images(shard, column)
     for start in range(0, rows, chunk_images):
-        yield ParquetRange(str(shard), column, start, min(start + chunk_images, rows))
+        yield ParquetRange(name, column, start, min(start + chunk_images, rows))

@@ -6,28 +6,52 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.chunks import Chunk, Failure
-from dinov2rt.extraction.image_features import ImageFeatures
-from dinov2rt.extraction.parquet import FeatureType, feature_schema, write_failures, write_features
-from dinov2rt.extraction.reader import ERRORS_FOLDER, MODEL_KEYS, num_rows, read_metadata
+from dinov2rt.extraction.chunks import Chunk, Failure, file_state
+from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
+from dinov2rt.extraction.parquet import (
+    FeatureType,
+    feature_schema,
+    read_rows,
+    write_failures,
+    write_features,
+)
+from dinov2rt.extraction.reader import ERRORS_FOLDER, num_rows, read_metadata, read_scaled
+from dinov2rt.extraction.resume import (
+    OPTION_KEYS,
+    kept_failures,
+    merged,
+    settings_differ,
+    to_retry,
+)
 from dinov2rt.files import refused
 
-_OPTION_KEYS = (*MODEL_KEYS, "patch_tokens", "max_pixels")
 _PARTIAL_SUFFIX = ".partial"
 
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What one part holds: `images` rows of features, and `failures` rows of errors."""
+    """What one part holds: `images` rows of features, and `failures` rows of errors.
+
+    `scaled` are those of the images that were scaled to fit.
+    """
 
     images: int
     failures: int
+    scaled: ScaledImages = field(default_factory=ScaledImages)
+
+    def __add__(self, other: "PartReport") -> "PartReport":
+        return PartReport(
+            self.images + other.images,
+            self.failures + other.failures,
+            self.scaled + other.scaled,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +59,7 @@ class FeatureDataset:
     """A folder of parts, and what its features are. Can be pickled; several may write at once.
 
     A part has one row an image, with the columns of `feature_schema`. Where images of a chunk
-    failed, the folder `_errors` holds a file of the same name with `key` and `reason`.
+    failed, the folder `_errors` holds a file of the same name with the columns of `write_failures`.
 
     A part appears when it is complete and on the disk: its name is the commit. The name holds a
     hash of the chunk and of the options, so that a part is found again by what it is made of.
@@ -49,14 +73,14 @@ class FeatureDataset:
 
     def part(self, chunk: Chunk) -> Path:
         """The file that holds, or will hold, the features of `chunk`."""
-        options = [self.metadata[key] for key in _OPTION_KEYS]
+        options = [self.metadata[key] for key in OPTION_KEYS]
         made_of = json.dumps([options, chunk.identity])
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         return self.folder / f"part-{chunk.index:06d}-{digest}.parquet"
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether `chunk` is done."""
-        return self.part(chunk).exists()
+        """Whether `chunk` is done; one that is limited to some images is not."""
+        return chunk.only is None and self.part(chunk).exists()
 
     def report(self, chunk: Chunk) -> PartReport:
         """What the part of `chunk`, which is done, holds.
@@ -66,13 +90,18 @@ class FeatureDataset:
         """
         part = self.part(chunk)
         errors = self._errors(part)
-        return PartReport(num_rows(part), num_rows(errors) if errors.exists() else 0)
+        failures = num_rows(errors) if errors.exists() else 0
+        return PartReport(num_rows(part), failures, ScaledImages.of(read_scaled(part)))
 
     @contextlib.contextmanager
-    def resumed(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+    def resumed(
+        self, chunks: Sequence[Chunk], *, retry_failed: bool = False
+    ) -> Iterator[list[Chunk]]:
         """The folder made, or taken up again, for `chunks`; gives those that are still missing.
 
-        What a run that was killed left half written is removed. While the context lasts, no other
+        Of chunks with failures, it gives the images whose files have changed since, or with
+        `retry_failed` all that failed. What a run that was killed left half written is removed, and
+        so are parts of other settings that hold no features. While the context lasts, no other
         process can resume the folder.
 
         Raises:
@@ -86,8 +115,7 @@ class FeatureDataset:
         with _locked(self.folder):
             for partial in self.folder.rglob(f".*{_PARTIAL_SUFFIX}"):
                 partial.unlink(missing_ok=True)
-            done = self._done(chunks)
-            yield [chunk for chunk in chunks if self.part(chunk).name not in done]
+            yield list(self._missing(chunks, self._done(chunks), retry_failed))
 
     def stage(self, chunk: Chunk, outcomes: Iterable[ImageFeatures | Failure]) -> "StagedPart":
         """Write the part of `chunk` under another name; `StagedPart.commit` gives it its own.
@@ -98,17 +126,21 @@ class FeatureDataset:
         """
         part = self.part(chunk)
         staged = StagedPart(self._errors(part), part)
-        failures: list[Failure] = []
+        failures = kept_failures(chunk, staged.errors)
+        rows = _sifted(chunk, outcomes, failures)
+        scaled: list[ImageSize] = []
+        if chunk.only is not None:
+            rows = merged(chunk, read_rows(part), rows)
         try:
             with _written(staged.partial(part), part) as file:
-                images = write_features(file, self._schema(), _sifted(outcomes, failures))
+                images = write_features(file, self._schema(), noting_scaled(rows, scaled))
             if failures:
                 with _written(staged.partial(staged.errors), staged.errors) as file:
                     write_failures(file, failures)
         except BaseException:
             staged.discard()
             raise
-        staged.report = PartReport(images, len(failures))
+        staged.report = PartReport(images, len(failures), ScaledImages.of(scaled))
         return staged
 
     def _schema(self) -> Any:
@@ -119,27 +151,43 @@ class FeatureDataset:
     def _errors(self, part: Path) -> Path:
         return self.folder / ERRORS_FOLDER / part.name
 
+    def _missing(
+        self, chunks: Sequence[Chunk], done: set[str], retry_failed: bool
+    ) -> Iterator[Chunk]:
+        """The chunks that are not done, and of the others what is to be tried again."""
+        for chunk in chunks:
+            part = self.part(chunk)
+            if part.name not in done:
+                yield chunk
+                continue
+            again = to_retry(chunk, part, self._errors(part), also_unchanged=retry_failed)
+            if again is not None:
+                yield again
+
     def _done(self, chunks: Sequence[Chunk]) -> set[str]:
         """The names of the parts that are there, once all are of `chunks` and these options."""
         wanted = {self.part(chunk).name for chunk in chunks}
         there = {entry.name for entry in self.folder.iterdir() if entry.name[0] not in "._"}
-        if foreign := sorted(there - wanted):
-            raise InputError(self._difference(self.folder / foreign[0]))
-        return there
+        for name in sorted(there - wanted):
+            self._remove_without_features(self.folder / name)
+        return there & wanted
 
-    def _difference(self, part: Path) -> str:
-        """Why `part` is none of these, in one line."""
+    def _remove_without_features(self, part: Path) -> None:
+        """A foreign part is refused, unless nothing is lost with it: all of its images failed."""
         metadata: dict[str, str] = {}
         with contextlib.suppress(InputError):
             metadata = read_metadata(part)
         if "variant" not in metadata:
-            return f"{part} is no part of a feature dataset; write to another folder"
-        for key in _OPTION_KEYS:
-            if metadata.get(key) != self.metadata[key]:
-                return (
-                    f"{self.folder} was begun with {key} {metadata.get(key)}, and this is "
-                    f"{self.metadata[key]}; ask for the same as before, or write to another folder"
-                )
+            raise InputError(f"{part} is no part of a feature dataset; write to another folder")
+        if num_rows(part):
+            raise InputError(self._difference(part, metadata))
+        self._errors(part).unlink(missing_ok=True)
+        part.unlink()
+
+    def _difference(self, part: Path, metadata: Mapping[str, str]) -> str:
+        """Why `part`, which `metadata` describes, is none of these, in one line."""
+        if (difference := settings_differ(metadata, self.metadata)) is not None:
+            return f"{self.folder} was begun with {difference}"
         return (
             f"{self.folder} was begun with other images, another order or another number of images "
             f"a part ({part.name} is not among these); ask for the same as before, or write to "
@@ -226,11 +274,22 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _sifted(
-    outcomes: Iterable[ImageFeatures | Failure], failures: list[Failure]
+    chunk: Chunk, outcomes: Iterable[ImageFeatures | Failure], failures: list[Failure]
 ) -> Iterator[ImageFeatures]:
-    """The features alone; what failed is put aside."""
+    """The features alone; what failed is put aside, with the state of its file."""
     for outcome in outcomes:
         if isinstance(outcome, Failure):
-            failures.append(outcome)
+            state = outcome.file_state or file_state(chunk.file_of(outcome.key))
+            failures.append(replace(outcome, file_state=state))
         else:
             yield outcome
+
+
+def noting_scaled(
+    rows: Iterable[ImageFeatures], scaled: list[ImageSize]
+) -> Iterator[ImageFeatures]:
+    """`rows` as they come; those that were scaled to fit leave their former size in `scaled`."""
+    for row in rows:
+        if row.scaled_from is not None:
+            scaled.append(row.scaled_from)
+        yield row

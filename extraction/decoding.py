@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched
+from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched, file_state
 from dinov2rt.files import open_regular
 from dinov2rt.foreign import shown
 from dinov2rt.optional import require
-from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.images import Preprocess, load_fitted
 from dinov2rt.runtime.inputs import group_images
 
 _TASK_IMAGES = 4
@@ -38,23 +38,46 @@ _TASKS_PER_DECODER = 2
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What is done to an image before the model; `max_pixels` bounds what the model would see."""
+    """What is done to an image before the model.
+
+    `max_pixels` bounds what the model sees: larger images are scaled to fit, or with `scale` false
+    refused.
+    """
 
     preprocess: Preprocess
     snap: Snap
     max_pixels: int
+    scale: bool = True
+
+    def fit(self, size: ImageSize) -> ImageSize:
+        """The size that an image of `size` is given.
+
+        Raises:
+            InputError: it is too large and must not be scaled, or cannot be snapped.
+        """
+        if self.scale:
+            return size.fitted(self.max_pixels, self.snap)
+        if (seen := size.snapped(self.snap)).pixels > self.max_pixels:
+            raise InputError(
+                f"image of {size} has {seen.pixels} pixels, more than max_pixels="
+                f"{self.max_pixels}; let it be scaled to fit (without --no-scale), choose another "
+                'preprocess, such as "short-side:518", or raise max_pixels (memory grows with it)'
+            )
+        return size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
     """`pixels` [H, W, 3] as the model gets them: snapped, but for the padding of `Snap.PAD`.
 
-    `size` is that of the image before it was snapped.
+    `size` is that of the image before it was snapped; `scaled_from` the one that it had before it
+    was scaled to fit, None where it fitted.
     """
 
     key: str
     size: ImageSize
     pixels: NDArray[np.uint8]
+    scaled_from: ImageSize | None = None
 
 
 class Decoders:
@@ -130,13 +153,16 @@ def decode(item: Item | Failure, decoding: Decoding) -> DecodedImage | Failure:
     """
     if isinstance(item, Failure):
         return item
+    state = file_state(item.source) if isinstance(item.source, Path) else ""
     try:
-        image = load_image(_readable(item), decoding.preprocess)
-        return DecodedImage(item.key, ImageSize(*image.shape[:2]), _snapped(image, decoding))
+        image = load_fitted(_readable(item), decoding.preprocess, decoding.fit)
+        size = ImageSize(*image.pixels.shape[:2])
+        return DecodedImage(item.key, size, _snapped(image.pixels, decoding), image.scaled_from)
     except InputError as error:
-        reason, key = str(error), shown(item.key)
-        named = reason if reason.startswith(key) else f"{key}: {reason}"
-        return Failure(item.key, named)
+        name = str(item.source) if isinstance(item.source, Path) else item.key
+        reason = str(error)
+        named = reason if reason.startswith(shown(name)) else f"{shown(item.key)}: {reason}"
+        return Failure(item.key, named, state)
 
 
 def _decode_task(items: list[Item | Failure], decoding: Decoding) -> list[DecodedImage | Failure]:
@@ -184,13 +210,6 @@ def _read(part: FileSlice) -> bytes:
 
 
 def _snapped(image: NDArray[np.uint8], decoding: Decoding) -> NDArray[np.uint8]:
-    seen = ImageSize(*image.shape[:2]).snapped(decoding.snap)
-    if seen.pixels > decoding.max_pixels:
-        raise InputError(
-            f"image of {ImageSize(*image.shape[:2])} has {seen.pixels} pixels, more than "
-            f'max_pixels={decoding.max_pixels}; scale it, e.g. with preprocess "short-side:518", '
-            "or raise max_pixels (memory grows with it)"
-        )
     # In a list, each image is snapped by itself, and not left to the graph.
     (group,) = group_images([image], InputFormat.PIXELS, decoding.snap, decoding.max_pixels)
     pixels: NDArray[np.uint8] = np.ascontiguousarray(group.images[0])

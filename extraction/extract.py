@@ -33,7 +33,8 @@ class ExtractOptions:
     """How images become batches.
 
     `batch` is the most images of one forward pass. `patch_tokens` keeps each image's patch tokens
-    in its row; without them a row is a few kilobytes.
+    in its row; without them a row is a few kilobytes. Images over the model's `max_pixels` are
+    scaled to fit, or with `scale` false refused.
 
     Raises:
         InputError: `batch` is less than 1.
@@ -43,6 +44,7 @@ class ExtractOptions:
     snap: Snap = Snap.CROP
     batch: int = 8
     patch_tokens: bool = False
+    scale: bool = True
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -50,7 +52,7 @@ class ExtractOptions:
 
     def decoding(self, max_pixels: int) -> Decoding:
         """What of it is done before the model."""
-        return Decoding(self.preprocess, self.snap, max_pixels)
+        return Decoding(self.preprocess, self.snap, max_pixels, self.scale)
 
 
 def extract(
@@ -173,6 +175,7 @@ def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Ou
             register_tokens=_float32(features.register_tokens[index]),
             patch_mean=_float32(patch_mean[index]),
             patch_tokens=_float32(patch_tokens[index]) if options.patch_tokens else None,
+            scaled_from=image.scaled_from,
         )
         for index, image in enumerate(batch.images)
     ]

@@ -14,6 +14,7 @@ from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.dataset import FeatureDataset, PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.image_features import as_unicode
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
@@ -49,14 +50,14 @@ class Extractor:
         decoders: Decoders,
         *,
         dtype: FeatureType = FeatureType.FLOAT32,
+        root: Path = Path(),
     ) -> Self:
-        """The extractor that fills the dataset in `folder`; nothing is written yet."""
-        settings = {
-            "dtype": str(dtype),
-            "patch_tokens": "yes" if options.patch_tokens else "no",
-            "max_pixels": str(model.options.max_pixels),
-        }
-        metadata = feature_metadata(model, options) | settings
+        """The extractor that fills the dataset in `folder`; nothing is written yet.
+
+        `root` is the folder that the keys of the images are relative to.
+        """
+        settings = {"dtype": str(dtype), "patch_tokens": "yes" if options.patch_tokens else "no"}
+        metadata = feature_metadata(model, options, root) | settings
         dataset = FeatureDataset(folder, model.variant, dtype, options.patch_tokens, metadata)
         return cls(model, options, dataset, decoders)
 
@@ -116,8 +117,8 @@ class Extractor:
         return extract(self.model, chunks, self.options, self.decoders)
 
 
-def feature_metadata(model: Model, options: ExtractOptions) -> dict[str, str]:
-    """What made the features, as text."""
+def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[str, str]:
+    """What made the features of the images below `root`, as text."""
     weights = model.manifest.weights
     metadata = {
         "dinov2rt_version": __version__,
@@ -127,6 +128,9 @@ def feature_metadata(model: Model, options: ExtractOptions) -> dict[str, str]:
         "precision": str(model.graph.precision),
         "preprocess": _preprocess_name(options.preprocess),
         "snap": str(options.snap),
+        "max_pixels": str(model.options.max_pixels),
+        "over_max_pixels": "scale" if options.scale else "refuse",
+        "root": as_unicode(str(root)),
     }
     return metadata | ({"warning": MEANINGLESS} if is_synthetic(model) else {})
 

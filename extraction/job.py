@@ -1,4 +1,4 @@
-"""A whole collection into one output: a folder of Parquet parts, or one .npz file."""
+"""A whole collection into one output: a folder of Parquet parts, or one .npz or .csv file."""
 
 import contextlib
 import itertools
@@ -7,14 +7,17 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
 from dinov2rt.extraction.extractor import Extractor, feature_metadata
-from dinov2rt.extraction.image_features import ImageFeatures
+from dinov2rt.extraction.formats import FeatureFormat, feature_format
+from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
 from dinov2rt.extraction.npz import write_npz
 from dinov2rt.extraction.ray_cluster import Cluster, process_on_ray
+from dinov2rt.extraction.text_table import write_csv
 from dinov2rt.runtime.model import Model
 
 LISTED_FAILURES = 100
@@ -36,40 +39,53 @@ class JobReport:
         failed: images without features in the output.
         computed: images of `images` that this run computed.
         failures: the first failures that this run met.
+        left: images that were neither done nor known to fail when this run began.
+        scaled: those of `images` that were scaled to fit `max_pixels`.
     """
 
     images: int
     failed: int
     computed: int
     failures: tuple[Failure, ...] = ()
+    left: int | None = None
+    scaled: ScaledImages = field(default_factory=ScaledImages)
 
 
 def extract_to_parts(
-    extractor: Extractor, chunks: list[Chunk], *, cluster: Cluster | None, watching: Watching
+    extractor: Extractor,
+    chunks: list[Chunk],
+    *,
+    cluster: Cluster | None,
+    watching: Watching,
+    retry_failed: bool = False,
 ) -> JobReport:
     """Write every part of the extractor's dataset that an earlier run did not.
+
+    Images that failed in an earlier run are tried again if their files have changed since.
 
     Args:
         extractor: the model, its options and the dataset.
         chunks: the collection, one chunk a part.
         cluster: where to compute; None is this process.
         watching: gives the function that is called with each outcome.
+        retry_failed: try all that failed again, changed or not.
 
     Raises:
         Dinov2rtError: the features cannot be computed or written.
     """
     dataset = extractor.dataset
-    with dataset.resumed(chunks) as missing:
-        done = num_images(chunks) - num_images(missing)
-        with watching(done) as watch:
+    with dataset.resumed(chunks, retry_failed=retry_failed) as missing:
+        left = num_images(missing)
+        with watching(num_images(chunks) - left) as watch:
             count = _Count(watch)
             _process(extractor, missing, cluster, count)
-        parts = [dataset.report(chunk) for chunk in chunks]
-    images, failed = sum(part.images for part in parts), sum(part.failures for part in parts)
-    return JobReport(images, failed, count.computed, tuple(count.failures))
+        held = sum((dataset.report(chunk) for chunk in chunks), PartReport(0, 0))
+    return JobReport(
+        held.images, held.failures, count.computed, tuple(count.failures), left, held.scaled
+    )
 
 
-def extract_to_npz(
+def extract_to_file(
     model: Model,
     chunks: list[Chunk],
     options: ExtractOptions,
@@ -78,7 +94,7 @@ def extract_to_npz(
     *,
     watching: Watching,
 ) -> JobReport:
-    """Write the features of all images to `file`; there is no file if no image can be used.
+    """Write the features of all images to `file`, .npz or .csv; no file if no image can be used.
 
     Raises:
         Dinov2rtError: the features cannot be computed or written.
@@ -89,9 +105,18 @@ def extract_to_npz(
         count = _Count(watch)
         rows = count.features(outcome for _, outcome in outcomes)
         if (first := next(rows, None)) is not None:
-            write_npz(file, itertools.chain([first], rows), feature_metadata(model, options))
-    failed = num_images(chunks) - count.computed
-    return JobReport(count.computed, failed, count.computed, tuple(count.failures))
+            metadata = feature_metadata(model, options, chunks[0].root)
+            _write(file, itertools.chain([first], rows), metadata)
+    total, computed = num_images(chunks), count.computed
+    scaled = ScaledImages.of(count.scaled_from)
+    return JobReport(computed, total - computed, computed, tuple(count.failures), total, scaled)
+
+
+def _write(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, str]) -> None:
+    if feature_format(file) is FeatureFormat.CSV:
+        write_csv(file, rows)
+    else:
+        write_npz(file, rows, metadata)
 
 
 def num_images(chunks: Iterable[Chunk]) -> int:
@@ -106,6 +131,7 @@ class _Count:
     watch: Watch
     computed: int = 0
     failures: list[Failure] = field(default_factory=list)
+    scaled_from: list[ImageSize] = field(default_factory=list)
 
     def add(self, outcome: Outcome | PartReport) -> None:
         if isinstance(outcome, PartReport):
@@ -121,6 +147,8 @@ class _Count:
         for outcome in outcomes:
             self.add(outcome)
             if not isinstance(outcome, Failure):
+                if outcome.scaled_from is not None:
+                    self.scaled_from.append(outcome.scaled_from)
                 yield outcome
 
 

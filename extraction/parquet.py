@@ -1,16 +1,20 @@
 """Features and failures as Parquet: their columns, and how they are written."""
 
+import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
-from dinov2rt.extraction.image_features import ImageFeatures, as_unicode
+from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
 from dinov2rt.foreign import quoted
 from dinov2rt.optional import require
 
@@ -18,6 +22,8 @@ METADATA_PREFIX = "dinov2rt."
 """Of the keys in a schema's metadata that are this project's."""
 
 _ROW_GROUP_BYTES = 64 << 20
+_ROWS_AT_A_TIME = 64
+_TOKEN_COLUMNS = ("cls_token", "register_tokens", "patch_mean", "patch_tokens")
 
 
 class FeatureType(StrEnum):
@@ -46,9 +52,11 @@ def feature_schema(
 ) -> Any:
     """The columns of a table of features, as a pyarrow schema.
 
-    `key`, `height`, `width`, `grid_rows`, `grid_cols`, and lists of `dtype`: `cls_token` [D],
-    `register_tokens` [R·D] where there are any, `patch_mean` [D], and with `patch_tokens` those
-    [P·D], row-major over the grid. All lists but the last have a fixed size.
+    `key`; `height` and `width` of the image given to the model; `scaled_from_height` and
+    `scaled_from_width`, its size before it was scaled to fit `max_pixels`, null where it fitted;
+    `grid_rows` and `grid_cols`; and lists of `dtype`: `cls_token` [D], `register_tokens` [R, D]
+    where there are any, `patch_mean` [D], and with `patch_tokens` those [P, D], row-major over the
+    grid. All lists have fixed sizes but for P.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
@@ -56,14 +64,13 @@ def feature_schema(
     pa = _pyarrow()
     number = pa.float16() if dtype is FeatureType.FLOAT16 else pa.float32()
     width = variant.embed_dim
-    fields = {"key": pa.string()}
-    fields |= dict.fromkeys(("height", "width", "grid_rows", "grid_cols"), pa.int32())
-    fields["cls_token"] = pa.list_(number, width)
+    token = pa.list_(number, width)
+    fields = {"key": pa.string()} | dict.fromkeys(SIZE_COLUMNS, pa.int32()) | {"cls_token": token}
     if variant.num_registers:
-        fields["register_tokens"] = pa.list_(number, variant.num_registers * width)
-    fields["patch_mean"] = pa.list_(number, width)
+        fields["register_tokens"] = pa.list_(token, variant.num_registers)
+    fields["patch_mean"] = token
     if patch_tokens:
-        fields["patch_tokens"] = pa.list_(number)
+        fields["patch_tokens"] = pa.list_(token)
     prefixed = {f"{METADATA_PREFIX}{key}": value for key, value in metadata.items()}
     return pa.schema(fields).with_metadata(prefixed)
 
@@ -86,7 +93,7 @@ def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -
 
 
 def write_failures(file: BinaryIO, failures: Sequence[Failure]) -> None:
-    """Write the columns `key` and `reason`.
+    """Write the columns `key`, `reason` and `file_state`.
 
     Raises:
         OSError: the system refuses to write.
@@ -95,8 +102,57 @@ def write_failures(file: BinaryIO, failures: Sequence[Failure]) -> None:
     columns = {
         "key": [as_unicode(failure.key) for failure in failures],
         "reason": [as_unicode(failure.reason) for failure in failures],
+        "file_state": [failure.file_state for failure in failures],
     }
     parquet.write_table(_pyarrow().table(columns), file)
+
+
+def read_failures(file: Path) -> list[Failure]:
+    """What `write_failures` wrote.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with opened_parquet(file) as table:
+        return [Failure(**row) for row in table.read().to_pylist()]
+
+
+def read_rows(part: Path) -> Iterator[ImageFeatures]:
+    """What `write_features` wrote, a few images at a time, in float32.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    with opened_parquet(part) as table:
+        for batch in table.iter_batches(_ROWS_AT_A_TIME):
+            columns = {name: batch.column(name) for name in batch.schema.names}
+            for row in range(len(batch)):
+                yield _row({name: column[row] for name, column in columns.items()})
+
+
+def _row(cells: Mapping[str, Any]) -> ImageFeatures:
+    tokens = {name: _tokens(cells[name]) for name in _TOKEN_COLUMNS if name in cells}
+    tokens.setdefault("register_tokens", np.zeros((0, len(tokens["cls_token"])), np.float32))
+    height, width, from_height, from_width, rows, cols = (cells[name] for name in SIZE_COLUMNS)
+    scaled_from = (
+        ImageSize(from_height.as_py(), from_width.as_py()) if from_height.is_valid else None
+    )
+    return ImageFeatures(
+        key=cells["key"].as_py(),
+        size=ImageSize(height.as_py(), width.as_py()),
+        grid=Grid(rows.as_py(), cols.as_py()),
+        scaled_from=scaled_from,
+        **tokens,
+    )
+
+
+def _tokens(cell: Any) -> NDArray[np.float32]:
+    """[D] of a list of numbers, [N, D] of a list of such lists."""
+    values, rows = cell.values, None
+    if not _pyarrow().types.is_floating(values.type):
+        values, rows = values.flatten(), len(values)
+    numbers: NDArray[np.float32] = values.to_numpy(zero_copy_only=False).astype(np.float32)
+    return numbers if rows is None else numbers.reshape(rows, -1)
 
 
 def _row_groups(rows: Iterator[ImageFeatures]) -> Iterator[list[ImageFeatures]]:
@@ -113,23 +169,21 @@ def _row_groups(rows: Iterator[ImageFeatures]) -> Iterator[list[ImageFeatures]]:
 
 
 def _record_batch(rows: list[ImageFeatures], schema: Any) -> Any:
-    columns = {
-        "key": [as_unicode(row.key) for row in rows],
-        "height": [row.size.height for row in rows],
-        "width": [row.size.width for row in rows],
-        "grid_rows": [row.grid.rows for row in rows],
-        "grid_cols": [row.grid.cols for row in rows],
-    }
+    columns: dict[str, Any] = {"key": [as_unicode(row.key) for row in rows]}
+    columns |= dict(zip(SIZE_COLUMNS, zip(*map(sizes, rows), strict=True), strict=True))
     for field in list(schema)[len(columns) :]:
-        values = [np.ravel(getattr(row, field.name)) for row in rows]
-        columns[field.name] = _list_array(values, field.type)
+        columns[field.name] = _list_array([getattr(row, field.name) for row in rows], field.type)
     return _pyarrow().record_batch(columns, schema=schema)
 
 
 def _list_array(values: list[NDArray[np.float32]], kind: Any) -> Any:
-    """`values`, one list a row, as an Arrow array of the type `kind`, without Python objects."""
+    """`values`, one a row, as an Arrow array of the type `kind`, without Python objects."""
     pa = _pyarrow()
-    flat = pa.array(_cast(np.concatenate(values), kind.value_type), kind.value_type)
+    is_nested = not pa.types.is_floating(kind.value_type)
+    number = kind.value_type.value_type if is_nested else kind.value_type
+    flat = pa.array(_cast(np.concatenate(values).ravel(), number), number)
+    if is_nested:
+        flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
     if pa.types.is_fixed_size_list(kind):
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
@@ -144,6 +198,19 @@ def _cast(values: NDArray[np.float32], number: Any) -> NDArray[Any]:
             "use dtype float32"
         )
     return values.astype(number.to_pandas_dtype())
+
+
+@contextlib.contextmanager
+def opened_parquet(file: Path) -> Iterator[Any]:
+    """A Parquet file of features or failures, open; errors of reading it become `InputError`."""
+    parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
+    try:
+        with parquet.ParquetFile(file) as opened:
+            yield opened
+    except (_pyarrow().lib.ArrowException, OSError) as error:
+        number = getattr(error, "errno", None)
+        reason = os.strerror(number) if number else " ".join(str(error).split())
+        raise InputError(f"{file} cannot be read as Parquet ({reason}); leave it out") from error
 
 
 def _pyarrow() -> Any:

@@ -1,12 +1,12 @@
 """Features read back, never those of different models together."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.parquet import METADATA_PREFIX
+from dinov2rt.extraction.parquet import METADATA_PREFIX, opened_parquet
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
@@ -58,7 +58,8 @@ def read_metadata(part: Path) -> dict[str, str]:
     Raises:
         InputError: it cannot be read.
     """
-    metadata = _opened(part).schema_arrow.metadata or {}
+    with opened_parquet(part) as file:
+        metadata = file.schema_arrow.metadata or {}
     texts = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
         key.removeprefix(METADATA_PREFIX): value
@@ -73,7 +74,31 @@ def num_rows(part: Path) -> int:
     Raises:
         InputError: it cannot be read.
     """
-    return int(_opened(part).metadata.num_rows)
+    with opened_parquet(part) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_scaled(part: Path) -> list[ImageSize]:
+    """The sizes before scaling of those images in the file `part` that were scaled to fit.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    names = ["scaled_from_height", "scaled_from_width"]
+    with opened_parquet(part) as file:
+        heights, widths = (column.drop_null().to_pylist() for column in file.read(columns=names))
+    return [ImageSize(*sides) for sides in zip(heights, widths, strict=True)]
+
+
+def read_keys(part: Path) -> list[str]:
+    """The keys in the file `part`, in their order.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    with opened_parquet(part) as file:
+        keys: list[str] = file.read(columns=["key"]).column(0).to_pylist()
+        return keys
 
 
 def _parts(path: Path) -> list[Path]:
@@ -108,16 +133,3 @@ def _checked(features: Any, columns: Sequence[str] | None) -> list[str] | None:
             f"there is no column {quoted(unknown[0])}; there are {shown(', '.join(names))}"
         )
     return list(columns)
-
-
-def _opened(part: Path) -> Any:
-    """An open `ParquetFile`, of which the footer has been read."""
-    pa = require("pyarrow", extra="parquet", purpose="reading features")
-    parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
-    try:
-        with parquet.ParquetFile(part) as file:
-            return file
-    except (pa.lib.ArrowException, OSError) as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        raise InputError(f"{part} cannot be read as Parquet ({reason}); leave it out") from error

@@ -1,10 +1,11 @@
 """Image files as the uint8 RGB arrays that the model takes."""
 
 import functools
+import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +44,9 @@ FORMATS = (
 EPS, is a program, which it starts Ghostscript for. A JPEG may be an MPO, as phones write them."""
 
 _SHORT_SIDE = "short-side:"
+_EXIF_ORIENTATION = 0x0112
+_EXIF_QUARTER_TURNS = (5, 6, 7, 8)
+_JPEG = ("JPEG", "MPO")
 # Warning filters belong to the process; the lock keeps threads from restoring each other's.
 _open_lock = threading.Lock()
 
@@ -90,10 +94,21 @@ class Preprocess:
         return image
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedImage:
+    """`pixels` [H, W, 3], uint8, RGB.
+
+    `scaled_from` is the size that had to be made smaller to fit, None where the image fitted.
+    """
+
+    pixels: NDArray[np.uint8]
+    scaled_from: ImageSize | None = None
+
+
 def load_image(
-    path: Path | str | BinaryIO, preprocess: Preprocess | str = "native"
+    path: Path | str | bytes | BinaryIO, preprocess: Preprocess | str = "native"
 ) -> NDArray[np.uint8]:
-    """The image file `path`, or an open one, as uint8 [H, W, 3], RGB, C-contiguous.
+    """The image file `path`, an open one, or one in memory, as uint8 [H, W, 3], RGB, C-contiguous.
 
     The EXIF orientation is applied, which the official data loader leaves out. Everything else
     is its `convert("RGB")`: grey is repeated, alpha and a palette's transparency are dropped, and
@@ -107,14 +122,34 @@ def load_image(
         MissingDependencyError: Pillow is not installed.
     """
     steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    return load_fitted(path, steps, lambda size: size).pixels
+
+
+def load_fitted(
+    path: Path | str | bytes | BinaryIO,
+    preprocess: Preprocess,
+    fit: Callable[[ImageSize], ImageSize],
+) -> LoadedImage:
+    """As `load_image`, then scaled to the size that `fit` gives it, bicubic and antialiased.
+
+    A JPEG without other steps is decoded at 1/2, 1/4 or 1/8 of its size where that is still at
+    least the size that is wanted, which takes less time and memory. Images that fit, and those that
+    `preprocess` scales, are decoded whole, as the official data loader does it.
+
+    Raises:
+        InputError: as `load_image`, or what `fit` raises.
+        MissingDependencyError: Pillow is not installed.
+    """
     image_ops = _pillow("PIL.ImageOps")
     try:
         with _open(path) as image:
+            whole = _decode_smaller(image, fit) if preprocess == Preprocess() else None
             image_ops.exif_transpose(image, in_place=True)
-            return np.array(steps._apply(_to_rgb(image)))
+            upright = preprocess._apply(_to_rgb(image))
+            return _fitted(upright, whole or ImageSize(upright.height, upright.width), fit)
     # Pillow's decoders let through whatever a damaged file makes them trip over.
     except Exception as error:
-        raise InputError(f"{shown(path)} {_reason(error)}") from error
+        raise InputError(f"{shown(_name(path))} {_reason(error)}") from error
 
 
 def resize(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
@@ -204,8 +239,39 @@ def _pillow(module: str = "PIL.Image") -> ModuleType:
     return require(module, extra="image", purpose="reading or writing an image file")
 
 
-def _open(path: Path | str | BinaryIO) -> "Image":
+def _name(path: Path | str | bytes | BinaryIO) -> str:
+    """What a message calls an image: never its content."""
+    if isinstance(path, bytes):
+        return f"an image of {len(path)} bytes in memory"
+    return str(path)
+
+
+def _decode_smaller(image: "Image", fit: Callable[[ImageSize], ImageSize]) -> ImageSize | None:
+    """Let a JPEG be decoded at a part of its size; gives the whole size, None if it is no JPEG."""
+    if image.format not in _JPEG:
+        return None
+    is_turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _EXIF_QUARTER_TURNS
+    sides = (image.width, image.height) if is_turned else (image.height, image.width)
+    whole = ImageSize(*sides)
+    fitted = fit(whole)
+    if fitted != whole:
+        turned = (fitted.height, fitted.width) if is_turned else (fitted.width, fitted.height)
+        image.draft(None, turned)
+    return whole
+
+
+def _fitted(image: "Image", whole: ImageSize, fit: Callable[[ImageSize], ImageSize]) -> LoadedImage:
+    """`image`, which was `whole` before it was decoded, at the size that `fit` gives that."""
+    size = fit(whole)
+    if size == whole:
+        return LoadedImage(np.array(image))
+    return LoadedImage(np.array(_resize(image, size)), scaled_from=whole)
+
+
+def _open(path: Path | str | bytes | BinaryIO) -> "Image":
     pillow = _pillow()
+    if isinstance(path, bytes):
+        path = io.BytesIO(path)
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
         if isinstance(path, Path | str):

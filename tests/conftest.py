@@ -102,6 +102,8 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
             "dtype": "float32",
             "patch_tokens": "no",
             "max_pixels": "4194304",
+            "over_max_pixels": "scale",
+            "root": "/photos",
         } | metadata
         dtype = FeatureType(made_by["dtype"])
         variant = find_variant(made_by["variant"])

@@ -24,7 +24,10 @@ def drawn(file: Path) -> np.ndarray:
 
 def test_images_stand_side_by_side_with_words_under_them(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.png"
-    rows = [[Tile(str(photo), "query"), Tile(str(photo), "")], [Tile(str(photo), "query")]]
+    rows = [
+        [Tile(str(photo), "query", "photo"), Tile(str(photo), "", "photo")],
+        [Tile(str(photo), "query", "photo")],
+    ]
     assert draw_neighbours(rows, out) == 0
     picture = drawn(out)
     assert picture.shape == (2 * (TILE + TEXT + GAP), 2 * (TILE + GAP), 3)
@@ -41,7 +44,10 @@ def test_images_stand_side_by_side_with_words_under_them(photo: Path, tmp_path: 
 def test_an_image_that_is_gone_is_grey_and_says_why(photo: Path, tmp_path: Path) -> None:
     out = tmp_path / "p.png"
     gone = tmp_path / "gone.png"
-    assert draw_neighbours([[Tile(str(photo), "query"), Tile(str(gone), "1")]], out) == 1
+    assert (
+        draw_neighbours([[Tile(str(photo), "query", "photo"), Tile(str(gone), "1", "gone")]], out)
+        == 1
+    )
     tile = drawn(out)[:TILE, TILE + GAP :][:, :TILE]
     assert (tile[-20:] == 200).all()
     assert (tile[:100] < 100).any()
@@ -51,7 +57,7 @@ def test_a_long_key_stays_under_its_own_tile(photo: Path, tmp_path: Path) -> Non
     out = tmp_path / "p.png"
     key = tmp_path / f"{'w' * 200}.png"
     photo.rename(key)
-    draw_neighbours([[Tile(str(key), "query")]], out)
+    draw_neighbours([[Tile(str(key), "query", str(key))]], out)
     picture = drawn(out)
     assert picture.shape[0] == TILE + TEXT + GAP
     assert (picture[:, TILE:] == 255).all()
@@ -59,7 +65,7 @@ def test_a_long_key_stays_under_its_own_tile(photo: Path, tmp_path: Path) -> Non
 
 
 def test_a_picture_beyond_pillows_limit_is_refused(photo: Path, tmp_path: Path) -> None:
-    rows = [[Tile(str(photo), "")] * 3000] * 3
+    rows = [[Tile(str(photo), "", "photo")] * 3000] * 3
     with pytest.raises(InputError, match="more than the 89478485 that Pillow opens"):
         draw_neighbours(rows, tmp_path / "p.png")
     assert not (tmp_path / "p.png").exists()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from dinov2rt.cli import main
 from dinov2rt.cli.progress import Progress, duration
+from dinov2rt.export.golden import PHOTOS
 
 Run = Callable[..., tuple[int, Any, str]]
 
@@ -69,7 +71,7 @@ def test_every_bad_input_is_one_line_and_everything_else_is_saved(
     assert document["errors"] == str(out / "_errors")
     lines = complaints.splitlines()
     reasons = [
-        "1x1.png: image of 1x1 pixels is smaller than one patch",
+        "1x1.png cannot be used: image of 1x1 pixels is smaller than one patch",
         "bomb.png is too large: Image size (900000000 pixels) exceeds limit",
         "circle.jpg cannot be read (Too many levels of symbolic links)",
         "cut.jpg cannot be decoded (image file is truncated",
@@ -87,6 +89,69 @@ def test_every_bad_input_is_one_line_and_everything_else_is_saved(
     again, document, complaints = run(images, tar, parquet, other, "--out", out)
     assert (again, complaints) == (1, "")  # it was said before, and stands in the table
     assert (document["images"], document["failed"], document["failures"]) == (3, 8, [])
+
+
+def test_photographs_of_twelve_megapixels_work_by_default(run: Run, tmp_path: Path) -> None:
+    phone = tmp_path / "phone"
+    phone.mkdir()
+    for index, sides in enumerate([(4000, 3000), (3000, 4000), (28, 28)]):
+        photo = Image.open(PHOTOS / "astronaut.jpg").resize(sides)
+        photo.save(phone / f"{index}.jpg", quality=50)
+    out = tmp_path / "phone.parquet"
+    options = (phone, "--out", out, "--max-pixels", 20_000)  # the same path, for less time
+    status, document, complaints = run(*options, "--no-scale")
+    assert (status, document["images"], document["failed"]) == (1, 1, 2)
+    assert "more than max_pixels=20000; let it be scaled to fit (without --no-scale)" in complaints
+    status, document, _ = run(*options)
+    assert status == 2
+    assert "To go on with it: with --no-scale. To begin anew" in document["error"]["message"]
+
+    shutil.rmtree(out)
+    status, document, complaints = run(*options)
+    assert (status, document["failed"], complaints) == (0, 0, "")
+    assert document["scaled"] == {
+        "count": 2,
+        "smallest": {"height": 3000, "width": 4000},
+        "largest": {"height": 4000, "width": 3000},
+    }
+    rows = pyarrow.parquet.read_table(out).to_pylist()
+    assert [row["scaled_from_height"] for row in rows] == [3000, 4000, None]
+    assert [row["scaled_from_width"] for row in rows] == [4000, 3000, None]
+    assert [(row["height"], row["width"]) for row in rows] == [(122, 163), (163, 122), (28, 28)]
+
+
+def test_a_run_says_once_what_it_scaled(
+    bundle_s: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in images.iterdir():
+        file.write_bytes(encoded(28, 28))
+    out = str(tmp_path / "f.csv")
+    assert main(["run", str(bundle_s), str(images), "--out", out, "--max-pixels", "300"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("scaled") == 1
+    assert "3 images of 28x28 were scaled to fit max_pixels 300; --no-scale refuses them" in said
+    assert len(Path(out).read_text().splitlines()) == 4
+
+
+def test_a_repaired_image_is_taken_up_and_nothing_left_is_said(
+    run: Run, images: Path, tmp_path: Path, bundle_s: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "f.parquet"
+    sound = (images / "1.png").read_bytes()
+    (images / "1.png").write_bytes(sound[:-100])
+    assert run(images, "--out", out)[0] == 1
+    assert main(["run", str(bundle_s), str(images), "--out", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert "nothing was left to do" in said
+    assert f"1 of 3 images failed; see {out / '_errors'}; --retry-failed tries them again" in said
+    assert "images/s" not in said
+
+    (images / "1.png").write_bytes(sound)
+    status, document, _ = run(images, "--out", out)
+    assert (status, document["images"], document["failed"], document["left"]) == (0, 3, 0, 1)
+    assert keys(out) == ["0.png", "1.png", "2.png"]
+    status, document, _ = run(images, "--out", out, "--retry-failed")
+    assert (status, document["left"]) == (0, 0)
 
 
 def test_shards_and_files_make_one_table(run: Run, images: Path, tmp_path: Path) -> None:
@@ -135,8 +200,11 @@ def test_a_picture_alone_tells_of_what_it_cannot_show(
         (["--part-images", "0"], "0 images a chunk; allowed is a whole number from 1"),
         (["--decoders", "-1"], "decoders=-1; allowed is a whole number from 0"),
         (["--dtype", "bfloat16"], "unknown dtype 'bfloat16'; allowed are float16, float32"),
-        (["--dtype", "float16", "--out", "f.npz"], "--dtype is for .parquet; .npz holds float32"),
-        (["--snap", "pad"], "was begun with snap crop, and this is pad; ask for the same"),
+        (["--dtype", "float16", "--out", "f.npz"], "--dtype is for OUT.parquet, and this is .npz"),
+        (
+            ["--snap", "pad"],
+            "was begun with snap crop, and this is pad. To go on with it: --snap crop",
+        ),
         (["--part-images", "1"], "was begun with other images, another order or another number"),
         (["--out", "taken.parquet"], "taken.parquet is a file, not a folder of parts"),
         (["--out", "/proc/f.parquet"], "/proc/f.parquet cannot be written (No such file"),

@@ -82,6 +82,61 @@ def test_synthetic_weights_still_see_that_stars_are_stars(
     assert sorted(near(document)) == [f"hubble{at}.png" for at in range(1, CROPS)]
 
 
+def test_an_image_is_found_however_it_is_named(
+    search: Search, crops: Path, features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, document, _ = search("coffee0.png", "--features", features, "-k", 3)
+    wanted = document["queries"][0]["neighbours"]
+    linked = tmp_path / "linked"
+    linked.symlink_to(crops)
+    for place, name in (
+        (crops.parent, f"{crops.name}/coffee0.png"),
+        (crops.parent, crops / "coffee0.png"),
+        (crops.parent, linked / "coffee0.png"),
+        (crops, "./coffee0.png"),
+        (crops, f"../{crops.name}/coffee0.png"),
+        (crops.parent, f"no/longer/{crops.name}/coffee0.png"),
+    ):
+        monkeypatch.chdir(place)
+        status, document, _ = search(name, "--features", features, "-k", 3)
+        assert status == 0, name
+        assert document["queries"][0]["neighbours"] == wanted
+
+
+def test_a_folder_that_was_moved_is_found_again(
+    search: Search,
+    bundle_s: Path,
+    crops: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before, after, out = tmp_path / "before", tmp_path / "after", tmp_path / "f.parquet"
+    before.mkdir()
+    for name in ("coffee0", "coffee1", "hubble0"):
+        shutil.copy(crops / f"{name}.png", before)
+    assert main(["run", str(bundle_s), str(before), "--out", str(out), "--device", "cpu"]) == 0
+    capsys.readouterr()
+    before.rename(after)
+    picture = tmp_path / "p.png"
+    arguments = ("--features", out, "--root", after, "--picture", picture)
+    status, document, complaints = search(after / "coffee0.png", *arguments)
+    assert (status, complaints) == (0, "")  # without a bundle, and every tile is there
+    assert sorted(near(document)) == ["coffee1.png", "hubble0.png"]
+    # Where it was is no place of another image, so the old name still says which it was.
+    _, document, _ = search(before / "coffee0.png", "--features", out)
+    assert sorted(near(document)) == ["coffee1.png", "hubble0.png"]
+
+
+def test_another_image_of_the_same_name_is_not_taken_for_it(
+    search: Search, features: Path, tmp_path: Path, crops: Path
+) -> None:
+    other = tmp_path / "coffee0.png"
+    shutil.copy(crops / "hubble0.png", other)
+    status, document, _ = search(other, "--features", features)
+    assert status == 2
+    assert "is not in the features, so it has to be computed" in document["error"]["message"]
+
+
 @pytest.mark.parametrize("token", ["cls", "patch-mean"])
 def test_an_image_file_is_computed_as_the_features_were(
     search: Search, bundle_s: Path, crops: Path, features: Path, tmp_path: Path, token: str
@@ -134,7 +189,7 @@ def test_people_get_a_table_and_the_meaning_of_synthetic_weights(
     assert main(["search", key, "--features", str(features), "-k", "1"]) == 0
     header, row, note = capsys.readouterr().out.splitlines()
     assert header.split() == ["query", "rank", "cosine", "key"]
-    assert re.fullmatch(r"\S+coffee0\.png +1 +0\.\d{4} +\S+coffee\d\.png", row)
+    assert re.fullmatch(r"\S+coffee0\.png +1 +0\.\d{4} +coffee\d\.png", row)
     assert "synthetic: near means alike in colour and texture" in note
 
     real = write_features("f", ["a", "b"], np.eye(2, 384, dtype=np.float32))
@@ -145,7 +200,7 @@ def test_people_get_a_table_and_the_meaning_of_synthetic_weights(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x.png"], "x.png is neither an image file nor a key of these features; their first"),
+        (["x.png"], "x.png is neither an image file nor one of these features; their first"),
         (["PHOTO"], "is not in the features, so it has to be computed; give --bundle BUNDLE"),
         (
             ["PHOTO", "--bundle", "OTHER"],

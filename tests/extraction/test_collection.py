@@ -1,6 +1,7 @@
 import io
 import pickle
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,8 @@ def write_parquet(file: Path, contents: list[bytes | None], *, binary: bool = Fa
 
 
 def keys(chunks: list[Chunk]) -> list[list[str]]:
-    return [[item.key for item in chunk.items()] for chunk in chunks]
+    """With the root before each, so that tests may compare them with files."""
+    return [[str(chunk.root / item.key) for item in chunk.items()] for chunk in chunks]
 
 
 def content(item: Item | Failure) -> bytes:
@@ -97,6 +99,50 @@ def test_a_chunk_can_be_sent_elsewhere(tmp_path: Path) -> None:
     sent = pickle.loads(pickle.dumps(chunk))
     assert sent == chunk
     assert [content(item) for item in sent.items()] == [png(1), png(2)]
+
+
+# Keys and their root
+
+
+@pytest.mark.parametrize(
+    ("paths", "root", "wanted"),
+    [
+        (["photos"], "photos", ["cats/0.png", "dogs/0.png"]),
+        (["photos/cats"], "photos/cats", ["0.png"]),
+        (["photos/cats/0.png"], "photos/cats", ["0.png"]),
+        (["photos/cats", "photos/dogs/0.png"], "photos", ["cats/0.png", "dogs/0.png"]),
+        (["photos/*/0.png"], "photos", ["cats/0.png", "dogs/0.png"]),
+        (["photos/*"], "photos", ["cats/0.png", "dogs/0.png"]),
+    ],
+)
+def test_keys_are_relative_to_what_was_given_however_it_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    paths: list[str],
+    root: str,
+    wanted: list[str],
+) -> None:
+    for name in ("cats", "dogs"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "photos" / name / "0.png").write_bytes(png(0))
+    monkeypatch.chdir(tmp_path)
+    for names in (paths, [str(tmp_path / path) for path in paths]):
+        chunks = find_chunks(names)
+        assert [key for chunk in chunks for key in chunk.keys] == wanted
+        assert {chunk.root for chunk in chunks} == {tmp_path / root}
+
+
+def test_a_limited_chunk_gives_those_images_alone(tmp_path: Path) -> None:
+    write_images(tmp_path / "a", 3)
+    write_tar(tmp_path / "s.tar", {f"{index}.png": png(index) for index in range(3)})
+    write_parquet(tmp_path / "s.parquet", [png(0), None, png(2)])
+    for path, there in (("a", [0, 2]), ("s.tar", [0, 2]), ("s.parquet", [0, 1, 2])):
+        (chunk,) = find_chunks([tmp_path / path])
+        limited = replace(chunk, only=frozenset({0, 2}))
+        items = list(limited.items())
+        assert [item.key for item in items] == [chunk.keys[position] for position in there]
+        assert len(limited) == 2
+        assert limited.identity == chunk.identity
 
 
 # What a path stands for
@@ -193,13 +239,13 @@ def test_a_damaged_tar_is_one_failure_after_what_is_sound(
     *sound, bad = find_chunks([tar], chunk_images=1)
     assert keys(sound) == [[f"{tar}#{index}.png"] for index in range(keep)]
     message = f"{tar} is not a whole, uncompressed tar archive ({reason}); get it again"
-    assert list(bad.items()) == [Failure(str(tar), message)]
+    assert list(bad.items()) == [Failure("s.tar", message)]
 
 
 def test_a_tar_without_images_is_a_failure(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "s.tar", {"0.txt": b"no image"})
     (chunk,) = find_chunks([tar])
-    assert chunk.source == BadShard(str(tar), f"{tar} holds no image; leave it out")
+    assert chunk.source == BadShard("s.tar", f"{tar} holds no image; leave it out")
 
 
 # Parquet shards
@@ -221,7 +267,7 @@ def test_an_empty_row_is_a_failure_of_its_own(tmp_path: Path) -> None:
     shard = write_parquet(tmp_path / "s.parquet", [png(0), None, png(2)])
     (chunk,) = find_chunks([shard])
     _, failure, last = chunk.items()
-    assert failure == Failure(f"{shard}#1", f"{shard}#1 is empty")
+    assert failure == Failure("s.parquet#1", "s.parquet#1 is empty")
     assert content(last) == png(2)
 
 
@@ -247,7 +293,7 @@ def test_a_parquet_file_without_such_images_is_one_failure(
     (chunk,) = find_chunks([shard], image_column=column)
     (failure,) = chunk.items()
     assert isinstance(failure, Failure)
-    assert failure.key == str(shard)
+    assert failure.key == "s.parquet"
     assert f"{shard} {message}" in failure.reason
 
 
@@ -271,9 +317,9 @@ def test_a_parquet_file_that_is_damaged_inside_keeps_its_other_row_groups(tmp_pa
     shard.write_bytes(content)
     first, _ = find_chunks([shard], chunk_images=5)
     *sound, failure = first.items()
-    assert [item.key for item in sound] == [f"{shard}#{row}" for row in range(3)]
+    assert [item.key for item in sound] == [f"s.parquet#{row}" for row in range(3)]
     assert isinstance(failure, Failure)
-    assert failure.key == f"{shard}#3-4"
+    assert failure.key == "s.parquet#3-4"
     assert f"{shard} cannot be read as Parquet (" in failure.reason
 
 
@@ -284,4 +330,4 @@ def test_a_shard_that_shrank_since_it_was_listed_is_a_failure(tmp_path: Path) ->
     first, failure = chunk.items()
     assert content(first) == png(0)
     reason = f"{shard} has only 1 rows now, fewer than when listed"
-    assert failure == Failure(f"{shard}#1-3", reason)
+    assert failure == Failure("s.parquet#1-3", reason)

@@ -4,7 +4,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.extraction import parquet as feature_table
-from dinov2rt.extraction.chunks import Chunk, Failure, ImageFiles
+from dinov2rt.extraction.chunks import Chunk, Failure, ImageFiles, ParquetRange, file_state
 from dinov2rt.extraction.dataset import FeatureDataset, PartReport
-from dinov2rt.extraction.image_features import ImageFeatures
-from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
+from dinov2rt.extraction.parquet import FeatureType, read_rows
 from dinov2rt.extraction.reader import open_features, read_features
 
 WIDTH = 384
@@ -34,6 +34,8 @@ METADATA = {
     "dtype": "float32",
     "patch_tokens": "no",
     "max_pixels": "1000",
+    "over_max_pixels": "scale",
+    "root": "/photos",
     "note": "été",
 }
 
@@ -101,7 +103,7 @@ def test_a_dataset_is_one_table_to_every_reader(
     table = pyarrow.parquet.read_table(dataset.folder)
     number = pa.float16() if dtype is FeatureType.FLOAT16 else pa.float32()
     assert table.schema.field("cls_token").type == pa.list_(number, WIDTH)
-    assert table.schema.field("register_tokens").type == pa.list_(number, 4 * WIDTH)
+    assert table.schema.field("register_tokens").type == pa.list_(pa.list_(number, WIDTH), 4)
     assert table["key"].to_pylist() == ["a", "b", "c", "d", "e"]
     assert pyarrow.dataset.dataset(dataset.folder).count_rows() == 5
     for record, key in zip(table.to_pylist(), "abcde", strict=True):
@@ -110,7 +112,7 @@ def test_a_dataset_is_one_table_to_every_reader(
         assert (record["grid_rows"], record["grid_cols"]) == (2, 3)
         for name in ("cls_token", "register_tokens", "patch_mean"):
             stored = np.array(record[name], np.float32)
-            np.testing.assert_array_equal(stored, getattr(wanted, name).ravel().astype(str(dtype)))
+            np.testing.assert_array_equal(stored, getattr(wanted, name).astype(str(dtype)))
 
 
 def test_metadata_stands_in_every_part(dataset: FeatureDataset) -> None:
@@ -135,7 +137,7 @@ def test_patch_tokens_of_different_grids_share_a_part(
     stored = pyarrow.parquet.read_table(part)["patch_tokens"].to_pylist()
     for tokens, wanted in zip(stored, rows, strict=True):
         assert wanted.patch_tokens is not None
-        np.testing.assert_array_equal(np.float32(tokens), wanted.patch_tokens.ravel())
+        np.testing.assert_array_equal(np.float32(tokens), wanted.patch_tokens)
 
 
 def test_a_variant_without_registers_has_no_such_column(dataset: FeatureDataset) -> None:
@@ -166,6 +168,7 @@ def test_keys_that_are_not_unicode_are_escaped(dataset: FeatureDataset) -> None:
         )
         staged.commit()
     (failure,) = pyarrow.parquet.read_table(dataset.folder / "_errors").to_pylist()
+    assert failure.pop("file_state") == "No such file or directory"
     assert failure == {"key": "caf\\udce9.jpg", "reason": "caf\\udce9.jpg torn"}
 
 
@@ -173,7 +176,7 @@ def test_keys_that_are_not_unicode_are_escaped(dataset: FeatureDataset) -> None:
 
 
 def test_failures_are_a_table_that_readers_of_features_do_not_see(dataset: FeatureDataset) -> None:
-    failures = [Failure("b", "b is torn"), Failure("c", "c is torn")]
+    failures = [Failure("b", "b is torn", "1 2 3"), Failure("c", "c is torn", "4 5 6")]
     with dataset.resumed(CHUNKS):
         one = dataset.stage(CHUNKS[0], [row("a"), failures[0]]).commit()
         other = dataset.stage(CHUNKS[1], [failures[1]]).commit()
@@ -182,7 +185,7 @@ def test_failures_are_a_table_that_readers_of_features_do_not_see(dataset: Featu
     assert [dataset.report(chunk) for chunk in CHUNKS] == [one, other, PartReport(2, 0)]
     assert pyarrow.parquet.read_table(dataset.folder)["key"].to_pylist() == ["a", "d", "e"]
     errors = pyarrow.parquet.read_table(dataset.folder / "_errors")
-    assert errors.to_pylist() == [{"key": f.key, "reason": f.reason} for f in failures]
+    assert errors.to_pylist() == [asdict(failure) for failure in failures]
 
 
 def test_failures_of_a_try_that_was_cut_off_do_not_stay(dataset: FeatureDataset) -> None:
@@ -222,28 +225,137 @@ def test_a_part_is_the_same_from_whoever_writes_it(dataset: FeatureDataset) -> N
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "way"),
     [
-        ("variant", "dinov2_vitb14"),
-        ("weights_sha256", "34cd"),
-        ("precision", "fp16"),
-        ("preprocess", "classification"),
-        ("snap", "pad"),
-        ("dtype", "float16"),
-        ("patch_tokens", "yes"),
-        ("max_pixels", "2000"),
+        ("variant", "dinov2_vitb14", "the bundle of dinov2_vits14_reg"),
+        ("weights_sha256", "34cd", "the bundle that was exported from the weights 12ab"),
+        ("precision", "fp16", "--precision fp32"),
+        ("preprocess", "classification", "--preprocess native"),
+        ("snap", "pad", "--snap crop"),
+        ("dtype", "float16", "--dtype float32"),
+        ("patch_tokens", "yes", "without --patch-tokens"),
+        ("max_pixels", "2000", "--max-pixels 1000"),
+        ("over_max_pixels", "refuse", "without --no-scale"),
+        ("root", "/others", "the images in /photos"),
     ],
 )
-def test_other_options_are_named(dataset: FeatureDataset, key: str, value: str) -> None:
+def test_other_options_are_named_with_the_way_to_go_on(
+    dataset: FeatureDataset, key: str, value: str, way: str
+) -> None:
     fill(dataset, CHUNKS)
     before = files_in(dataset.folder)
     with pytest.raises(InputError) as caught:
         fill(variation(dataset, **{key: value}), CHUNKS)
     assert str(caught.value) == (
-        f"{dataset.folder} was begun with {key} {METADATA[key]}, and this is {value}; "
-        "ask for the same as before, or write to another folder"
+        f"{dataset.folder} was begun with {key} {METADATA[key]}, and this is {value}. "
+        f"To go on with it: {way}. To begin anew, write to another folder"
     )
     assert files_in(dataset.folder) == before
+
+
+def test_parts_of_other_options_without_features_make_way(dataset: FeatureDataset) -> None:
+    with dataset.resumed(CHUNKS) as missing:
+        for chunk in missing:
+            dataset.stage(chunk, [Failure(key, "too large") for key in chunk.keys]).commit()
+    fill(variation(dataset, max_pixels="2000"), CHUNKS)
+    assert read_features(dataset.folder)["key"].to_pylist() == list("abcde")
+    assert len(files_in(dataset.folder)) == len(CHUNKS)
+
+
+# Trying again
+
+
+@pytest.fixture
+def torn(dataset: FeatureDataset, tmp_path: Path) -> list[Chunk]:
+    """Chunks of files, of which a, b and d failed when they were computed."""
+    for key in "abcde":
+        (tmp_path / key).write_text(key)
+    chunks = [replace(chunk, root=tmp_path) for chunk in CHUNKS]
+    with dataset.resumed(chunks):
+        for chunk in chunks:
+            dataset.stage(chunk, outcomes_of(chunk, torn="abd")).commit()
+    return chunks
+
+
+def outcomes_of(chunk: Chunk, torn: str = "") -> list[ImageFeatures | Failure]:
+    return [
+        Failure(item.key, "torn", file_state(chunk.file_of(item.key)))
+        if item.key in torn
+        else row(item.key)
+        for item in chunk.items()
+    ]
+
+
+def retried(missing: list[Chunk]) -> list[str]:
+    return [item.key for chunk in missing for item in chunk.items()]
+
+
+def test_failed_images_are_tried_again_once_their_files_have_changed(
+    dataset: FeatureDataset, torn: list[Chunk], tmp_path: Path
+) -> None:
+    with dataset.resumed(torn) as missing:
+        assert missing == []
+    (tmp_path / "b").write_text("repaired")
+    (tmp_path / "c").write_text("was good, and still is")
+    with dataset.resumed(torn) as missing:
+        assert retried(missing) == ["b"]
+        for chunk in missing:
+            dataset.stage(chunk, outcomes_of(chunk)).commit()
+    assert [dataset.report(chunk) for chunk in torn] == [
+        PartReport(1, 1),
+        PartReport(1, 0),
+        PartReport(1, 1),
+    ]
+    assert read_features(dataset.folder)["key"].to_pylist() == ["b", "c", "e"]
+    with dataset.resumed(torn) as missing:
+        assert missing == []
+
+
+def test_all_failed_images_are_tried_again_on_request(
+    dataset: FeatureDataset, torn: list[Chunk]
+) -> None:
+    with dataset.resumed(torn, retry_failed=True) as missing:
+        assert retried(missing) == ["a", "b", "d"]
+        for chunk in missing:
+            dataset.stage(chunk, outcomes_of(chunk, torn="b")).commit()
+            dataset.stage(chunk, outcomes_of(chunk, torn="b")).commit()  # as after a lost node
+    table = read_features(dataset.folder)
+    assert table["key"].to_pylist() == ["a", "c", "d", "e"]
+    for record in table.to_pylist():
+        np.testing.assert_array_equal(np.float32(record["cls_token"]), row(record["key"]).cls_token)
+    (failure,) = pyarrow.parquet.read_table(dataset.folder / "_errors").to_pylist()
+    assert failure["key"] == "b"
+
+
+def test_a_changed_shard_is_tried_again_as_a_whole(dataset: FeatureDataset, tmp_path: Path) -> None:
+    shard = tmp_path / "s.parquet"
+    shard.write_text("damaged")
+    chunk = Chunk(0, ParquetRange("s.parquet", "image", 0, 4), tmp_path)
+    with dataset.resumed([chunk]):
+        failure = Failure("s.parquet#2-3", "damaged", file_state(shard))
+        dataset.stage(chunk, [row("s.parquet#0"), row("s.parquet#1"), failure]).commit()
+    shard.write_text("got again")
+    with dataset.resumed([chunk]) as missing:
+        (again,) = missing
+        assert again.only == {2, 3}
+        dataset.stage(again, [row("s.parquet#2"), row("s.parquet#3")]).commit()
+    assert dataset.report(chunk) == PartReport(4, 0)
+    assert not list((dataset.folder / "_errors").iterdir())
+
+
+def test_rows_come_back_as_they_were_written(dataset: FeatureDataset) -> None:
+    wide = replace(dataset, patch_tokens=True)
+    scaled = replace(row("a", grid=Grid(2, 3)), scaled_from=ImageSize(300, 400))
+    with wide.resumed(CHUNKS):
+        report = wide.stage(CHUNKS[0], [scaled, row("b", grid=Grid(1, 1))]).commit()
+    assert report.scaled == ScaledImages(1, ImageSize(300, 400), ImageSize(300, 400))
+    assert wide.report(CHUNKS[0]) == report
+    first, second = read_rows(wide.part(CHUNKS[0]))
+    assert (first.scaled_from, second.scaled_from) == (ImageSize(300, 400), None)
+    for got, wanted in ((first, scaled), (second, row("b", grid=Grid(1, 1)))):
+        assert (got.key, got.size, got.grid) == (wanted.key, wanted.size, wanted.grid)
+        for name in ("cls_token", "register_tokens", "patch_mean", "patch_tokens"):
+            np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name))
 
 
 @pytest.mark.parametrize(
@@ -402,7 +514,7 @@ def test_nothing_to_read_and_unknown_columns_are_named(dataset: FeatureDataset) 
     with pytest.raises(InputError, match="no path to read features from; give at least one"):
         read_features([])
     with pytest.raises(
-        InputError, match="no column 'cls'; there are key, height, width, grid_rows"
+        InputError, match="no column 'cls'; there are key, height, width, scaled_from_height"
     ):
         read_features(dataset.folder, ["cls"])
 

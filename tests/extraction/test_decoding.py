@@ -16,6 +16,7 @@ from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.export.golden import PHOTOS
 from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, ImageFiles, Item
 from dinov2rt.extraction.decoding import (
     DecodedImage,
@@ -24,7 +25,7 @@ from dinov2rt.extraction.decoding import (
     decode,
     decode_chunks,
 )
-from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.images import Preprocess, load_image, resize
 
 NATIVE = Decoding(Preprocess(), Snap.CROP, max_pixels=10_000)
 
@@ -50,7 +51,7 @@ def reason(item: Item, decoding: Decoding = NATIVE) -> str:
     failure = decode(item, decoding)
     assert isinstance(failure, Failure)
     assert failure.key == item.key
-    assert failure.reason.startswith(item.key)
+    assert failure.reason.startswith((item.key, str(item.source)))
     assert "\n" not in failure.reason
     return failure.reason
 
@@ -107,7 +108,7 @@ def bomb() -> bytes:
         (b"", "is not an image of a format that is opened"),
         (encoded(28, 28, "JPEG")[:-200], "cannot be decoded (image file is truncated"),
         (encoded(1, 1), "image of 1x1 pixels is smaller than one patch of 14x14"),
-        (encoded(160, 160), "image of 160x160 has 23716 pixels, more than max_pixels=10000"),
+        (encoded(1, 20_000), "image of 1x20000 pixels is smaller than one patch of 14x14"),
     ],
 )
 def test_why_an_image_cannot_be_used_is_one_line(
@@ -117,6 +118,56 @@ def test_why_an_image_cannot_be_used_is_one_line(
     file.write_bytes(content)
     assert expected in reason(Item(str(file), file))
     assert expected in reason(Item("shard.tar#bad.jpg", content))
+
+
+@pytest.mark.parametrize("snap", [Snap.CROP, Snap.CENTER_CROP, Snap.PAD, Snap.RESIZE])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_large_image_is_scaled_to_fit(snap: Snap, orientation: int) -> None:
+    """As the whole image in one step; a JPEG may leave out what that does not need."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = load_image(PHOTOS / "astronaut.jpg")[:400, :300]
+    sides = ImageSize(400, 300) if orientation == 1 else ImageSize(300, 400)
+    for kind in ("PNG", "JPEG"):
+        buffer = io.BytesIO()
+        Image.fromarray(whole).save(buffer, kind, exif=exif, quality=95)
+        image = decoded(Item("a", buffer.getvalue()), Decoding(Preprocess(), snap, 10_000))
+        assert image.scaled_from == sides
+        assert 9_000 < image.size.snapped(snap).pixels <= 10_000
+        assert image.size.height / image.size.width == pytest.approx(
+            sides.height / sides.width, rel=0.02
+        )
+        turned = whole if orientation == 1 else np.rot90(whole, -1)
+        expected = resize(np.ascontiguousarray(turned), image.size)
+        seen = expected if snap is Snap.PAD else _snapped(expected, image.pixels, snap)
+        assert np.abs(image.pixels.astype(int) - seen).mean() < 2
+
+
+def _snapped(expected: np.ndarray, like: np.ndarray, snap: Snap) -> np.ndarray:
+    if snap is Snap.RESIZE:
+        return resize(expected, ImageSize(*like.shape[:2]))
+    centred = snap is Snap.CENTER_CROP
+    top, left = ((expected.shape[axis] - like.shape[axis]) // 2 * centred for axis in (0, 1))
+    return expected[top:, left:][: like.shape[0], : like.shape[1]]
+
+
+def test_what_fits_is_not_touched_and_preprocessing_is_never_approximated() -> None:
+    content = encoded(300, 400, "JPEG")
+    image = decoded(Item("a", content), Decoding(Preprocess(), Snap.CROP, 300 * 400))
+    assert image.scaled_from is None
+    np.testing.assert_array_equal(image.pixels, load_image(content)[:294, :392])
+    steps = Preprocess(short_side=200)
+    scaled = decoded(Item("a", content), Decoding(steps, Snap.PAD, 10_000))
+    assert scaled.scaled_from == ImageSize(200, 266)
+    np.testing.assert_array_equal(scaled.pixels, resize(load_image(content, steps), scaled.size))
+
+
+def test_without_scaling_a_large_image_is_refused() -> None:
+    refusing = Decoding(Preprocess(), Snap.PAD, 10_000, scale=False)
+    why = decode(Item("a", encoded(160, 160)), refusing)
+    assert isinstance(why, Failure)
+    assert "image of 160x160 has 28224 pixels, more than max_pixels=10000; let it be" in why.reason
+    assert "--no-scale" in why.reason
 
 
 def test_a_decompression_bomb_is_refused_unopened() -> None:

@@ -112,7 +112,7 @@ def test_rows_are_what_the_model_says(extractor: Extractor, tmp_path: Path) -> N
     items = [item for chunk in chunks for item in chunk.items()]
     assert [record["key"] for record in records] == [item.key for item in items]
     for record in records:
-        with Image.open(record["key"]) as image:
+        with Image.open(chunks[0].root / record["key"]) as image:
             colour = np.asarray(image).mean((0, 1))
         np.testing.assert_allclose(record["cls_token"], np.tile(colour, WIDTH // 3), rtol=1e-5)
 
@@ -187,7 +187,7 @@ def test_what_cannot_be_committed_is_one_line_and_leaves_no_half_part(
 def test_metadata_names_the_preprocessing(
     quick_model: Model, preprocess: Preprocess, name: str
 ) -> None:
-    metadata = feature_metadata(quick_model, ExtractOptions(preprocess=preprocess))
+    metadata = feature_metadata(quick_model, ExtractOptions(preprocess=preprocess), Path())
     assert metadata["preprocess"] == name
 
 

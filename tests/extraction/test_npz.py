@@ -1,4 +1,5 @@
 import contextlib
+import csv
 import json
 import resource
 import subprocess
@@ -11,8 +12,10 @@ import pytest
 
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.extraction.image_features import ImageFeatures
-from dinov2rt.extraction.npz import FeatureFormat, feature_format, write_npz
+from dinov2rt.extraction.formats import FeatureFormat, feature_format
+from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures
+from dinov2rt.extraction.npz import write_npz
+from dinov2rt.extraction.text_table import write_csv
 
 WIDTH = 6
 GRIDS = (Grid(2, 3), Grid(1, 1), Grid(4, 2))
@@ -33,6 +36,7 @@ def make_rows(registers: int = 4, patches: bool = True, width: int = WIDTH) -> l
             register_tokens=tokens(registers),
             patch_mean=tokens(),
             patch_tokens=tokens(grid.num_patches) if patches else None,
+            scaled_from=ImageSize(300, 400) if index == 1 else None,
         )
         for index, grid in enumerate(GRIDS)
     ]
@@ -45,9 +49,13 @@ def test_npz_holds_everything(tmp_path: Path) -> None:
     rows = make_rows()
     assert write_npz(tmp_path / "out.npz", iter(rows), METADATA) == 3
     with np.load(tmp_path / "out.npz") as arrays:
-        assert arrays["path"].tolist() == ["photos/0.jpg", "photos/1.jpg", "photos/2.jpg"]
-        assert arrays["image_size"].tolist() == [[33, 43], [19, 15], [61, 29]]
-        assert arrays["grid"].tolist() == [[2, 3], [1, 1], [4, 2]]
+        assert arrays["key"].tolist() == ["photos/0.jpg", "photos/1.jpg", "photos/2.jpg"]
+        assert arrays["height"].tolist() == [33, 19, 61]
+        assert arrays["width"].tolist() == [43, 15, 29]
+        assert arrays["scaled_from_height"].tolist() == [0, 300, 0]
+        assert arrays["scaled_from_width"].tolist() == [0, 400, 0]
+        assert arrays["grid_rows"].tolist() == [2, 1, 4]
+        assert arrays["grid_cols"].tolist() == [3, 1, 2]
         assert json.loads(str(arrays["metadata"])) == METADATA
         for name in ("cls_token", "register_tokens", "patch_mean"):
             assert arrays[name].dtype == np.float32
@@ -62,7 +70,24 @@ def test_npz_holds_everything(tmp_path: Path) -> None:
 def test_npz_leaves_out_what_there_is_not(tmp_path: Path) -> None:
     write_npz(tmp_path / "out.npz", make_rows(registers=0, patches=False), METADATA)
     with np.load(tmp_path / "out.npz") as arrays:
-        assert set(arrays) == {"path", "image_size", "grid", "cls_token", "patch_mean", "metadata"}
+        assert set(arrays) == {"key", *SIZE_COLUMNS, "cls_token", "patch_mean", "metadata"}
+
+
+# .csv
+
+
+def test_csv_holds_one_vector_an_image_to_the_last_digit(tmp_path: Path) -> None:
+    rows = make_rows()
+    assert write_csv(tmp_path / "out.csv", rows) == 3
+    with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as stream:
+        records = list(csv.DictReader(stream))
+    assert list(records[0])[:9] == ["key", *SIZE_COLUMNS, "cls_token_0", "cls_token_1"]
+    assert [record["key"] for record in records] == [row.key for row in rows]
+    assert [record["scaled_from_height"] for record in records] == ["", "300", ""]
+    for record, row in zip(records, rows, strict=True):
+        for name in ("cls_token", "patch_mean"):
+            numbers = [float(record[f"{name}_{index}"]) for index in range(WIDTH)]
+            np.testing.assert_array_equal(np.float32(numbers), getattr(row, name))
 
 
 # Whole or not at all
@@ -121,16 +146,11 @@ def test_a_name_that_the_system_refuses(tmp_path: Path) -> None:
 # Refused up front
 
 
-def no_rows_yet() -> Iterator[ImageFeatures]:
-    pytest.fail("a row was computed")
-    yield
-
-
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("out.csv", r"suffix '\.csv'; allowed: \.npz, \.parquet"),
-        ("out", r"suffix ''; allowed: \.npz, \.parquet"),
+        ("out.tsv", r"suffix '\.tsv'; allowed: \.npz, \.csv, \.parquet"),
+        ("out", r"suffix ''; allowed: \.npz, \.csv, \.parquet"),
         ("missing/out.npz", r"missing is not a folder to write out\.npz in; create it"),
         ("folder.npz", r"folder\.npz is a folder; give the name of a file"),
         ("file.parquet", r"file\.parquet is a file, not a folder of parts; give another name"),
@@ -141,8 +161,6 @@ def test_refused_before_any_work(tmp_path: Path, name: str, message: str) -> Non
     (tmp_path / "file.parquet").touch()
     with pytest.raises(InputError, match=message):
         feature_format(tmp_path / name)
-    with pytest.raises(InputError, match=message):
-        write_npz(tmp_path / name, no_rows_yet(), METADATA)
 
 
 def test_feature_format(tmp_path: Path) -> None:
@@ -176,7 +194,7 @@ def test_a_path_that_is_not_unicode(tmp_path: Path) -> None:
         "caf\udce9.jpg", row.size, row.grid, row.cls_token, row.register_tokens, row.patch_mean
     )
     write_npz(tmp_path / "out.npz", [odd], METADATA)
-    assert np.load(tmp_path / "out.npz")["path"].tolist() == ["caf\\udce9.jpg"]
+    assert np.load(tmp_path / "out.npz")["key"].tolist() == ["caf\\udce9.jpg"]
 
 
 def test_pyarrow_is_imported_only_when_used() -> None:

@@ -14,8 +14,9 @@ from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions
 from dinov2rt.extraction.extractor import MEANINGLESS, feature_metadata, is_synthetic
+from dinov2rt.extraction.formats import FeatureFormat, feature_format
+from dinov2rt.extraction.image_features import ScaledImages
 from dinov2rt.extraction.job import num_images
-from dinov2rt.extraction.npz import FeatureFormat, feature_format
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import ERRORS_FOLDER
@@ -41,7 +42,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="OUT",
-        help="features: OUT.npz, a file, or OUT.parquet, a folder of parts that can be resumed",
+        help="features: a file, OUT.npz or OUT.csv, or a folder of parts that the same command "
+        "takes up again, OUT.parquet",
     )
     parser.add_argument(
         "--pca",
@@ -66,7 +68,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--max-pixels",
         type=int,
         default=DEFAULT_MAX_PIXELS,
-        help=f"the most that one image may have (default: {DEFAULT_MAX_PIXELS})",
+        help="larger images are scaled to fit, keeping their aspect (default: "
+        f"{DEFAULT_MAX_PIXELS}, as 2048x2048)",
+    )
+    parser.add_argument(
+        "--no-scale", action="store_true", help="refuse images of more than --max-pixels instead"
     )
     _add_collection_arguments(parser)
     add_load_options(parser)
@@ -90,6 +96,11 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
         help=f"images in a part of OUT.parquet (default: {DEFAULT_CHUNK_IMAGES})",
     )
     group.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="try all images again that failed before (default: those whose file has changed)",
+    )
+    group.add_argument(
         "--engine", default="local", help=f"{', '.join(ENGINES)} (default: local); ray is a cluster"
     )
     group.add_argument(
@@ -106,6 +117,7 @@ def _run(arguments: Namespace) -> Outcome:
         snap=Snap.parse(arguments.snap),
         batch=arguments.batch,
         patch_tokens=arguments.patch_tokens,
+        scale=not arguments.no_scale,
     )
     _check_destinations(arguments)
     cluster = _cluster(arguments)
@@ -117,13 +129,15 @@ def _run(arguments: Namespace) -> Outcome:
         arguments.pca,
         FeatureType.parse(arguments.dtype or FeatureType.FLOAT32),
         cluster,
+        arguments.retry_failed,
     )
     with (
         Decoders(_decoder_count(arguments.decoders, num_images(chunks))) as decoders,
         load_model(arguments, max_pixels=arguments.max_pixels) as model,
     ):
         finished = run_job(model, chunks, options, decoders, destination)
-        facts = _facts(arguments.bundle, model, options, destination, finished)
+        facts = _facts(arguments.bundle, model, destination, finished)
+        facts["metadata"] = feature_metadata(model, options, chunks[0].root)
     return Outcome(facts, _text(facts), status_of(not finished.report.failed))
 
 
@@ -131,11 +145,13 @@ def _check_destinations(arguments: Namespace) -> None:
     """Refuse before a long computation what could not be written after it."""
     out, pca = arguments.out, arguments.pca
     if out is None and pca is None:
-        raise InputError("nothing to write; give --out FILE.npz, --out FILE.parquet or --pca F.png")
+        raise InputError("nothing to write; give --out FILE.npz, .csv or .parquet, or --pca F.png")
     if arguments.patch_tokens and out is None:
         raise InputError("--patch-tokens says what --out holds; give --out FILE as well")
     if out is not None:
-        _check_dtype(arguments.dtype, feature_format(out))
+        _check_format(arguments, feature_format(out))
+    elif arguments.retry_failed:
+        raise InputError("--retry-failed is for --out OUT.parquet; give it as well")
     if pca is not None and pca.suffix != ".png":
         raise InputError(f"{pca} has the suffix {pca.suffix!r}; allowed for --pca: .png")
     for file in filter(None, (out, pca)):
@@ -144,12 +160,16 @@ def _check_destinations(arguments: Namespace) -> None:
             raise InputError(f"{file} cannot be written; choose a place that exists and is yours")
 
 
-def _check_dtype(dtype: str | None, out_format: FeatureFormat) -> None:
-    if dtype is None:
-        return
-    if out_format is FeatureFormat.NPZ:
-        raise InputError("--dtype is for .parquet; .npz holds float32, leave it out")
-    FeatureType.parse(dtype)
+def _check_format(arguments: Namespace, out_format: FeatureFormat) -> None:
+    """Refuse what a format does not hold."""
+    if out_format is FeatureFormat.CSV and arguments.patch_tokens:
+        raise InputError("--patch-tokens do not fit into .csv; give --out OUT.npz or OUT.parquet")
+    if arguments.dtype is not None:
+        FeatureType.parse(arguments.dtype)
+    for option in ("dtype", "retry_failed"):
+        if getattr(arguments, option) and out_format is not FeatureFormat.PARQUET:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is for OUT.parquet, and this is {out_format}; leave it out")
 
 
 def _cluster(arguments: Namespace) -> Cluster | None:
@@ -179,7 +199,6 @@ def _decoder_count(asked: int | None, images: int) -> int:
 def _facts(
     bundle: str,
     model: Model,
-    options: ExtractOptions,
     destination: Destination,
     finished: Finished,
 ) -> dict[str, Any]:
@@ -198,9 +217,11 @@ def _facts(
         "errors": _errors_table(destination) if report.failed else None,
         "seconds": seconds,
         "images_per_s": report.computed / seconds,
+        "left": report.left,
+        "scaled": report.scaled,
+        "max_pixels": model.options.max_pixels,
         "backend": model.describe().partition("\n")[0],
         "synthetic_weights": is_synthetic(model),
-        "metadata": feature_metadata(model, options),
     }
 
 
@@ -217,14 +238,32 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"{facts['out']}: features of {_images(facts['images'])}")
     if facts["pca"]:
         lines.append(f"{facts['pca']}: picture of {_images(facts['drawn'])}")
-    lines.append(f"{facts['images_per_s']:.1f} images/s over {facts['seconds']:.1f} s")
+    if facts["left"] == 0:
+        lines.append("nothing was left to do: every image was done, or had failed, before")
+    else:
+        lines.append(f"{facts['images_per_s']:.1f} images/s over {facts['seconds']:.1f} s")
+    if facts["scaled"].count:
+        lines.append(_scaled(facts["scaled"], facts["max_pixels"]))
     if facts["failed"]:
-        place = f"; see {facts['errors']}" if facts["errors"] else ""
+        place = f"; see {facts['errors']}; --retry-failed tries them again"
+        place = place if facts["errors"] else ""
         total = facts["images"] + facts["failed"]
         lines.append(f"{facts['failed']} of {_images(total)} failed{place}")
     if facts["synthetic_weights"]:
         lines.append(f"note: {MEANINGLESS}")
     return "\n".join(lines)
+
+
+def _scaled(scaled: ScaledImages, max_pixels: int) -> str:
+    """Which images were made smaller, and the two ways to have it otherwise."""
+    sizes = f"{scaled.smallest}"
+    if scaled.smallest != scaled.largest:
+        sizes += f" to {scaled.largest}"
+    were = "was" if scaled.count == 1 else "were"
+    return (
+        f"{_images(scaled.count)} of {sizes} {were} scaled to fit max_pixels {max_pixels}; "
+        "--no-scale refuses them, --max-pixels N keeps more"
+    )
 
 
 def _images(count: int) -> str:

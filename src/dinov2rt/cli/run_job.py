@@ -14,14 +14,14 @@ from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome
 from dinov2rt.extraction.extractor import Extractor
+from dinov2rt.extraction.formats import FeatureFormat
 from dinov2rt.extraction.job import (
     JobReport,
     Watch,
-    extract_to_npz,
+    extract_to_file,
     extract_to_parts,
     num_images,
 )
-from dinov2rt.extraction.npz import FeatureFormat
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.runtime.model import Model
@@ -33,13 +33,14 @@ PICTURE_IMAGES = 64
 class Destination:
     """What to write: features to `out`, a picture to `picture`, or both.
 
-    With a `cluster` the parts of `out` are computed there.
+    With a `cluster` the parts of `out` are computed there; `retry_failed` is for parts as well.
     """
 
     out: Path | None
     picture: Path | None
     dtype: FeatureType = FeatureType.FLOAT32
     cluster: Cluster | None = None
+    retry_failed: bool = False
 
     @property
     def format(self) -> FeatureFormat | None:
@@ -90,15 +91,16 @@ def _extract(
     out, dtype, total = destination.out, destination.dtype, num_images(chunks)
     if out is None:
         return None
-    if destination.format is FeatureFormat.NPZ:
-        return extract_to_npz(
+    if destination.format is not FeatureFormat.PARQUET:
+        return extract_to_file(
             model, chunks, options, decoders, out, watching=lambda done: _watching(total, done)
         )
     return extract_to_parts(
-        Extractor.into(out, model, options, decoders, dtype=dtype),
+        Extractor.into(out, model, options, decoders, dtype=dtype, root=chunks[0].root),
         chunks,
         cluster=destination.cluster,
         watching=lambda done: _watching(total, done),
+        retry_failed=destination.retry_failed,
     )
 
 

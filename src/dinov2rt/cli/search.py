@@ -39,7 +39,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "queries",
         metavar="QUERY",
         nargs="+",
-        help="a key that is in the features, or else an image file, which needs --bundle",
+        help="an image of the features, by its key or its path, or else another image file, which "
+        "needs --bundle",
     )
     parser.add_argument(
         "--features",
@@ -48,6 +49,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         required=True,
         metavar="FILE",
         help="what to search: features.parquet of `dinov2rt run`, of one model",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="where the images are now, if they were moved (default: where they were)",
     )
     parser.add_argument("-k", type=int, default=10, help="neighbours of each query (default: 10)")
     parser.add_argument("--token", default="cls", help="cls (default) or patch-mean")
@@ -73,14 +80,14 @@ def _run(arguments: Namespace) -> Outcome:
     _check_picture(arguments.picture)
     collection = open_collection(arguments.features)
     progress(f"reading {len(collection)} features")
-    index = index_features(collection, token)
+    index = index_features(collection, token, root=_root(arguments.root))
     queries = _queries(arguments, index, token, collection.metadata)
     found = {
         query.name: index.search(query.vector, arguments.k, without=query.position)
         for query in queries
     }
     if arguments.picture is not None:
-        _draw(arguments, found)
+        _draw(arguments, index, queries, found)
     document: dict[str, Any] = {
         "features": arguments.features,
         "images": len(index),
@@ -92,6 +99,12 @@ def _run(arguments: Namespace) -> Outcome:
     }
     note = f"\nnote: {_LOOKS_ALONE}" if collection.is_synthetic else ""
     return Outcome(document, f"{_table(found)}{note}")
+
+
+def _root(root: Path | None) -> Path | None:
+    if root is not None and not root.is_dir():
+        raise InputError(f"--root {root} is not a folder; give the one that the images are in now")
+    return None if root is None else root.absolute()
 
 
 def _check_picture(picture: Path | None) -> None:
@@ -130,8 +143,8 @@ def _computed(
     for file in files:
         if not Path(file).is_file():
             raise InputError(
-                f"{file} is neither an image file nor a key of these features; their first key is "
-                f"{shown(index.keys[0].as_py())}"
+                f"{file} is neither an image file nor one of these features; their first key is "
+                f"{shown(index.keys[0].as_py())}, in {shown(index.places.roots[0])}"
             )
     if arguments.bundle is None:
         raise InputError(
@@ -146,14 +159,26 @@ def _computed(
     return dict(zip(files, vectors, strict=True))
 
 
-def _draw(arguments: Namespace, found: Mapping[str, list[Neighbour]]) -> None:
+def _draw(
+    arguments: Namespace,
+    index: FeatureIndex,
+    queries: list[_Query],
+    found: Mapping[str, list[Neighbour]],
+) -> None:
     rows = [
-        [Tile(query, "query"), *(Tile(near.key, _caption(near)) for near in neighbours)]
-        for query, neighbours in found.items()
+        [
+            Tile(_file(query, index), "query", query.name),
+            *(Tile(str(near.file), _caption(near), near.key) for near in found[query.name]),
+        ]
+        for query in queries
     ]
     missing = draw_neighbours(rows, arguments.picture, arguments.image_column)
     if missing:
         complain(f"{missing} images cannot be opened any more; they are grey in the picture")
+
+
+def _file(query: _Query, index: FeatureIndex) -> str:
+    return query.name if query.position is None else str(index.file(query.position))
 
 
 def _caption(neighbour: Neighbour) -> str:

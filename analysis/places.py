@@ -1,0 +1,92 @@
+"""Where the images of features are, and which of them a name means."""
+
+import bisect
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.reader import num_rows, read_metadata
+from dinov2rt.foreign import shown
+from dinov2rt.optional import require
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The folders that keys are relative to.
+
+    Images up to before the position `ends[i]`, and not before `ends[i - 1]`, are below `roots[i]`.
+    """
+
+    roots: tuple[Path, ...]
+    ends: tuple[int, ...]
+
+    def file(self, position: int, key: str) -> Path:
+        """The file of the image at `position`, which is called `key`; `SHARD#NAME` in a shard."""
+        return self.roots[bisect.bisect_right(self.ends, position)] / key
+
+    def find(self, query: str, keys: Any) -> int | None:
+        """The position of the image that `query` means among `keys`, an Arrow array, or None.
+
+        In this order: a key; a path to an image below a root, relative to the current directory or
+        absolute; a path to one whose folder has moved since, so that it is no longer below its
+        root; and, where there is no such file, the end of one key.
+
+        Raises:
+            InputError: it is the end of several keys.
+        """
+        position = _position(keys, query)
+        if position is not None:
+            return position
+        path = Path(os.path.abspath(query))  # noqa: PTH100  # resolve() would follow links
+        for name in self._names(path):
+            position = _position(keys, name)
+            if position is not None and self._may_be(path, self.file(position, name)):
+                return position
+        return None if path.exists() else _by_end(query, keys)
+
+    def _names(self, path: Path) -> Iterator[str]:
+        """What `path` may be called: relative to a root, then its ends, the longest first."""
+        for root in dict.fromkeys(self.roots):
+            if path.is_relative_to(root):
+                yield path.relative_to(root).as_posix()
+        parts = path.parts[1:]
+        yield from ("/".join(parts[start:]) for start in range(len(parts)))
+
+    def _may_be(self, path: Path, file: Path) -> bool:
+        """Another file of the same name is another image, as long as both are there."""
+        if path == file or not (path.exists() and file.exists()):
+            return True
+        return path.samefile(file)
+
+
+def places_of(parts: Sequence[str], root: Path | None = None) -> Places:
+    """Where the images of the files `parts` are, or all below `root`, if they were moved there.
+
+    Raises:
+        InputError: a part cannot be read.
+    """
+    files = [Path(part) for part in parts]
+    roots = [root or Path(read_metadata(file).get("root", "")) for file in files]
+    return Places(tuple(roots), tuple(itertools.accumulate(map(num_rows, files))))
+
+
+def _position(keys: Any, key: str) -> int | None:
+    position = int(keys.index(key).as_py())
+    return None if position < 0 else position
+
+
+def _by_end(query: str, keys: Any) -> int | None:
+    compute = require("pyarrow.compute", extra="parquet", purpose="searching features")
+    found = keys.filter(compute.ends_with(keys, f"/{query}")).unique().to_pylist()
+    if len(found) > 1:
+        raise InputError(
+            f"{query} is the end of {len(found)} keys, such as "
+            f"{shown(', '.join(found[:_EXAMPLES]))}; give the whole key"
+        )
+    return _position(keys, found[0]) if found else None
