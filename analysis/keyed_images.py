@@ -10,7 +10,7 @@ from dinov2rt.bundle.geometry import Snap
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure, FileSlice, Item
 from dinov2rt.extraction.decoding import Decoding, decode
-from dinov2rt.extraction.shards import TAR_SUFFIX, read_parquet_images, tar_images
+from dinov2rt.extraction.shards import TAR_SUFFIX, TarMember, read_parquet_images, tar_images
 from dinov2rt.foreign import quoted
 from dinov2rt.runtime.images import Preprocess
 
@@ -52,7 +52,7 @@ def _item(key: str, image_column: str) -> Item:
 
 def _tar_member(shard: Path, name: str) -> FileSlice:
     for member in tar_images(shard):
-        if member.name == name:
+        if member.name == name and isinstance(member, TarMember):
             return FileSlice(str(shard), member.offset, member.size_bytes)
     raise InputError(f"{shard} has no image {quoted(name)} any more")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.shards import TarMember, read_parquet_images
+from dinov2rt.extraction.shards import BadMember, TarMember, read_parquet_images
 from dinov2rt.foreign import shown
 
 _T = TypeVar("_T")
@@ -78,7 +78,7 @@ class TarRange:
     """Neighbouring images of a tar archive, which may be read in any order."""
 
     shard: str
-    members: tuple[TarMember, ...]
+    members: tuple[TarMember | BadMember, ...]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -92,7 +92,10 @@ class TarRange:
         """Each of them."""
         file = str(root / self.shard)
         for key, member in zip(self.keys, self.members, strict=True):
-            yield Item(key, FileSlice(file, member.offset, member.size_bytes))
+            if isinstance(member, BadMember):
+                yield Failure(key, f"{shown(key)}: {member.reason}")
+            else:
+                yield Item(key, FileSlice(file, member.offset, member.size_bytes))
 
 
 @dataclass(frozen=True, slots=True)

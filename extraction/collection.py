@@ -20,6 +20,7 @@ from dinov2rt.extraction.shards import (
     PARQUET_SUFFIX,
     SHARD_SUFFIXES,
     TAR_SUFFIX,
+    BadMember,
     TarMember,
     parquet_images,
     tar_images,
@@ -141,7 +142,7 @@ def _shard_sources(
 
 def _tar_ranges(shard: Path, name: str, chunk_images: int) -> Iterator[Source]:
     """Those before a damage are good: only what follows is lost."""
-    members: list[TarMember] = []
+    members: list[TarMember | BadMember] = []
     damage = None
     try:
         members.extend(tar_images(shard))

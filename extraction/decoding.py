@@ -188,17 +188,24 @@ def _readable(item: Item) -> Path | BinaryIO:
     """What Pillow opens: a path, or an open file in its place."""
     if isinstance(item.source, Path):
         return item.source
-    content = item.source if isinstance(item.source, bytes) else _read(item.source)
+    if isinstance(item.source, bytes):
+        _check_encoded(len(item.source), item.key)
+        return _Content(item, item.source)
+    content = _read(item.source)
     return _Content(item, content)
+
+
+def _check_encoded(size_bytes: int, place: str) -> None:
+    if size_bytes > MOST_ENCODED_BYTES:
+        raise InputError(
+            f"an image of {size_bytes} bytes in {shown(place)}; allowed are {MOST_ENCODED_BYTES}, "
+            "since it is read whole"
+        )
 
 
 def _read(part: FileSlice) -> bytes:
     try:
-        if part.size_bytes > MOST_ENCODED_BYTES:
-            raise InputError(
-                f"an image of {part.size_bytes} bytes in {part.file}; allowed are "
-                f"{MOST_ENCODED_BYTES}, since it is read whole"
-            )
+        _check_encoded(part.size_bytes, part.file)
         with open_regular(Path(part.file)) as file:
             file.seek(part.offset)
             content = file.read(part.size_bytes)

@@ -1,15 +1,17 @@
 """Shards, which hold many images in one file: WebDataset's tar archives, and Parquet."""
 
+import contextlib
 import os
+import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
-from dinov2rt.errors import InputError
+from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.files import open_regular, require_regular
-from dinov2rt.foreign import quoted
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import IMAGE_SUFFIXES
 
@@ -18,6 +20,11 @@ PARQUET_SUFFIX = ".parquet"
 SHARD_SUFFIXES = frozenset({TAR_SUFFIX, PARQUET_SUFFIX})
 
 _ROWS_AT_A_TIME = 64
+_BYTES_AT_A_TIME = 2**28
+_MOST_HEADER_BYTES = 2**20
+_MOST_OFFSET = 2**63 - 1
+_MOST_LINKS = 40
+"""In a chain, as on Linux; a longer one leads round in a circle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,32 +36,105 @@ class TarMember:
     size_bytes: int
 
 
-def tar_images(shard: Path) -> Iterator[TarMember]:
+@dataclass(frozen=True, slots=True)
+class BadMember:
+    """A member that is called an image and cannot be read; `reason` is one line."""
+
+    name: str
+    reason: str
+
+
+def tar_images(shard: Path) -> Iterator[TarMember | BadMember]:
     """The images in the archive `shard`, in its order; hidden members are left out.
+
+    A link to another member of the same archive stands for the bytes of that member.
 
     Raises:
         InputError: not an uncompressed tar, or damaged; what came before was sound.
     """
+    members: list[tarfile.TarInfo] = []
+    damage: Exception | None = None
     try:
-        with open_regular(shard) as file, tarfile.open(fileobj=file, mode="r:") as archive:
+        with open_regular(shard) as file, _opened_tar(file) as archive:
             for member in archive:
                 _check_member(member)
-                if member.isfile() and _is_image(PurePosixPath(member.name)):
-                    yield TarMember(member.name, member.offset_data, member.size)
+                members.append(member)
             _check_end(archive)
-    # The parser lets through whatever a damaged header makes it trip over.
-    except (tarfile.TarError, OSError, ValueError, ArithmeticError, MemoryError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except Exception as error:  # the parser lets through whatever a damaged header does to it
+        damage = error
+    yield from _Links(members).images()
+    if damage is not None:
+        reason = getattr(damage, "strerror", None) or shown(damage)
         raise InputError(
             f"{shard} is not a whole, uncompressed tar archive ({reason}); get it again"
-        ) from error
+        ) from damage
+
+
+class _HeaderReader:
+    """What `tarfile` reads of a file are headers, and those of a sound archive are small.
+
+    The length of a header of names or attributes stands in the archive, which may state gigabytes.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > _MOST_HEADER_BYTES:
+            raise tarfile.ReadError(
+                f"a header of {size} bytes; allowed are {_MOST_HEADER_BYTES}, since it is read "
+                "whole"
+            )
+        return self._file.read(size)
+
+
+def _opened_tar(file: BinaryIO) -> tarfile.TarFile:
+    return tarfile.open(fileobj=_HeaderReader(file), mode="r:")  # type: ignore[call-overload, no-any-return]
 
 
 def _check_member(member: tarfile.TarInfo) -> None:
-    if member.size < 0:
+    if not 0 <= member.size <= _MOST_OFFSET:
         raise tarfile.ReadError(f"{quoted(member.name)} has a size of {member.size} bytes")
-    if member.issparse():
-        raise tarfile.ReadError(f"{quoted(member.name)} is sparse, which is not read")
+
+
+class _Links:
+    """The members of an archive, by name, so that links among them can be followed."""
+
+    def __init__(self, members: Sequence[tarfile.TarInfo]) -> None:
+        self._members = members
+        # Of equal names the last one counts, as when the archive is unpacked.
+        self._by_name = {posixpath.normpath(member.name): member for member in members}
+
+    def images(self) -> Iterator[TarMember | BadMember]:
+        for member in self._members:
+            if _is_image(PurePosixPath(member.name)) and not member.isdir():
+                yield self._image(member)
+
+    def _image(self, member: tarfile.TarInfo) -> TarMember | BadMember:
+        file = self._target(member)
+        if file is None:
+            target = quoted(member.linkname)
+            return BadMember(member.name, f"a link to {target}, which is no file in this archive")
+        if file.issparse():
+            return BadMember(member.name, "stored as a sparse file, which is not read")
+        if not file.isreg():
+            return BadMember(member.name, "no file, but a pipe, a device or of an unknown type")
+        return TarMember(member.name, file.offset_data, file.size)
+
+    def _target(self, member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        """What is at the end of a chain of links; None where it leads out of the archive."""
+        for _ in range(_MOST_LINKS):
+            if not (member.issym() or member.islnk()):
+                return member
+            # A symbolic link is relative to its folder, a hard one to the archive.
+            start = posixpath.dirname(member.name) if member.issym() else ""
+            place = posixpath.normpath(posixpath.join(start, member.linkname))
+            following = self._by_name.get(place)
+            if following is None:
+                return None
+            member = following
+        return None
 
 
 def parquet_images(shard: Path, column: str) -> int:
@@ -64,7 +144,7 @@ def parquet_images(shard: Path, column: str) -> int:
         InputError: not a Parquet file, or no such column.
         MissingDependencyError: pyarrow is not installed.
     """
-    with _opened(shard) as file:
+    with _opened(shard) as file, _reading(shard):
         _leaf(shard, file.schema_arrow, column)
         return int(file.metadata.num_rows)
 
@@ -76,15 +156,26 @@ def read_parquet_images(shard: Path, column: str, start: int, stop: int) -> Iter
         InputError: the rows cannot be read; those that came before were sound.
     """
     with _opened(shard) as file:
-        leaf = _leaf(shard, file.schema_arrow, column)
+        with _reading(shard):
+            leaf = _leaf(shard, file.schema_arrow, column)
         for group, first in _row_groups(file.metadata, start, stop):
             row = first
             # One by one, so that a damaged group takes no other with it.
-            batches = file.iter_batches(_ROWS_AT_A_TIME, row_groups=[group], columns=[leaf])
+            rows = _rows_at_a_time(file.metadata.row_group(group))
+            batches = file.iter_batches(rows, row_groups=[group], columns=[leaf])
             for batch in _readable(shard, batches):
-                wanted = batch.column(0)[max(0, start - row) : max(0, stop - row)]
+                with _reading(shard):
+                    # By name: a leaf's path may be that of another column, which is read as well.
+                    wanted = batch.column(column)[max(0, start - row) : max(0, stop - row)]
+                    images = wanted.field("bytes") if leaf != column else wanted
                 row += len(batch)
-                yield from (wanted.field("bytes") if leaf != column else wanted).to_pylist()
+                yield from images.to_pylist()
+
+
+def _rows_at_a_time(group: Any) -> int:
+    """Few where rows are large, so that the images of a batch fit into memory."""
+    size_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
+    return int(min(_ROWS_AT_A_TIME, max(1, _BYTES_AT_A_TIME // size_bytes)))
 
 
 def _is_image(name: PurePosixPath) -> bool:
@@ -100,27 +191,35 @@ def _check_end(archive: tarfile.TarFile) -> None:
 
 
 def _opened(shard: Path) -> Any:
-    pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading Parquet shards")
-    try:
+    with _reading(shard):
         require_regular(shard)
         return parquet.ParquetFile(shard)
-    except (pa.lib.ArrowException, OSError) as error:
-        raise _unreadable(shard, error) from error
 
 
 def _readable(shard: Path, batches: Iterator[Any]) -> Iterator[Any]:
-    pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
+    while True:
+        with _reading(shard):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+@contextlib.contextmanager
+def _reading(shard: Path) -> Iterator[None]:
     try:
-        yield from batches
-    except (pa.lib.ArrowException, OSError) as error:
+        yield
+    except Dinov2rtError:
+        raise
+    except Exception as error:  # pyarrow lets through whatever a damaged file makes it trip over
         raise _unreadable(shard, error) from error
 
 
 def _unreadable(shard: Path, error: Exception) -> InputError:
     reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
     return InputError(
-        f"{shard} cannot be read as Parquet ({' '.join(reason.split())}); get it again"
+        f"{shard} cannot be read as Parquet ({shown(' '.join(reason.split()))}); get it again"
     )
 
 
@@ -129,15 +228,11 @@ def _leaf(shard: Path, schema: Any, column: str) -> str:
     pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
     if column not in schema.names:
         raise InputError(
-            f"{shard} has no column {quoted(column)}, only {', '.join(schema.names)}; "
+            f"{shard} has no column {quoted(column)}, only {shown(', '.join(schema.names))}; "
             "name the one with the images (--image-column)"
         )
-    if schema.names.count(column) > 1 or "." in column:
-        raise InputError(
-            f"{shard} has a column {quoted(column)} that is there twice or holds a dot, and "
-            "cannot be "
-            "told from others; rename it"
-        )
+    if schema.names.count(column) > 1:
+        raise InputError(f"{shard} has several columns {quoted(column)}; rename all but one")
     kind = schema.field(column).type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column
@@ -145,9 +240,8 @@ def _leaf(shard: Path, schema: Any, column: str) -> str:
     if inner is not None and (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         return f"{column}.bytes"
     raise InputError(
-        f"{shard} has {kind} in the column {quoted(column)}; allowed are encoded images as binary "
-        "or as "
-        "struct<bytes, path>"
+        f"{shard} has {shown(kind)} in the column {quoted(column)}; allowed are encoded images as "
+        "binary or as struct<bytes, path>"
     )
 
 
