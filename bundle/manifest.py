@@ -15,6 +15,7 @@ from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import BackendError, BundleError
 from dinov2rt.files import open_regular, read_regular
 from dinov2rt.foreign import quoted, shown
@@ -120,18 +121,6 @@ class FileEntry:
 
     def _unreadable(self, file: Path, error: OSError, rebuild: str) -> str:
         return f"{file} cannot be read ({error.strerror}), but the manifest names it; {rebuild}"
-
-
-@dataclass(frozen=True, slots=True)
-class WeightsEntry:
-    """Where the weights came from, and what they are.
-
-    `source` is what was given to `--weights`. `sha256` is that of the checkpoint file, or of all
-    tensors where there is no single file.
-    """
-
-    source: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +277,7 @@ class Manifest:
 
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back: the export that made them."""
-        command = ["dinov2rt", "export", self.variant.name, "--weights", self.weights.source]
+        command = ["dinov2rt", "export", self.variant.name, *self.weights.options]
         command += _export_options(self.graphs) if self.graphs else []
         command += self._statistics_options()
         return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"

@@ -57,7 +57,8 @@ def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
         WeightsError: they cannot be had, or are others by now.
     """
     exported = manifest.weights
-    loaded = load_weights(exported.source if source is None else source, manifest.variant)
+    source = exported.pinned_source if source is None else source
+    loaded = load_weights(source, manifest.variant, exported.prefix)
     if loaded.entry.sha256 != exported.sha256:
         raise WeightsError(
             f"{loaded.entry.source} has SHA-256 {loaded.entry.sha256}, the bundle was exported "

@@ -47,7 +47,8 @@ class ExportOptions:
 
     `layers` are indices of intermediate blocks, counted from 0, ascending. Graphs return float32;
     with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
-    `normalization` takes the place of what stands beside the weights.
+    `normalization` takes the place of what stands beside the weights. `prefix` is what the names of
+    the backbone begin with in the checkpoint; None looks for it.
 
     Raises:
         InputError: no precision, or one of them twice.
@@ -58,6 +59,7 @@ class ExportOptions:
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
     half_outputs: bool = False
     normalization: Normalization | None = None
+    prefix: str | None = None
 
     def __post_init__(self) -> None:
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
@@ -90,7 +92,7 @@ def export_bundle(
 
     Args:
         variant: which backbone.
-        weights: "official", "synthetic:SEED", a checkpoint file, or a Hugging Face folder.
+        weights: "official", "synthetic:SEED", a checkpoint file or folder, or OWNER/NAME on a hub.
         out: the bundle; made beside itself and renamed when complete.
         options: the graph's input and extra outputs.
         force: replace a bundle that is there already.
@@ -105,7 +107,7 @@ def export_bundle(
     _check_target(out, force=force)
     _check_int8(options)
     progress(f"loading {weights}")
-    loaded = load_weights(weights, variant)
+    loaded = load_weights(weights, variant, options.prefix)
     if options.normalization is not None:
         loaded = dataclasses.replace(loaded, normalization=options.normalization)
     if loaded.normalization != IMAGENET:

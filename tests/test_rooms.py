@@ -15,7 +15,7 @@ MAY_REQUIRE = {
     "benchmarks": {"onnxruntime", "pyarrow", "tensorrt_rtx"},
     "bundle": {"fsspec"},
     "engines": {"onnx"},
-    "export": set(),
+    "export": {"huggingface_hub"},
     "extraction": {"PIL", "pyarrow", "ray"},
     "runtime": {"PIL", "cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"},
 }

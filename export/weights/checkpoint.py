@@ -1,18 +1,19 @@
 """From what `--weights` says to a checked official state dict."""
 
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import WeightsEntry, sha256_of
+from dinov2rt.bundle.manifest import sha256_of
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import WeightsError
-from dinov2rt.export.weights.huggingface import read_huggingface, weight_files
+from dinov2rt.export.weights.hub import download, is_hub_id
+from dinov2rt.export.weights.huggingface import check_config
 from dinov2rt.export.weights.official import official_checkpoint
 from dinov2rt.export.weights.preprocessor import normalization_of
-from dinov2rt.export.weights.readers import read_pth, read_safetensors
+from dinov2rt.export.weights.reading import read_backbone
 from dinov2rt.export.weights.state_dict import (
     StateDict,
     check_state_dict,
@@ -20,12 +21,6 @@ from dinov2rt.export.weights.state_dict import (
     to_float32,
 )
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
-
-_ALLOWED = (
-    "allowed are official, synthetic:SEED, a .pth, .pt or .safetensors file, "
-    "and a Hugging Face folder"
-)
-_READERS = {".pth": read_pth, ".pt": read_pth, ".safetensors": read_safetensors}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,45 +35,57 @@ class Weights:
     normalization: Normalization = IMAGENET
 
 
-def load_weights(source: str, variant: Variant) -> Weights:
+def load_weights(source: str, variant: Variant, prefix: str | None = None) -> Weights:
     """The weights of `variant` from `source`, downloaded if need be.
 
     Args:
-        source: "official"; "synthetic:SEED"; or the path of a .pth, .pt or .safetensors file
-            with official keys, or of a Hugging Face folder.
+        source: "official"; "synthetic:SEED"; the path of a checkpoint, a file or a folder of
+            transformers or timm; or OWNER/NAME[@REVISION] on the Hugging Face hub.
         variant: what the weights must be of.
+        prefix: what the names of the backbone begin with; None looks for it.
 
     Raises:
         WeightsError: they cannot be had, cannot be read, or do not fit.
+        MissingDependencyError: huggingface_hub is needed and not installed.
     """
-    location = str(official_checkpoint(variant)) if source == "official" else source
-    state, file = _read(location, variant)
-    check_state_dict(state, variant, location)
-    state = to_float32(state)
-    sha256 = sha256_of(file) if file else state_dict_sha256(state)
-    return Weights(state, WeightsEntry(source=source, sha256=sha256), _normalization(location))
+    if source.partition(":")[0] == "synthetic":
+        state = synthetic_state_dict(variant, _seed(source))
+        return Weights(state, WeightsEntry(source, state_dict_sha256(state)))
+    location, revision = _located(source, variant)
+    found = read_backbone(location, prefix)
+    if location.is_dir():
+        check_config(location, variant)
+    check_state_dict(found.state_dict, variant, str(location))
+    state = to_float32(found.state_dict)
+    files = found.files
+    entry = WeightsEntry(
+        source=source,
+        sha256=sha256_of(files[0]) if len(files) == 1 else state_dict_sha256(state),
+        prefix=found.backbone.prefix,
+        naming=found.backbone.naming,
+        left_out=found.backbone.left_out,
+        revision=revision,
+    )
+    return Weights(state, entry, _normalization(location))
 
 
-def _normalization(location: str) -> Normalization:
+def _located(source: str, variant: Variant) -> tuple[Path, str | None]:
+    """The file or folder that `source` stands for, and the revision of one from the hub."""
+    if source == "official":
+        return official_checkpoint(variant), None
+    if "://" in source:
+        raise WeightsError(
+            f"weights {source} are a URL; download the file and give its path, or ask for official"
+        )
+    if is_hub_id(source):
+        snapshot = download(source)
+        return snapshot.folder, snapshot.revision
+    return Path(source), None
+
+
+def _normalization(location: Path) -> Normalization:
     """What stands beside the weights, in their folder or in that of their file."""
-    path = Path(location)
-    if not path.exists():  # synthetic
-        return IMAGENET
-    return normalization_of(path if path.is_dir() else path.parent)
-
-
-def _read(location: str, variant: Variant) -> tuple[StateDict, Path | None]:
-    """The tensors at `location`, and the file they come from if it is a single one."""
-    if location.partition(":")[0] == "synthetic":
-        return synthetic_state_dict(variant, _seed(location)), None
-    path = Path(location)
-    if _is_folder(path):
-        state = read_huggingface(path, variant)
-        files = weight_files(path)
-        return state, files[0] if len(files) == 1 else None
-    if path.suffix not in _READERS:
-        raise WeightsError(f"weights {location!r} are of an unknown type; {_ALLOWED}")
-    return _READERS[path.suffix](path), path
+    return normalization_of(location if location.is_dir() else location.parent)
 
 
 def _seed(source: str) -> int:
@@ -89,13 +96,3 @@ def _seed(source: str) -> int:
             "of up to 18 digits, e.g. synthetic:0"
         )
     return int(match[1])
-
-
-def _is_folder(path: Path) -> bool:
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise WeightsError(
-            f"weights {str(path)!r} cannot be read ({reason}); {_ALLOWED}"
-        ) from error

@@ -29,8 +29,14 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--weights",
         default="official",
         metavar="W",
-        help="official (default), synthetic:SEED, a .pth, .pt or .safetensors file, or a Hugging "
-        "Face folder",
+        help="official (default), synthetic:SEED, a checkpoint (.pth, .pt, .ckpt, .bin, "
+        ".safetensors), a folder of transformers or timm, or OWNER/NAME on the Hugging Face hub",
+    )
+    parser.add_argument(
+        "--prefix",
+        metavar="P",
+        help="what the names of the backbone begin with in the checkpoint, such as "
+        "teacher.backbone (default: where a whole backbone is)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="the bundle (default: artifacts/VARIANT)"
@@ -88,6 +94,7 @@ def _export(
         layers,
         precisions,
         normalization=parse_normalization(arguments.mean, arguments.std),
+        prefix=arguments.prefix,
     )
     try:
         return export_bundle(
@@ -203,6 +210,7 @@ def _outcome(
     lines = [
         f"{out}: {manifest.variant.name}, {mib(size_bytes)}",
         f"weights: {shown(weights.source)}, SHA-256 {weights.sha256}",
+        *([f"weights: {shown(weights.selection)}"] if weights.selection else []),
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
         *([_quantized(quantization, manifest.variant)] if quantization else []),

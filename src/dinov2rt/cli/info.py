@@ -146,6 +146,7 @@ def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
     facts = [
         ("variant", manifest.variant.name),
         ("weights", f"{manifest.weights.source}, SHA-256 {manifest.weights.sha256}"),
+        *([("", manifest.weights.selection)] if manifest.weights.selection else []),
         ("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
         *(("graph", f"{graph.precision}, opset {graph.opset}") for graph in manifest.graphs),
         *((f"input {name}", shape) for name, shape in outcome["inputs"].items()),

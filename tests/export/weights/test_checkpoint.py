@@ -16,8 +16,8 @@ TOY = dataclasses.replace(
     find_variant("dinov2_vits14_reg"), embed_dim=64, depth=3, num_heads=1, hidden_dim=96
 )
 ALLOWED = (
-    "allowed are official, synthetic:SEED, a .pth, .pt or .safetensors file, "
-    "and a Hugging Face folder"
+    "allowed are official, synthetic:SEED, a file of .pth, .pt, .ckpt, .bin, .safetensors, a "
+    "folder of transformers or timm, and OWNER/NAME on the Hugging Face hub"
 )
 
 
@@ -141,8 +141,28 @@ def test_a_path_that_does_not_exist_lists_the_allowed_forms():
     assert refusal("nul\0").endswith(f"(embedded null byte); {ALLOWED}")
 
 
-def test_a_folder_without_a_config_is_refused(tmp_path):
-    assert refusal(tmp_path) == (
-        f"{tmp_path}/config.json cannot be read (No such file or directory); "
-        "give a Hugging Face folder of DINOv2"
+def test_a_url_is_not_taken_for_a_path():
+    url = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"
+    assert refusal(url) == (
+        f"weights {url} are a URL; download the file and give its path, or ask for official"
     )
+
+
+def test_what_was_taken_and_left_out_is_on_record(tmp_path, state):
+    file = tmp_path / "model_final.pth"
+    nested = {
+        role: {f"backbone.{name}": tensor for name, tensor in state.items()}
+        for role in ("teacher", "student")
+    }
+    nested["teacher"]["dino_head.weight"] = torch.ones(3)
+    torch.save({"model": nested}, file)
+    entry = load_weights(str(file), TOY).entry
+    assert (entry.prefix, entry.naming) == ("model.teacher.backbone", "official")
+    assert entry.left_out == {"model.student": len(state), "model.teacher.dino_head": 1}
+    assert entry.selection == (
+        "backbone below 'model.teacher.backbone', official names; left out: model.student "
+        f"({len(state)} tensors), model.teacher.dino_head (1 tensor)"
+    )
+    assert entry.options == ["--weights", str(file), "--prefix=model.teacher.backbone"]
+    student = load_weights(str(file), TOY, "model.student")
+    assert student.entry.prefix == "model.student.backbone"

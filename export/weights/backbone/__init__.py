@@ -1,0 +1,1 @@
+"""The backbone in a checkpoint: found by names, and brought into the official form."""
