@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from dinov2rt.foreign import shown
+
 _LISTED_GROUPS = 6
+_NAME_LENGTH = 80
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class WeightsEntry:
         """What was taken of a checkpoint and what was left out, in one line; None of no file."""
         if self.prefix is None:
             return None
-        place = f"below {self.prefix!r}" if self.prefix else "at the top"
+        place = f"below {shown(repr(self.prefix))}" if self.prefix else "at the top"
         left_out = f"; left out: {describe_groups(self.left_out)}" if self.left_out else ""
         revision = f"revision {self.revision}; " if self.revision else ""
         return f"{revision}backbone {place}, {self.naming} names{left_out}"
@@ -49,6 +52,9 @@ class WeightsEntry:
 def describe_groups(groups: dict[str, int]) -> str:
     """Groups of tensors, the largest few: `student (178 tensors), head (1 tensor)`."""
     largest = sorted(groups.items(), key=lambda item: -item[1])[:_LISTED_GROUPS]
-    names = [f"{name} ({count} tensor{'s' * (count != 1)})" for name, count in largest]
+    names = [
+        f"{shown(name, _NAME_LENGTH)} ({count} tensor{'s' * (count != 1)})"
+        for name, count in largest
+    ]
     more = len(groups) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")

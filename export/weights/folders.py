@@ -1,6 +1,5 @@
 """Folders of checkpoints: which of their files hold the weights."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.containers import SUFFIXES
 from dinov2rt.export.weights.state_dict import first_few
 from dinov2rt.files import read_regular
+from dinov2rt.strict_json import parse
 
 _MOST_BYTES = 2**26
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
@@ -74,21 +74,11 @@ def read_json(path: Path, *, otherwise: str) -> dict[str, Any]:
             `otherwise`.
     """
     try:
-        text = read_regular(path, _MOST_BYTES).decode("utf-8")
-        document = json.loads(text, object_pairs_hook=_without_doubles)
+        document = parse(read_regular(path, _MOST_BYTES))
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}); {otherwise}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); {otherwise}") from error
     if not isinstance(document, dict):
         raise WeightsError(f"{path} is not a JSON object; {otherwise}")
-    return document
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"key {twice!r} is there twice")
     return document

@@ -210,7 +210,7 @@ def _outcome(
     lines = [
         f"{out}: {manifest.variant.name}, {mib(size_bytes)}",
         f"weights: {shown(weights.source)}, SHA-256 {weights.sha256}",
-        *([f"weights: {shown(weights.selection)}"] if weights.selection else []),
+        *([f"weights: {weights.selection}"] if weights.selection else []),
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
         *([_quantized(quantization, manifest.variant)] if quantization else []),

@@ -115,7 +115,7 @@ def test_a_folder_of_another_library_has_no_such_configuration(tmp_path):
         ("{", "is not JSON ("),
         ("[]", "is not a JSON object"),
         ("[" * 100_000, "is not JSON ("),
-        ('{"a": 1, "a": 2}', "is not JSON (key 'a' is there twice)"),
+        ('{"a": 1, "a": 2}', "is not JSON (the key 'a' stands twice in one object)"),
     ],
 )
 def test_a_broken_configuration_is_one_line(tmp_path, content, complaint):
