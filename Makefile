@@ -5,13 +5,16 @@ OUT     ?= artifacts/$(VARIANT)
 TARGET  ?= sm80
 PYTHON  ?= python3
 
+PYTEST_OPTIONS ?=
+comma   := ,
+
 VENV := .venv
 BIN  := $(VENV)/bin
 RUN  := $(BIN)/dinov2rt
 
 .DEFAULT_GOAL := help
 # Folders of these names exist, so make must be told that they are not what the targets build.
-.PHONY: help setup demo export engines verify bench bench-gpu report benchmarks test test-slow test-gpu check format clean
+.PHONY: help setup demo export engines verify bench bench-gpu report benchmarks test test-slow test-gpu test-lowest check docs format clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -55,7 +58,7 @@ report: setup ## Pages of the committed results, and the tables of docs/performa
 	$(RUN) report
 
 test: setup ## Every test that this machine can run in minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 # Packages there are whatever that machine has, and what they deprecate is not our failure.
 test-gpu: ## On a GPU machine, with the torch and pytest of its PYTHON: fails if no GPU test can run
@@ -64,6 +67,23 @@ test-gpu: ## On a GPU machine, with the torch and pytest of its PYTHON: fails if
 
 test-slow: setup ## The tests that take minutes or gigabytes: B, L and g
 	$(BIN)/python -m pytest -m slow
+
+docs: setup ## The API reference, from the docstrings, into docs/api
+	$(BIN)/python -W error docs/api.py
+
+# Resolved by uv, since pip cannot; the tests' own tools are the newest that fit. What an old package
+# uses of a newer one may be deprecated.
+LOWEST := .venv-lowest
+LOWEST_EXTRAS := ort,openvino,export,image,parquet,search,eval,ray,bench,peers,tensorrt-rtx
+test-lowest: ## The quick tests with the lowest versions that pyproject.toml allows
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct pyproject.toml \
+		$(foreach extra,$(subst $(comma), ,$(LOWEST_EXTRAS)),--extra $(extra)) --output-file $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+		--requirement $(LOWEST)/lowest.txt --group test setuptools
+	PYTHONPATH=src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
+		-W default::DeprecationWarning -W default::FutureWarning
 
 check: setup ## Formatting, lint, types, layers, pages that are out of date
 	$(BIN)/ruff format --check
@@ -77,4 +97,4 @@ format: setup ## Rewrite the sources in the project's format
 	$(BIN)/ruff check --fix
 
 clean: ## Remove what was built, .venv included
-	rm -rf $(VENV) artifacts build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) $(LOWEST) artifacts build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -10,7 +10,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
+from support.installed import require_for_tests
 
+from dinov2rt.benchmarks.harness.roof import measure_roof
+from dinov2rt.benchmarks.results import Roof
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, WeightsEntry
@@ -48,7 +51,13 @@ def bundle_s_reg(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trt() -> Any:
     """TensorRT for RTX, the flavour that builds without a GPU."""
-    return pytest.importorskip("tensorrt_rtx")
+    return require_for_tests("tensorrt_rtx")
+
+
+@pytest.fixture(scope="session")
+def roof() -> Roof:
+    """What this machine can do at most, on one core."""
+    return measure_roof("cpu", 1)
 
 
 @pytest.fixture

@@ -57,6 +57,9 @@ _PACKAGES = {name: name for name in _SAME_NAME.split()} | {
 _running: set[int] = set()
 """Process groups of the steps that are at work."""
 
+_ending = threading.Event()
+"""Set when this run is being ended: a step that starts meanwhile ends at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -105,6 +108,8 @@ def _run_alone(step: Step, log: Path, timeout_s: float | None) -> tuple[int, str
         ) as process,
     ):
         _running.add(process.pid)
+        if _ending.is_set():  # who set it may have looked at `_running` before this step was in it
+            _kill(process.pid)
         try:
             status = process.wait(timeout_s)
         finally:
@@ -181,6 +186,7 @@ def _side_by_side(
         list(pool.map(take_all, queues))
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
+        _ending.set()
         for process in tuple(_running):
             _kill(process)
         raise

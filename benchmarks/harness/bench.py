@@ -12,7 +12,7 @@ from dinov2rt.benchmarks.harness.environment import describe_environment
 from dinov2rt.benchmarks.harness.gpu_state import GpuState, watched
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
 from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
-from dinov2rt.benchmarks.harness.roof import measure_roof
+from dinov2rt.benchmarks.harness.roof import measure_roof, unmeasured_roof
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.results import (
     SCHEMA_VERSION,
@@ -30,15 +30,18 @@ def bench(
 ) -> Iterator[BenchmarkRun]:
     """Measure `bundles` one after the other.
 
-    Gives the run as far as it has come: without any row before the first cell, then after every
-    cell. The last one is whole.
+    Gives the run as far as it has come: with its settings before anything is measured, with the
+    machine's limits before the first cell, then after every cell. The last one is whole.
 
     Raises:
         InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
         CandidateError: the reference cannot be loaded.
         BundleError: a bundle cannot be read.
     """
-    run = _begun(bundles, request, command, say)
+    run = _begun(bundles, request, command)
+    yield run
+    say("measuring what this machine can do at most")
+    run = replace(run, roof=measure_roof(request.device, request.threads, request.matrix_library))
     yield run
     done, so_far = Measured(), Measured()
     with watched() as gpu:
@@ -66,14 +69,12 @@ def _under_load(environment: Environment, gpu: GpuState) -> Environment:
     )
 
 
-def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) -> BenchmarkRun:
-    """What is known before the first cell."""
+def _begun(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
+    """What is known before anything is measured."""
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
     _refuse_one_variant_twice(facts)
     for bundle in bundles:
         own_candidates(request.own, Task(bundle, request.device, request.threads))
-    environment = describe_environment(request.device)
-    say("measuring what this machine can do at most")
     return BenchmarkRun(
         schema=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -86,8 +87,8 @@ def _begun(bundles: Sequence[Path], request: Request, command: str, say: Say) ->
             seconds_per_candidate=request.seconds,
             min_turns=request.min_turns,
         ),
-        environment=environment,
-        roof=measure_roof(request.device, request.threads, request.matrix_library),
+        environment=describe_environment(request.device),
+        roof=unmeasured_roof(request.device),
         bundles=facts,
         candidates=(),
         missing=(),

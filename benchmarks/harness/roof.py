@@ -94,6 +94,11 @@ def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CH
     return best_of(found, copies, _SHAPE[device], chosen)
 
 
+def unmeasured_roof(device: str) -> Roof:
+    """A roof without rates: what a run has before they are measured."""
+    return Roof({}, {}, None, _SHAPE[device])
+
+
 def best_of(
     matrix_gflops: dict[Precision, dict[str, float]],
     copies: Sequence[float],

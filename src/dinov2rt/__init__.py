@@ -16,35 +16,74 @@ from dinov2rt._version import __version__
 if TYPE_CHECKING:
     from dinov2rt.bundle.accuracy import AccuracyReport
     from dinov2rt.bundle.variants import Variant, variants
-    from dinov2rt.errors import Dinov2rtError, PlanWarning
+    from dinov2rt.errors import (
+        AccuracyError,
+        BackendError,
+        BuildError,
+        BundleError,
+        BundleReplacedError,
+        Dinov2rtError,
+        ExportError,
+        FusionError,
+        InputError,
+        MissingDependencyError,
+        PlanInputError,
+        PlanWarning,
+        WeightsError,
+    )
+    from dinov2rt.extraction.reader import read_features
     from dinov2rt.runtime.features import Features, LayerFeatures
     from dinov2rt.runtime.images import load_image
     from dinov2rt.runtime.model import Model, load
 
 __all__ = [
+    "AccuracyError",
     "AccuracyReport",
+    "BackendError",
+    "BuildError",
+    "BundleError",
+    "BundleReplacedError",
     "Dinov2rtError",
+    "ExportError",
     "Features",
+    "FusionError",
+    "InputError",
     "LayerFeatures",
+    "MissingDependencyError",
     "Model",
+    "PlanInputError",
     "PlanWarning",
     "Variant",
+    "WeightsError",
     "__version__",
     "load",
     "load_image",
+    "read_features",
     "variants",
 ]
 
 _MODULES = {
+    "AccuracyError": "errors",
     "AccuracyReport": "bundle.accuracy",
+    "BackendError": "errors",
+    "BuildError": "errors",
+    "BundleError": "errors",
+    "BundleReplacedError": "errors",
     "Dinov2rtError": "errors",
+    "ExportError": "errors",
     "Features": "runtime.features",
+    "FusionError": "errors",
+    "InputError": "errors",
     "LayerFeatures": "runtime.features",
+    "MissingDependencyError": "errors",
     "Model": "runtime.model",
+    "PlanInputError": "errors",
     "PlanWarning": "errors",
     "Variant": "bundle.variants",
+    "WeightsError": "errors",
     "load": "runtime.model",
     "load_image": "runtime.images",
+    "read_features": "extraction.reader",
     "variants": "bundle.variants",
 }
 
@@ -53,7 +92,8 @@ def __getattr__(name: str) -> Any:
     # A public name is imported when it is first used: numpy alone takes a tenth of a second.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"dinov2rt.{_MODULES[name]}"), name)
+    value = globals()[name] = getattr(importlib.import_module(f"dinov2rt.{_MODULES[name]}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.installed import require_for_tests
 
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
 from dinov2rt.bundle.remote import CACHE_VARIABLE, local_bundle
@@ -11,7 +12,7 @@ from dinov2rt.cli import main
 from dinov2rt.errors import BundleError
 from dinov2rt.runtime.model import load
 
-fsspec = pytest.importorskip("fsspec")
+fsspec = require_for_tests("fsspec")
 
 URL = "memory://models/pooling"
 PIXELS = np.zeros((1, 28, 28, 3), np.uint8)

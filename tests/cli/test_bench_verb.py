@@ -1,17 +1,32 @@
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.benchmarks.results import BenchmarkRun, Roof
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.cli import main
 from dinov2rt.cli.bench import parse_counts
 from dinov2rt.errors import InputError
 
 OWN = ("dinov2rt-openvino-fp32", "dinov2rt-onnxruntime-fp32")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def measured_once(roof: Roof) -> Iterator[list[str]]:
+    """The machine's limits, which another test measures; the devices that they were asked for."""
+    asked: list[str] = []
+
+    def measure_roof(device: str, *_: object) -> Roof:
+        asked.append(device)
+        return roof
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dinov2rt.benchmarks.harness.bench.measure_roof", measure_roof)
+        yield asked
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +90,19 @@ def test_a_run_compares_with_an_earlier_one(
     assert "only in the old run" in out
 
 
-def test_an_unlike_run_is_refused_before_its_first_cell(
-    result: Path, bundle_s_reg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_an_unlike_run_is_refused_before_anything_is_measured(
+    result: Path,
+    bundle_s_reg: Path,
+    tmp_path: Path,
+    measured_once: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    measured_once.clear()
     argv = ["bench", str(bundle_s_reg), "--peers", "none", "--size", "28", "--device", "cpu"]
     argv += ["--seconds", "0.1", "--threads", "2", "--against", str(result)]
     assert main([*argv, "--out", str(tmp_path / "run.json")]) == 2
     assert "settings.threads: 1 in the old one, 2 in the new one" in capsys.readouterr().err
+    assert not measured_once
     assert not list(tmp_path.iterdir())
 
 
@@ -102,13 +123,18 @@ def test_two_bundles_of_one_variant_are_refused(
     assert "2 bundles of dinov2_vits14_reg, whose rows" in capsys.readouterr().err
 
 
-def test_a_result_that_cannot_be_kept_is_refused_before_the_first_cell(
-    bundle_s_reg: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(
+    bundle_s_reg: Path,
+    tmp_path: Path,
+    measured_once: list[str],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    measured_once.clear()
     (tmp_path / "file").write_text("")
     argv = ["bench", str(bundle_s_reg), "--peers", "none", "--device", "cpu", "--size", "2044"]
     assert main([*argv, "--batch", "64", "--out", str(tmp_path / "file" / "run.json")]) == 2
     assert "run.json.partial cannot be written" in capsys.readouterr().err
+    assert not measured_once
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-import pytest
+from support.installed import lacking
 
 _CACHE = Path(sys.prefix) / "share" / "dinov2rt-tests"
 _LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
@@ -64,7 +64,7 @@ def _installed(version: str) -> Path:
         return folder
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("no C compiler: the bindings of tensorrt need stand-ins for its library")
+        lacking("no C compiler: the bindings of tensorrt need stand-ins for its library")
     _CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE) as partial:
         place = Path(partial) / "bindings"
@@ -83,7 +83,7 @@ def _fetch(version: str, place: Path) -> None:
     )
     if answer.returncode:
         reason = (answer.stderr.strip().splitlines() or ["no reason given"])[-1]
-        pytest.skip(f"pip cannot fetch {requirement}: {reason}")
+        lacking(f"pip cannot fetch {requirement}: {reason}")
 
 
 def _compile_stand_ins(compiler: str, place: Path, major: str) -> None:

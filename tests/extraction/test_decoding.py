@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -170,10 +171,10 @@ def test_without_scaling_a_large_image_is_refused() -> None:
     assert "--no-scale" in why.reason
 
 
-def test_a_decompression_bomb_is_refused_unopened() -> None:
-    started = time.perf_counter()
-    assert "is too large: Image size (900000000 pixels) exceeds limit" in reason(Item("a", bomb()))
-    assert time.perf_counter() - started < 10
+def test_a_decompression_bomb_is_refused_undecoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = bomb()
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda _: pytest.fail("it was decoded"))
+    assert "is too large: Image size (900000000 pixels) exceeds limit" in reason(Item("a", content))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -320,10 +321,8 @@ def test_decoders_end_with_a_caller_that_is_killed(tmp_path: Path) -> None:
         assert len(decoders) == 2
         assert all(map(is_running, decoders))
         caller.kill()
-    deadline = time.monotonic() + 10
-    while any(map(is_running, decoders)) and time.monotonic() < deadline:
+    while any(map(is_running, decoders)):  # if they did not end, neither would this test
         time.sleep(0.01)
-    assert not any(map(is_running, decoders))
 
 
 def is_running(process: int) -> bool:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -236,32 +235,42 @@ def write_collection(folder: Path) -> list[Path]:
     return [images, tar, bad, shard]
 
 
-def wait_for_parts(process: subprocess.Popen[bytes], out: Path, count: int) -> None:
-    while process.poll() is None and len(list(out.glob("part-*"))) < count:
-        time.sleep(0.001)
+KILLED_AT = """
+import os, signal, sys
+left, out = int(sys.argv[1]), sys.argv[2]
+
+def kill_at_last(event, arguments):
+    global left
+    if event in ("open", "os.rename", "os.remove", "os.mkdir") and out in str(arguments[0]):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+from dinov2rt.cli import main
+sys.addaudithook(kill_at_last)
+sys.exit(main(sys.argv[3:]))
+"""
+"""The command, which kills itself before a step that it takes in the output folder."""
+
+
+def killed_at(step: int, out: Path, *arguments: object) -> int:
+    """The exit status of `dinov2rt run`, killed before its step number `step` in `out`."""
+    run = [sys.executable, "-c", KILLED_AT, str(step), str(out), *command(*arguments)[3:]]
+    return subprocess.run(run, check=False, capture_output=True).returncode
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_again_and_again_it_ends_as_if_it_never_was(
     quick_bundle: Path, tmp_path: Path, times: int
 ) -> None:
-    rng = random.Random(time.time_ns())  # noqa: S311
+    steps = random.Random(times)  # noqa: S311
     paths = write_collection(tmp_path)
     options = ["--part-images", "6", "--batch", "3"]
     whole, killed = tmp_path / "whole.parquet", tmp_path / "killed.parquet"
-    kills = 0
     for _ in range(times):
-        there = len(list(killed.glob("part-*")))
-        process = subprocess.Popen(
-            command(quick_bundle, *paths, "--out", killed, *options, "--decoders", "2"),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        wait_for_parts(process, killed, there + rng.randint(0, 2))
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        kills += process.wait() == -signal.SIGKILL
-    assert kills >= times // 2
+        step = steps.randint(1, 15)
+        arguments = (quick_bundle, *paths, "--out", killed, *options, "--decoders", "2")
+        assert killed_at(step, killed, *arguments) == -signal.SIGKILL, step
     for out in (killed, whole):
         ended = subprocess.run(
             command(quick_bundle, *paths, "--out", out, *options, "--decoders", "0"),

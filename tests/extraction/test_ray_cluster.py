@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.installed import require_for_tests
 
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.bundle.geometry import ImageSize
@@ -16,7 +17,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import read_features
 
-ray = pytest.importorskip("ray")
+ray = require_for_tests("ray")
 
 IMAGES, PART_IMAGES = 24, 4
 

@@ -75,7 +75,7 @@ def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "Benchmark
     if earlier is not None:
         request = replace(request, matrix_library=earlier.roof.matrix_library)
     for run in bench(arguments.bundles, request, command=command, say=progress):
-        if earlier is not None and not run.rows:  # minutes before it has some
+        if earlier is not None and not run.rows:  # first of all before anything is measured
             refuse_unlike(earlier, run)
         if so_far is not None:
             run.write(so_far)

@@ -100,14 +100,15 @@ def test_a_turn_fills_its_time_with_calls() -> None:
         worker.show(PIXELS)
         turn = worker.turn(0.1)
         assert all(time_ms >= 10 for time_ms in turn.samples_ms)
-        assert 2 <= len(turn.samples_ms) <= 10
+        assert len(turn.samples_ms) <= 10
+        assert sum(turn.samples_ms[:-1]) < 100  # the last call began before the time was over
         assert turn.spent_s == pytest.approx(sum(turn.samples_ms) / 1e3)
         assert 0 <= turn.stolen < 1.1  # ticks of 10 ms may lie across the ends
         assert len(worker.turn(0.0).samples_ms) == 1
 
 
 def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
-    with sleeper("fast", 0.002) as fast, sleeper("slow", 0.02) as slow:
+    with sleeper("fast", 0.001) as fast, sleeper("slow", 0.2) as slow:
         contestants = [Contestant(worker) for worker in (slow, fast)]
         for contestant in contestants:
             contestant.worker.load()
@@ -115,7 +116,7 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
         take_turns(contestants, seconds=0.3, min_turns=4)
     assert len(contestants[0].turns) == len(contestants[1].turns) >= 4
     for slow_turn, fast_turn in zip(contestants[0].turns, contestants[1].turns, strict=True):
-        assert min(slow_turn.samples_ms) >= 20 > np.median(fast_turn.samples_ms)
+        assert min(slow_turn.samples_ms) >= 200 > min(fast_turn.samples_ms)
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
 
 

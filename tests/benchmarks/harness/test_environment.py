@@ -116,10 +116,12 @@ def test_a_gpu_is_watched_under_load(tmp_path: Path, monkeypatch: pytest.MonkeyP
     program = tmp_path / "nvidia-smi"
     lines = program.read_text().splitlines()
     said = " ".join(f"'{sample}'" for sample in samples)
-    loop = f"  *utilization*) printf '%s\\n' {said}; exec sleep 60 ;;"
+    told = tmp_path / "told"
+    loop = f"  *utilization*) printf '%s\\n' {said}; : > {told}; exec sleep 600 ;;"
     program.write_text("\n".join([*lines[:2], loop, *lines[2:], ""]))
     with watched() as gpu:
-        time.sleep(0.5)
+        while not told.exists():
+            time.sleep(0.01)
     assert gpu.details["GPU SM clock under load"] == (
         "1868 MHz in the median, 1755 at least, 2 samples"
     )

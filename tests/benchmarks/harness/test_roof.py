@@ -12,6 +12,7 @@ from dinov2rt.benchmarks.harness.roof import (
 )
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.results import Roof
 from dinov2rt.bundle.precision import Precision
 
 
@@ -32,8 +33,7 @@ def test_the_library_of_an_earlier_run_is_kept_where_it_is_there() -> None:
     assert roof.matrix_library == {"fp32": "numpy"}
 
 
-def test_this_machine_has_a_roof() -> None:
-    roof = measure_roof("cpu", 1)
+def test_this_machine_has_a_roof(roof: Roof) -> None:
     assert set(roof.matrix_gflops) == {"fp32"}
     assert roof.matrix_library["fp32"] in ("numpy", "openvino", "torch")
     assert roof.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that

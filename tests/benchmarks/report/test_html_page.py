@@ -1,7 +1,6 @@
 import io
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from support.installed import program
 
 from dinov2rt.benchmarks.peers.candidates import CANDIDATES
 from dinov2rt.benchmarks.report.html_page import to_html
@@ -22,7 +22,6 @@ from dinov2rt.benchmarks.report.tiles import tiles
 from dinov2rt.benchmarks.report.titles import title
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 
-_BROWSER, _DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 _FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -43,14 +42,12 @@ def page(benchmark_run: BenchmarkRun, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    if _BROWSER is None or _DRIVER is None:
-        pytest.skip("no chromium and chromedriver on the PATH")
     options = webdriver.ChromeOptions()
-    options.binary_location = _BROWSER
+    options.binary_location = program("chromium", "google-chrome")
     for flag in (*_FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(_DRIVER))
+    driver = webdriver.Chrome(options=options, service=Service(program("chromedriver")))
     yield driver
     driver.quit()
 

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 from google.protobuf import text_format
+from support.installed import lacking
 
 from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
@@ -38,7 +39,7 @@ def schema() -> ModuleType:
     """Triton's `model_config.proto`, without gRPC, which the package around it would import."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or not package.submodule_search_locations:
-        pytest.skip("tritonclient is not installed")
+        lacking("tritonclient is not installed; make setup installs it")
     file = Path(package.submodule_search_locations[0]) / "grpc" / "model_config_pb2.py"
     spec = importlib.util.spec_from_file_location("model_config_pb2", file)
     assert spec is not None and spec.loader is not None

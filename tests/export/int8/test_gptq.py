@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from support.installed import require_for_tests
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
@@ -81,7 +82,7 @@ def test_on_photographs_that_were_not_seen_weights_do_less_harm_than_to_the_near
     model: Dinov2,
 ) -> None:
     """Rounded on crops of our photographs, compared on two of scikit-learn's."""
-    datasets = pytest.importorskip("sklearn.datasets")
+    datasets = require_for_tests("sklearn.datasets")
     weights = {name: linear.weight.numpy().T for name, linear in products(model).items()}
     images = torch.from_numpy(normalize(photo_crops(range(8), ImageSize(224, 224))))
     rounded = round_products(model, images, weights)

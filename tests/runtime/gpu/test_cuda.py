@@ -7,12 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from support.installed import require_for_tests
 
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu import cuda
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
-runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+runtime = require_for_tests("cuda.bindings.runtime")
 
 
 def has_gpu() -> bool:

@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support.installed import require_for_tests
 
 from dinov2rt.bundle.manifest import Flavour
 from dinov2rt.errors import MissingDependencyError
@@ -17,7 +18,7 @@ from dinov2rt.runtime.tensorrt.flavour import (
     invalidity,
 )
 
-pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+require_for_tests("tensorrt_rtx")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.installed import require_for_tests
 
 from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
@@ -18,7 +19,7 @@ from dinov2rt.runtime.tensorrt.backend import batch_shape, plan_input
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, error_log, import_tensorrt
 from dinov2rt.runtime.tensorrt.plan_checks import Machine
 
-runtime = pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+runtime = require_for_tests("cuda.bindings.runtime")
 pytestmark = pytest.mark.skipif(
     runtime.cudaGetDeviceCount()[0] == runtime.cudaError_t.cudaSuccess,
     reason="a GPU is here; see tests/gpu",
@@ -73,7 +74,7 @@ def planned_on_a100(planned: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     There is no driver, so the library finds no plan valid, whatever else is wrong with it.
     """
-    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    require_for_tests("tensorrt_rtx")
     pretend(A100, monkeypatch)
     trt = import_tensorrt(Flavour.TENSORRT_RTX)
     builder = trt.Builder(error_log(trt))
