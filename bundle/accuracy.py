@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import FloatArray
+from dinov2rt.bundle.signature import X_PRENORM, FloatArray
+from dinov2rt.bundle.tasks.accuracy import TaskAccuracy
 from dinov2rt.errors import BundleError
 from dinov2rt.foreign import shown
 
@@ -19,7 +20,7 @@ POOLED = "all"
 
 def is_pooled(output: str) -> bool:
     """Whether `output` is of one or a few vectors an image: a CLS token, or register tokens."""
-    return not output.endswith("patch_tokens")
+    return not output.endswith(("patch_tokens", X_PRENORM))
 
 
 def nearest_lost(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
@@ -71,6 +72,8 @@ class OutputAccuracy:
 class AccuracyReport:
     """All comparisons of one run; true when every one of them passed and that says something.
 
+    `outputs` are tokens; `tasks` are attention maps and what heads return.
+
     With limits that say nothing it is false, unless that is `allow_unverifiable`.
     """
 
@@ -79,10 +82,12 @@ class AccuracyReport:
     limits: Limits
     outputs: tuple[OutputAccuracy, ...]
     allow_unverifiable: bool = False
+    tasks: tuple[TaskAccuracy, ...] = ()
 
     def __bool__(self) -> bool:
         is_checked = self.allow_unverifiable or not self.limits.say_nothing
-        return bool(self.outputs) and is_checked and all(output.passed for output in self.outputs)
+        passed = [each.passed for each in self.outputs] + [each.passed for each in self.tasks]
+        return bool(self.outputs) and is_checked and all(passed)
 
     @property
     def cosine_min(self) -> float:
@@ -109,8 +114,12 @@ class AccuracyReport:
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
             f"{shown(worst.output)} at {shown(worst.case)}: relative L2 {worst.relative_l2:.2e} "
             f"({'no limit' if l2_limit is None else f'limit {l2_limit:.3g}'}), "
-            f"{self._cosine(worst)}, {worst.nan_count} NaN"
+            f"{self._cosine(worst)}, {worst.nan_count} NaN{self._task_failures()}"
         )
+
+    def _task_failures(self) -> str:
+        failed = [str(task) for task in self.tasks if not task.passed]
+        return "".join(f"; {text}" for text in failed)
 
     def _badness(self, output: OutputAccuracy) -> tuple[bool, float, float]:
         """Failures first, then what is nearest to its limit, then the largest error."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.signature import FloatArray
+from dinov2rt.bundle.signature import FloatArray, is_class_map
 from dinov2rt.errors import BundleError
 from dinov2rt.files import read_regular
 from dinov2rt.foreign import shown
@@ -121,8 +121,9 @@ def _check_arrays(case: str, images: NDArray[Any], outputs: Mapping[str, NDArray
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
         raise ValueError(f"images of {shown(case)} are {images.dtype} {list(images.shape)}")
     for name, values in outputs.items():
-        if values.dtype != np.float32 or not values.size:
-            raise ValueError(f"{shown(name)} of {shown(case)} is {values.dtype}, must be float32")
+        wanted = "uint8" if is_class_map(name) else "float32"
+        if str(values.dtype) != wanted or not values.size:
+            raise ValueError(f"{shown(name)} of {shown(case)} is {values.dtype}, must be {wanted}")
 
 
 def _prefix(index: int, name: str) -> str:

@@ -61,6 +61,29 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TaskLimits:
+    """The least agreement of an output that is no tokens: attention, or what a head returns.
+
+    `relative_l2` bounds `|got - want| / |want|`. `most_off` is the largest share of pixels (of
+    images, for a classifier) that may be off: more than 1 % in depth, or of another class.
+    Where the reference's best two scores differ by more than `margin`, no class may differ.
+    What is None is not asked.
+    """
+
+    relative_l2: float | None = None
+    most_off: float | None = None
+    margin: float | None = None
+
+    def __str__(self) -> str:
+        parts = {
+            "relative L2 {:.3g}": self.relative_l2,
+            "at most {:.3g} off": self.most_off,
+            "none beyond a margin of {:.3g}": self.margin,
+        }
+        return ", ".join(text.format(value) for text, value in parts.items() if value is not None)
+
+
 FLOAT32_ERROR = 1e-5
 
 FLOAT32_LIMITS = Limits(cosine_min=0.999999, relative_l2=FLOAT32_ERROR)
@@ -69,6 +92,9 @@ FLOAT32_LIMITS = Limits(cosine_min=0.999999, relative_l2=FLOAT32_ERROR)
 INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1 = 0.999, 0.995
 
 INT8_LIMITS = Limits(cosine_min=INT8_CLS_COSINE, cosine_p1=INT8_TOKEN_COSINE_P1)
+
+INT8_TASK_LIMITS = TaskLimits(relative_l2=0.05)
+"""Of outputs that are no tokens; the search for an int8 graph looks at tokens alone."""
 
 INT8_KEPT_NEAREST = 0.99
 """The share of images that have to keep their nearest neighbour by CLS token, up to a tie."""

@@ -10,10 +10,12 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
-from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.heads import HeadEntry
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits, TaskLimits
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
+from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import BackendError, BundleError
@@ -147,11 +149,13 @@ class GraphEntry:
     """One ONNX graph. `files` holds the graph first, then its external data.
 
     `input_name` is "pixels" (uint8 [B, H, W, 3]) or "images" (float32 [B, 3, H, W], normalised).
-    `layers` are the indices of intermediate blocks whose tokens it returns as well. `ranges`, of
-    an fp16 graph, holds the largest |activation| of the eager model by tensor, e.g.
-    `blocks.3.down`, over the photographs of the golden outputs; float16 ends at 65504.
-    `limits` is the least agreement with the eager model that passes, `quantization` is there for
-    int8 alone.
+    `layers` are the indices of intermediate blocks whose tokens it returns as well, after the final
+    norm unless they are `unnormed`. `ranges`, of an fp16 graph, holds the largest |activation| of
+    the eager model by tensor, e.g. `blocks.3.down`, over the photographs of the golden outputs;
+    float16 ends at 65504.
+    `limits` is the least agreement with the eager model that passes, `task_limits` that of outputs
+    which are no tokens, by name; `quantization` is there for int8 alone. With `pads` the graph
+    itself pads images to whole patches, centred, where others drop pixels.
     """
 
     precision: Precision
@@ -163,6 +167,15 @@ class GraphEntry:
     ranges: dict[str, float] = field(default_factory=dict)
     limits: Limits = FLOAT32_LIMITS
     quantization: QuantizationEntry | None = None
+    unnormed: bool = False
+    task_limits: dict[str, TaskLimits] = field(default_factory=dict)
+    pads: bool = False
+
+    @property
+    def extras(self) -> Extras:
+        """What it returns besides the final tokens."""
+        has_prenorm, has_attention = X_PRENORM in self.outputs, ATTENTION in self.outputs
+        return Extras(self.layers, self.unnormed, has_prenorm, has_attention)
 
     def __post_init__(self) -> None:
         if self.input_name not in ("pixels", "images"):
@@ -214,7 +227,8 @@ class Manifest:
 
     `cuda_graph` is the fp16 graph in the form for ONNX Runtime CUDA, see `export/fused.py`; None
     where the bundle was exported without. `normalization` is what the weights were trained with;
-    it is part of graphs that take pixels. `tools` maps the exporting packages to their versions.
+    it is part of graphs that take pixels. `heads` are the task heads in every graph. `tools` maps
+    the exporting packages to their versions.
     """
 
     schema: int
@@ -226,6 +240,7 @@ class Manifest:
     cuda_graph: GraphEntry | None = None
     normalization: Normalization = IMAGENET
     tools: dict[str, str] = field(default_factory=dict)
+    heads: tuple[HeadEntry, ...] = ()
 
     @classmethod
     def read(cls, bundle: Path) -> Self:
@@ -279,8 +294,16 @@ class Manifest:
         """What brings the bundle's own files back: the export that made them."""
         command = ["dinov2rt", "export", self.variant.name, *self.weights.options]
         command += _export_options(self.graphs) if self.graphs else []
+        command += self._head_options()
         command += self._statistics_options()
         return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
+
+    def _head_options(self) -> list[str]:
+        heads = [
+            head.name if head.source == "official" else f"{head.name}={head.source}"
+            for head in self.heads
+        ]
+        return ["--head", ",".join(heads)] if heads else []
 
     def _statistics_options(self) -> list[str]:
         """Beside a file or folder there may be other statistics than those of this bundle."""
@@ -301,6 +324,8 @@ def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
         options += ["--input", "normalized"]
     if first.layers:
         options += ["--layers", ",".join(map(str, first.layers))]
+    flags = {"--unnormed": "unnormed", "--x-prenorm": "x_prenorm", "--attention": "attention"}
+    options += [flag for flag, name in flags.items() if getattr(first.extras, name)]
     return options
 
 
@@ -343,6 +368,8 @@ def _encode(value: Any) -> Any:
         return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
         return [_encode(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _encode(item) for key, item in value.items()}
     return value
 
 

@@ -1,5 +1,6 @@
 """What a graph takes and returns: the format of its images, the names of its outputs."""
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -16,11 +17,54 @@ def layer_output_names(layer: int) -> tuple[str, str]:
     return f"layer_{layer}_cls_token", f"layer_{layer}_patch_tokens"
 
 
-def output_names(variant: Variant, layers: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """Names of a graph's outputs, in order."""
+X_PRENORM, ATTENTION = "x_prenorm", "attention"
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What a graph returns besides its final tokens.
+
+    `layers` are indices of intermediate blocks, counted from 0, ascending; `unnormed` returns their
+    tokens as they are, without the final norm. `x_prenorm` [B, 1 + R + h·w, D] holds the last
+    block's tokens before the final norm, as the official `forward_features` does. `attention`
+    [B, heads, h·w] is how much the CLS token attends to each patch in the last block.
+    """
+
+    layers: tuple[int, ...] = ()
+    unnormed: bool = False
+    x_prenorm: bool = False
+    attention: bool = False
+
+
+NO_EXTRAS = Extras()
+
+
+def output_names(variant: Variant, extras: Extras = NO_EXTRAS) -> tuple[str, ...]:
+    """Names of a graph's outputs that are tokens or made of them directly, in order."""
     registers = ("register_tokens",) if variant.num_registers else ()
-    levels = (name for layer in layers for name in layer_output_names(layer))
-    return ("cls_token", *registers, "patch_tokens", *levels)
+    levels = (name for layer in extras.layers for name in layer_output_names(layer))
+    others = (X_PRENORM,) * extras.x_prenorm + (ATTENTION,) * extras.attention
+    return ("cls_token", *registers, "patch_tokens", *levels, *others)
+
+
+def scores_name(classes: str) -> str:
+    """The output that holds the scores [B, K, h, w] of the class map `classes`."""
+    return f"{classes}_scores"
+
+
+def is_class_map(name: str) -> bool:
+    """Whether the output `name` holds classes of pixels, uint8, where others are float."""
+    return name.startswith("segmentation") and not name.endswith(scores_name(""))
+
+
+def is_task_output(name: str) -> bool:
+    """Whether a head returns the output `name`."""
+    return name.startswith(("logits", "depth", "segmentation"))
+
+
+def is_token_output(name: str) -> bool:
+    """Whether the output `name` holds tokens: vectors [..., D] that are compared by cosine."""
+    return name == X_PRENORM or name.endswith(("cls_token", "register_tokens", "patch_tokens"))
 
 
 class InputFormat(StrEnum):

@@ -16,6 +16,10 @@ from dinov2rt.export.fused import fuse
 
 CUDA_GRAPH = "cuda.onnx"
 
+NOT_CAPTURED = (
+    "for ONNX Runtime CUDA: they compute with the image's size, which a captured CUDA graph cannot"
+)
+
 _INLINE_BYTES = 1024
 """Smaller tensors stand in the graph's own file."""
 
@@ -36,6 +40,8 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
             raise BundleError(
                 f"{bundle} holds no fp16 graph, which this form is made of; {rebuild}"
             )
+        if graph.pads:
+            raise BundleError(f"{bundle} has dense heads, whose graph has no form {NOT_CAPTURED}")
         watch.add(graph.files)
         progress(f"checking the files of the {graph.precision} graph")
         for file in graph.files:

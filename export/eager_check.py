@@ -12,6 +12,7 @@ from dinov2rt.bundle.manifest import GraphEntry, Manifest
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.golden import PHOTOS, eager_case
+from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.runtime.images import find_images, load_image
@@ -44,9 +45,10 @@ def eager_cases(
     crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
     state = weights_of(manifest, weights).state_dict
     model = load_eager(manifest.variant, state, manifest.normalization)
+    model.task_heads = heads_of(manifest)
     input_format = InputFormat(graph.input_name)
     return tuple(
-        eager_case(model, name, crop[None], input_format, graph.layers) for name, crop in crops
+        eager_case(model, name, crop[None], input_format, graph.extras) for name, crop in crops
     )
 
 
@@ -66,6 +68,24 @@ def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
             "with --weights, or export the bundle again"
         )
     return loaded
+
+
+def heads_of(manifest: Manifest) -> tuple[EagerHead, ...]:
+    """The heads that a bundle was exported with, loaded again.
+
+    Raises:
+        WeightsError: their weights cannot be had, or are others by now.
+    """
+    sources = tuple(HeadSource(head.name, head.source) for head in manifest.heads)
+    heads = load_heads(sources, manifest.variant)
+    for loaded, exported in zip(heads, manifest.heads, strict=True):
+        if loaded.entry.sha256 != exported.sha256:
+            raise WeightsError(
+                f"head {exported.name} from {exported.source} has SHA-256 {loaded.entry.sha256}, "
+                f"the bundle was exported with {exported.sha256}; put that file back, or export "
+                "the bundle again"
+            )
+    return heads
 
 
 def _photo_crops(sizes: Sequence[ImageSize]) -> Iterator[_Crop]:

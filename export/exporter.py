@@ -15,20 +15,22 @@ import onnx_ir as ir
 
 from dinov2rt._version import __version__
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat, output_names
+from dinov2rt.bundle.signature import Extras, InputFormat
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.cuda_graph import write_cuda_graph
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
-from dinov2rt.export.frontend import attach_pixel_input
+from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
 from dinov2rt.export.golden import golden_cases
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
+from dinov2rt.export.heads.graph import attach_heads
+from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
-from dinov2rt.export.limits import limits_of
+from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
@@ -45,13 +47,15 @@ Progress = Callable[[str], None]
 class ExportOptions:
     """Which graphs there are, and what they take and return besides the final tokens.
 
-    `layers` are indices of intermediate blocks, counted from 0, ascending. Graphs return float32;
+    `heads` are those whose answers they return.
+
+    `layers`, `unnormed`, `x_prenorm` and `attention` are those of `Extras`. Graphs return float32;
     with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
     `normalization` takes the place of what stands beside the weights. `prefix` is what the names of
     the backbone begin with in the checkpoint; None looks for it.
 
     Raises:
-        InputError: no precision, or one of them twice.
+        InputError: no precision, one of them twice, or `unnormed` without layers.
     """
 
     input_format: InputFormat = InputFormat.PIXELS
@@ -60,8 +64,22 @@ class ExportOptions:
     half_outputs: bool = False
     normalization: Normalization | None = None
     prefix: str | None = None
+    unnormed: bool = False
+    x_prenorm: bool = False
+    attention: bool = False
+    heads: tuple[HeadSource, ...] = ()
+
+    @property
+    def extras(self) -> Extras:
+        """What the graphs return besides the final tokens."""
+        return Extras(self.layers, self.unnormed, self.x_prenorm, self.attention)
 
     def __post_init__(self) -> None:
+        if self.unnormed and not self.layers:
+            raise InputError(
+                "unnormed is about intermediate layers, and none are asked for; give layers, or "
+                "x_prenorm for the last block's tokens before the final norm"
+            )
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
             raise InputError(
                 f"precisions {', '.join(self.precisions) or 'none'}; "
@@ -74,8 +92,9 @@ class _Reference:
     """What the eager model says, how large its activations grow, and how far off is too far."""
 
     golden: FileEntry
+    heads: tuple[EagerHead, ...]
     ranges: Ranges
-    limits: dict[Precision, Limits]
+    limits: dict[Precision, MeasuredLimits]
     evidence: Evidence | None
 
 
@@ -106,6 +125,7 @@ def export_bundle(
     out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
     _check_target(out, force=force)
     _check_int8(options)
+    heads = load_heads(options.heads, variant)
     progress(f"loading {weights}")
     loaded = load_weights(weights, variant, options.prefix)
     if options.normalization is not None:
@@ -114,12 +134,12 @@ def export_bundle(
         progress(f"input is normalised with {loaded.normalization}, not with ImageNet's statistics")
     with _built_beside(out) as partial:
         progress("computing golden outputs with the eager model")
-        reference = _write_golden(partial, loaded, variant, options)
+        reference = _write_golden(partial, loaded, variant, options, heads)
         if Precision.FP16 in options.precisions:
             name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
         for precision, limits in reference.limits.items():
-            progress(f"limits for {precision} with these weights: {limits}")
+            progress(f"limits for {precision} with these weights: {limits.tokens}")
         progress("tracing the graph")
         graphs = _write_graphs(partial, loaded, variant, options, reference, progress)
         manifest = Manifest(
@@ -129,6 +149,7 @@ def export_bundle(
             weights=loaded.entry,
             normalization=loaded.normalization,
             graphs=graphs,
+            heads=tuple(head.entry for head in reference.heads),
             golden=reference.golden,
             tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
         )
@@ -144,21 +165,28 @@ def _check_int8(options: ExportOptions) -> None:
 
 
 def _write_golden(
-    bundle: Path, weights: Weights, variant: Variant, options: ExportOptions
+    bundle: Path,
+    weights: Weights,
+    variant: Variant,
+    options: ExportOptions,
+    heads: tuple[EagerHead, ...],
 ) -> _Reference:
     """Store what the eager model says, and measure what is asked of the graphs."""
     model = load_eager(variant, weights.state_dict, weights.normalization)
+    model.task_heads = heads
     with record_ranges(model) as ranges:
-        cases = golden_cases(model, options.input_format, options.layers)
+        cases = golden_cases(model, options.input_format, options.extras)
     Golden(cases).write(bundle / "golden.npz")
     limits = {
-        precision: limits_of(model, cases, options.layers, precision)
+        precision: measure(model, cases, options.extras, precision)
         for precision in options.precisions
     }
     evidence = None
     if Precision.INT8 in options.precisions:
-        evidence = gather(model, cases, options.input_format, options.layers)
-    return _Reference(FileEntry.of(bundle, "golden.npz"), ranges, limits, evidence)
+        model.task_heads = ()  # the search looks at tokens, of hundreds of crops
+        evidence = gather(model, cases, options.input_format, options.extras)
+    golden = FileEntry.of(bundle, "golden.npz")
+    return _Reference(golden, heads, ranges, limits, evidence)
 
 
 def _write_graphs(
@@ -170,11 +198,13 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[GraphEntry, ...]:
     """All graphs from one trace, whose weights they share in memory until one changes them."""
-    traced = trace(ExportGraph(variant, weights.state_dict, options.layers).eval())
+    traced = trace(ExportGraph(variant, weights.state_dict, options.extras).eval())
     _describe(traced, variant, weights)
     entries = []
     for precision in options.precisions:
-        model = _finish(traced.clone(), variant, precision, options, weights.normalization)
+        model = _finish(
+            traced.clone(), variant, precision, options, weights.normalization, reference.heads
+        )
         quantization = None
         if precision is Precision.INT8 and reference.evidence is not None:
             progress("rounding weights to int8")
@@ -186,11 +216,14 @@ def _write_graphs(
                 precision=precision,
                 opset=OPSET,
                 input_name=options.input_format.value,
-                outputs=output_names(variant, options.layers),
+                outputs=tuple(str(output.name) for output in model.graph.outputs),
+                pads=any(head.spec.is_dense for head in reference.heads),
                 layers=options.layers,
                 files=_save(model, bundle, precision),
                 ranges=reference.ranges if precision is Precision.FP16 else {},
-                limits=reference.limits[precision],
+                limits=reference.limits[precision].tokens,
+                task_limits=reference.limits[precision].tasks,
+                unnormed=options.unnormed,
                 quantization=quantization,
             )
         )
@@ -202,7 +235,9 @@ def _write_cuda_graph(
 ) -> GraphEntry | None:
     """The fp16 graph once more, in the form for ONNX Runtime CUDA."""
     half = next((graph for graph in graphs if graph.precision is Precision.FP16), None)
-    return None if half is None else write_cuda_graph(bundle, variant, half)
+    if half is None or half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
+        return None
+    return write_cuda_graph(bundle, variant, half)
 
 
 def _finish(
@@ -211,6 +246,7 @@ def _finish(
     precision: Precision,
     options: ExportOptions,
     normalization: Normalization,
+    heads: tuple[EagerHead, ...],
 ) -> ir.Model:
     """Fold, type, and attach the input: from a clone of the trace to what is saved.
 
@@ -218,17 +254,30 @@ def _finish(
     """
     if precision in (Precision.FP32, Precision.INT8):
         fold(model, variant)
+        _attach_taps(model, variant, options, heads)
         if precision is Precision.FP32:
             fold_norms(model)
             split_qkv(model)
     else:
         fold_attention_scale(model, variant)
+        _attach_taps(model, variant, options, heads)
         to_half(model, precision)
         if options.half_outputs:
             half_outputs(model, precision)
     if options.input_format is InputFormat.PIXELS:
         attach_pixel_input(model, normalization)
     return model
+
+
+def _attach_taps(
+    model: ir.Model, variant: Variant, options: ExportOptions, heads: tuple[EagerHead, ...]
+) -> None:
+    """Everything that is read off the backbone once the weights are folded."""
+    if options.attention:
+        attach_attention(model, variant)
+    attach_heads(model, variant, heads)
+    if any(head.spec.is_dense for head in heads):
+        attach_center_padding(model)
 
 
 def _describe(model: ir.Model, variant: Variant, weights: Weights) -> None:

@@ -50,11 +50,12 @@ def fold_attention_scale(model: ir.Model, variant: Variant) -> None:
 def fold_norms(model: ir.Model) -> None:
     """`(n γ + β) W + b` is `n (γ W) + (β W + b)`: a norm's scale and shift go into what it feeds.
 
-    Norms whose output is used otherwise, as the final one's, stay as they are.
+    Norms whose output is used otherwise, as the final one's, and those of heads, which feed a
+    product whose bias comes later, stay as they are.
     """
     for norm in nodes_of(model, "LayerNormalization"):
         products = [use.node for use in norm.outputs[0].uses()]
-        if any(product.op_type != "MatMul" for product in products):
+        if any(product.op_type != "MatMul" or not _is_block(product) for product in products):
             continue
         scale, shift = (array_of(value).astype(np.float64) for value in norm.inputs[1:])
         for product in products:
@@ -93,6 +94,10 @@ def fold(model: ir.Model, variant: Variant) -> None:
     """LayerScale and the attention scale."""
     fold_layer_scale(model)
     fold_attention_scale(model, variant)
+
+
+def _is_block(node: ir.Node) -> bool:
+    return module_of(node).startswith("blocks.")
 
 
 def _bias_of(product: ir.Node) -> ir.Value | None:

@@ -22,6 +22,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT
+from dinov2rt.bundle.signature import ATTENTION
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.export.surgery import Writer, module_of
 
@@ -29,6 +30,7 @@ _HALF, _FLOAT, _INT64 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT6
 _CONTRIB = "com.microsoft"
 _EPSILON = 1e-6
 _PADDING = "padding"
+_BEHIND_BLOCKS = ("layer_", "x_prenorm", "final", f"{ATTENTION}_map", "heads.")
 
 
 def fuse(model: ir.Model, variant: Variant) -> None:
@@ -50,7 +52,7 @@ def fuse(model: ir.Model, variant: Variant) -> None:
 
 def _first_head(graph: ir.Graph) -> ir.Node:
     """The first node behind the blocks, in the order of the graph."""
-    return next(node for node in graph if (node.name or "").startswith(("layer_", "final")))
+    return next(node for node in graph if (node.name or "").startswith(_BEHIND_BLOCKS))
 
 
 def _embed(write: Writer, variant: Variant) -> ir.Value:
@@ -151,11 +153,13 @@ class _Blocks:
     def __init__(self, write: Writer, variant: Variant, tokens: ir.Value) -> None:
         self._write, self._variant = write, variant
         self._stream = tokens
-        self._heads = {
-            module_of(node): node
-            for node in write.graph
-            if node.op_type == "LayerNormalization" and not (node.name or "").startswith("blocks.")
+        norms = {
+            module_of(node): node for node in write.graph if node.op_type == "LayerNormalization"
         }
+        self._final = norms["final.norm"]
+        firsts = [norms[f"blocks.{index}.norm1"] for index in range(variant.depth)]
+        self._after = [*firsts[1:], self._final]
+        """The norm in the portable graph that takes what each block leaves."""
 
     def write(self) -> None:
         """Write every block, in order; intermediate and final norms take their results."""
@@ -172,14 +176,15 @@ class _Blocks:
         )
         for index in range(depth):
             name = f"blocks.{index}"
+            if index == depth - 1:
+                self._feed_attention_map(normed, name)
             following = f"blocks.{index + 1}.norm1" if index + 1 < depth else "norm"
             branch = self._attention(normed, name)
             normed = self._add_and_norm(branch, f"{name}.proj", f"{name}.ls1", f"{name}.norm2")
             branch = self._feed_forward(normed, name)
             normed = self._add_and_norm(branch, f"{name}.down", f"{name}.ls2", following)
             self._feed_head(index)
-        final = self._heads["final.norm"]
-        ir.convenience.replace_all_uses_with(final.outputs[0], normed)
+        ir.convenience.replace_all_uses_with(self._final.outputs[0], normed)
 
     def _attention(self, normed: ir.Value, name: str) -> ir.Value:
         write = self._write
@@ -196,6 +201,36 @@ class _Blocks:
             scale=1.0,  # the query's weights hold it
         )
         return self._product(mixed, f"{name}.proj", f"{name}.ls1")
+
+    def _feed_attention_map(self, normed: ir.Value, name: str) -> None:
+        """Queries and keys for the attention map, where there is one: the operator hides its own.
+
+        They are computed once more, a sixth of a block's products.
+        """
+        portable = next(node for node in self._write.graph if node.op_type == "Attention"
+                        and not node.domain and module_of(node) == name)  # fmt: skip
+        for kind, part in zip(("query", "key"), portable.inputs[:2], strict=True):
+            every = list(part.uses()) if part is not None else []
+            uses = [use for use in every if not module_of(use.node).startswith("blocks.")]
+            if uses:
+                own = self._heads_of(normed, name, kind)
+                for use in uses:
+                    use.node.replace_input_with(use.idx, own)
+
+    def _heads_of(self, normed: ir.Value, name: str, kind: str) -> ir.Value:
+        """Queries or keys of every head, [B, heads, N, head_dim] float16."""
+        write, dim = self._write, self._variant.embed_dim
+        columns = slice(0, dim) if kind == "query" else slice(dim, 2 * dim)
+        place = f"{ATTENTION}_map/{kind}s"
+        half = write("Cast", normed, name=f"{place}_half", dtype=_HALF)
+        weight, bias = (
+            write.array(f"{name}.qkv.{part}")[..., columns] for part in ("weight", "bias")
+        )
+        product = write("MatMul", half, weight, name=f"{place}_product", dtype=_HALF)
+        biased = write("Add", product, bias, name=f"{place}_biased", dtype=_HALF)
+        shape = np.array([0, 0, self._variant.num_heads, self._variant.head_dim])
+        split = write("Reshape", biased, shape, name=f"{place}_split", dtype=_HALF)
+        return write("Transpose", split, name=f"{place}_of_heads", perm=[0, 2, 1, 3], dtype=_HALF)
 
     def _feed_forward(self, normed: ir.Value, name: str) -> ir.Value:
         half = self._write("Cast", normed, name=f"{name}.up/half", dtype=_HALF)
@@ -273,10 +308,11 @@ class _Blocks:
         return normed
 
     def _feed_head(self, index: int) -> None:
-        """Give an intermediate layer's norm the residual stream behind block `index`."""
-        head = self._heads.get(f"layer_{index}.norm")
-        if head is not None:
-            head.replace_input_with(0, self._stream)
+        """Give everything behind the blocks the residual stream that block `index` leaves."""
+        stream = self._after[index].inputs[0]
+        for use in list(stream.uses()) if stream is not None else []:
+            if not module_of(use.node).startswith("blocks."):
+                use.node.replace_input_with(use.idx, self._stream)
 
 
 def _exponent(weight: np.ndarray) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinov2rt.bundle.signature import NO_EXTRAS, Extras
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.export.model import LAYER_NORM_EPS
 from dinov2rt.export.position import PositionTable
@@ -133,9 +134,9 @@ class Head(nn.Module):
 class ExportGraph(nn.Module):
     """The whole backbone in three kinds of pieces, which `trace.py` exports and joins."""
 
-    def __init__(self, variant: Variant, state: StateDict, layers: tuple[int, ...] = ()) -> None:
+    def __init__(self, variant: Variant, state: StateDict, extras: Extras = NO_EXTRAS) -> None:
         super().__init__()
-        self.variant, self.layers = variant, layers
+        self.variant, self.extras = variant, extras
         self.embedding = Embedding(variant, state)
         self.blocks = nn.ModuleList(
             GraphBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)

@@ -4,19 +4,27 @@ Weights differ in how far they carry an error on. What float32 itself leaves ope
 official regime in half precision does, are both properties of the weights.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from dinov2rt.bundle.accuracy import POOLED, OutputAccuracy, compare, compare_cases, is_pooled
+from dinov2rt.bundle.accuracy import POOLED, compare, compare_cases, is_pooled
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.limits import FLOAT32_ERROR, FLOAT32_LIMITS, INT8_LIMITS, Limits
+from dinov2rt.bundle.limits import (
+    FLOAT32_ERROR,
+    FLOAT32_LIMITS,
+    INT8_LIMITS,
+    INT8_TASK_LIMITS,
+    Limits,
+    TaskLimits,
+)
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
 from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels
+from dinov2rt.export.heads.limits import task_limits, task_outputs
 from dinov2rt.export.model import Dinov2
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -46,24 +54,61 @@ _MOST_ERROR = 1e6
 """Where the eager outputs are zero, an error relative to them has no bound; a limit must have."""
 
 
-def limits_of(
-    model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int, ...], precision: Precision
-) -> Limits:
+@dataclass(frozen=True, slots=True)
+class MeasuredLimits:
+    """The least agreement that passes: for tokens, and for each other output by name."""
+
+    tokens: Limits
+    tasks: dict[str, TaskLimits]
+
+
+Run = tuple[GoldenCase, Mapping[str, np.ndarray]]
+"""A case, and what the eager model returns for it in other circumstances."""
+
+
+def measure(
+    model: Dinov2, cases: Sequence[GoldenCase], extras: Extras, precision: Precision
+) -> MeasuredLimits:
     """The least agreement with the eager `model` that passes for a graph of `precision`."""
     if precision is Precision.FP32:
-        return float32_limits(model, cases, layers)
+        runs = nudged_runs(model, cases, extras)
+        return MeasuredLimits(_float32_limits(runs), task_limits(runs, _NOISE_ALLOWANCE))
     if precision is Precision.INT8:
-        return INT8_LIMITS
-    return autocast_limits(model, cases, layers, precision)
+        return MeasuredLimits(INT8_LIMITS, dict.fromkeys(task_outputs(cases), INT8_TASK_LIMITS))
+    runs = autocast_runs(model, cases, extras, precision)
+    return MeasuredLimits(_autocast_limits(runs), task_limits(runs, ALLOWANCE))
 
 
-def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int, ...]) -> Limits:
+def nudged_runs(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> list[Run]:
+    """The eager model on images that are one unit in the last place larger."""
+    return [(case, _nudged(model, case, extras)) for case in cases]
+
+
+def autocast_runs(
+    model: Dinov2, cases: Sequence[GoldenCase], extras: Extras, precision: Precision
+) -> list[Run]:
+    """The official regime in half `precision`, on cases up to 224 x 224 and on small crops."""
+    small = [case for case in cases if np.prod(case.size) <= _MOST_PIXELS]
+    small += _crops(model, InputFormat.PIXELS, extras)
+    return [(case, _autocast(model, case, extras, precision)) for case in small]
+
+
+def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> Limits:
     """1e-5, or twice what one unit in the last place of the input makes of the output.
 
     The first is some ten times the noise of well-behaved weights. Where the second is more, no two
     float32 implementations agree better, the official one on two machines included.
     """
-    compared = _compared(cases, lambda case: _nudged(model, case, layers))
+    return _float32_limits(nudged_runs(model, cases, extras))
+
+
+def _float32_limits(runs: Sequence[Run]) -> Limits:
+    compared = [
+        compare(case.name, name, value, case.reference(name), _NO_LIMITS)
+        for case, got in runs
+        for name, value in got.items()
+        if is_token_output(name)
+    ]
     noise = max(output.relative_l2 for output in compared)
     worst_cosine = min(output.cosine_min for output in compared)
     return Limits(
@@ -73,7 +118,7 @@ def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int
 
 
 def autocast_limits(
-    model: Dinov2, cases: Sequence[GoldenCase], layers: tuple[int, ...], precision: Precision
+    model: Dinov2, cases: Sequence[GoldenCase], extras: Extras, precision: Precision
 ) -> Limits:
     """Limits for a graph of half `precision`: autocast's error with these weights, and 40 % more.
 
@@ -81,11 +126,11 @@ def autocast_limits(
     the golden cases up to 224 x 224 and on small crops of all photographs. CLS and register tokens
     are pooled over all of them; of patch tokens the worst case counts.
     """
-    small = [case for case in cases if np.prod(case.size) <= _MOST_PIXELS]
-    small += _crops(model, InputFormat.PIXELS, layers)
-    results = [
-        (case.name, _autocast(model, case, layers, precision), case.outputs) for case in small
-    ]
+    return _autocast_limits(autocast_runs(model, cases, extras, precision))
+
+
+def _autocast_limits(runs: Sequence[Run]) -> Limits:
+    results = [(case.name, _tokens(got), case.outputs) for case, got in runs]
     compared = compare_cases(results, replace(_NO_LIMITS, pooled_l2=np.inf))
     tokens = [each for each in compared if not is_pooled(each.output)]
     pooled = [each for each in compared if each.case == POOLED]
@@ -100,39 +145,31 @@ def autocast_limits(
     )
 
 
-def _crops(
-    model: Dinov2, input_format: InputFormat, layers: tuple[int, ...]
-) -> Iterator[GoldenCase]:
+def _tokens(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in outputs.items() if is_token_output(name)}
+
+
+def _crops(model: Dinov2, input_format: InputFormat, extras: Extras) -> Iterator[GoldenCase]:
     for photo in _PHOTOS:
         pixels = golden_pixels(_CROP_SIZE, (photo,))
-        yield eager_case(model, photo, pixels, input_format, layers)
+        yield eager_case(model, photo, pixels, input_format, extras)
 
 
 def _autocast(
-    model: Dinov2, case: GoldenCase, layers: tuple[int, ...], precision: Precision
+    model: Dinov2, case: GoldenCase, extras: Extras, precision: Precision
 ) -> dict[str, np.ndarray]:
     with torch.autocast("cpu", dtype=_DTYPES[precision]):
-        return eager_outputs(model, torch.from_numpy(_normalized(model, case)), layers)
+        return eager_outputs(model, torch.from_numpy(_normalized(model, case)), extras)
 
 
-def _nudged(model: Dinov2, case: GoldenCase, layers: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _nudged(model: Dinov2, case: GoldenCase, extras: Extras) -> dict[str, np.ndarray]:
     images = _normalized(model, case)
     nudged = np.nextafter(images, np.float32(np.inf), dtype=np.float32)
-    return eager_outputs(model, torch.from_numpy(nudged), layers)
+    return eager_outputs(model, torch.from_numpy(nudged), extras)
 
 
 def _normalized(model: Dinov2, case: GoldenCase) -> np.ndarray:
     return model.normalization(case.images) if case.images.dtype == np.uint8 else case.images
-
-
-def _compared(
-    cases: Sequence[GoldenCase], outputs: Callable[[GoldenCase], dict[str, np.ndarray]]
-) -> list[OutputAccuracy]:
-    return [
-        compare(case.name, name, got, case.reference(name), _NO_LIMITS)
-        for case in cases
-        for name, got in outputs(case).items()
-    ]
 
 
 def _cosine_limit(worst_cosine: float) -> float:

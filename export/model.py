@@ -6,6 +6,7 @@ parts (masks, drop path, nested tensors) are left out.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,18 @@ class Attention(nn.Module):
         mixed = functional.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, count, dim))
         return out
+
+    def cls_weights(self, tokens: Tensor) -> Tensor:
+        """How much the first of the tokens [B, N, D] attends to each, [B, heads, N].
+
+        Source: `softmax(q kᵀ / √head_dim)`, as `Attention` in `dinov2/layers/attention.py`.
+        """
+        batch, count, dim = tokens.shape
+        qkv = self.qkv(tokens).reshape(batch, count, 3, self.num_heads, dim // self.num_heads)
+        query, key, _ = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        scaled = query[:, :, :1] * (dim // self.num_heads) ** -0.5
+        weights: Tensor = (scaled @ key.transpose(-2, -1)).float().softmax(dim=-1)[:, :, 0]
+        return weights
 
 
 class Mlp(nn.Module):
@@ -126,6 +139,7 @@ class Dinov2(nn.Module):
         super().__init__()
         self.variant = variant
         self.normalization = IMAGENET
+        self.task_heads: tuple[Any, ...] = ()  # of `heads/checkpoint.py`; no part of the state dict
         dim = variant.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, dim))
@@ -188,6 +202,28 @@ class Dinov2(nn.Module):
             "x_norm_patchtokens": normed[:, prefix:],
             "x_prenorm": tokens,
         }
+
+    def block_tokens(self, images: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Tokens [B, 1 + R + h·w, D] behind each block of `layers`, before the final norm."""
+        tokens, found = self.prepare_tokens(images), {}
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens)
+            if index in layers:
+                found[index] = tokens
+        return found
+
+    def cls_attention(self, images: Tensor) -> Tensor:
+        """The CLS token's attention to each patch in the last block, [B, heads, h·w].
+
+        Attention to the CLS token itself and to registers is left out, so that a row sums to less
+        than 1.
+        """
+        tokens = self.prepare_tokens(images)
+        for block in self.blocks[:-1]:
+            tokens = block(tokens)
+        last: Any = self.blocks[-1]
+        weights: Tensor = last.attn.cls_weights(last.norm1(tokens))
+        return weights[:, :, self.variant.num_prefix_tokens :]
 
     def get_intermediate_layers(
         self,

@@ -56,13 +56,13 @@ Operand = ir.Value | np.ndarray | np.float32 | None
 
 
 class Writer:
-    """Inserts nodes before the node `before`, in the order of the calls.
+    """Inserts nodes before the node `before`, or at the end without one, in the order of the calls.
 
     Numbers and arrays among the operands become initializers, called after the node. Keywords
     besides the named ones are the operator's attributes.
     """
 
-    def __init__(self, graph: ir.Graph, before: ir.Node) -> None:
+    def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
         self.graph, self._before, self._count = graph, before, 0
 
     def __call__(
@@ -78,7 +78,8 @@ class Writer:
         if op_type == "Cast":
             attributes["to"] = dtype
         self._count += 1
-        name = name or f"{self._before.name}/{op_type}_{self._count}"
+        if name is None:
+            name = f"{self._before.name if self._before else ''}/{op_type}_{self._count}"
         (output,) = self._insert(op_type, operands, name, domain, 1, attributes)
         output.name, output.type = name, ir.TensorType(dtype)
         return output
@@ -125,5 +126,8 @@ class Writer:
         node = ir.node(
             op_type, inputs, attributes, domain=domain, name=name, num_outputs=num_outputs
         )
-        self.graph.insert_before(self._before, node)
+        if self._before is None:
+            self.graph.append(node)
+        else:
+            self.graph.insert_before(self._before, node)
         return tuple(node.outputs)

@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import onnx_ir as ir
@@ -17,11 +18,13 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
-from dinov2rt.bundle.signature import output_names
+from dinov2rt.bundle.signature import NO_EXTRAS, X_PRENORM, Extras, output_names
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.heads.taps import split_tokens
 from dinov2rt.export.position import CONSTANT_PARAMETERS
+from dinov2rt.export.surgery import Writer
 
 OPSET = 23
 """The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""
@@ -53,7 +56,7 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     _copy_dimensions(block.graph)
     _join(model.graph, graph, block.graph, head.graph)
     RemoveUnusedNodesPass()(model)
-    name_dimensions(model, graph.variant)
+    name_dimensions(model, graph.variant, graph.extras)
     _forget_inner_shapes(model.graph)
     return model
 
@@ -96,15 +99,26 @@ def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph)
     for index, module in enumerate(graph.blocks):
         own = _with_weights(block, module)
         (tokens,) = _append(target, own, tokens, _below(f"blocks.{index}"))
-        if index in graph.layers:
-            level = _append(target, head, tokens, _beside(f"layer_{index}", graph.head))
-            ends += [level[0], level[-1]]
+        if index in graph.extras.layers:
+            ends += _level(target, graph, head, tokens, f"layer_{index}")
+    if graph.extras.x_prenorm:
+        ends.append(Writer(target)("Identity", tokens, name="x_prenorm/tokens"))
     final = _append(target, head, tokens, _beside("final", graph.head))
     target.outputs.extend([*final, *ends])
-    names = output_names(graph.variant, graph.layers)
+    names = output_names(graph.variant, replace(graph.extras, attention=False))
     for output, name in zip(target.outputs, names, strict=True):
         output.name = name
     target.sort()
+
+
+def _level(
+    target: ir.Graph, graph: ExportGraph, head: ir.Graph, tokens: ir.Value, name: str
+) -> list[ir.Value]:
+    """CLS and patch tokens of an intermediate block, normed unless they are wanted as they are."""
+    if graph.extras.unnormed:
+        return list(split_tokens(Writer(target), tokens, graph.head.first_patch, name))
+    level = _append(target, head, tokens, _beside(name, graph.head))
+    return [level[0], level[-1]]
 
 
 def _with_weights(block: ir.Graph, module: nn.Module) -> ir.Graph:
@@ -180,7 +194,7 @@ def _beside(prefix: str, head: nn.Module) -> Rename:
     return lambda name: name if name in weights else below(name)
 
 
-def name_dimensions(model: ir.Model, variant: Variant) -> None:
+def name_dimensions(model: ir.Model, variant: Variant, extras: Extras = NO_EXTRAS) -> None:
     """Assert that what must be dynamic is, and give every dimension a readable name."""
     (images,) = model.graph.inputs
     found = tuple(dim if isinstance(dim, int) else dim.value for dim in images.shape or ())
@@ -189,12 +203,20 @@ def name_dimensions(model: ir.Model, variant: Variant) -> None:
     for output in model.graph.outputs:
         shape, name = output.shape, str(output.name)
         of_patches = name.endswith("patch_tokens")
-        if shape is None or any(isinstance(dim, int) for dim in shape[: 1 + of_patches]):
+        is_tap = name == X_PRENORM or (extras.unnormed and name.startswith("layer_"))
+        is_static = shape is None or any(isinstance(dim, int) for dim in shape[: 1 + of_patches])
+        if is_static and not is_tap:  # nothing of a tap is known but what it was made of
             raise ExportError(f"output {name} was exported as {shape}, which is not dynamic")
-        tokens = ["num_patches"] * of_patches + [variant.num_registers] * (
-            name == "register_tokens"
-        )
-        output.shape = ir.Shape(["batch", *tokens, variant.embed_dim])
+        output.shape = ir.Shape(["batch", *_token_axis(name, variant), variant.embed_dim])
+
+
+def _token_axis(name: str, variant: Variant) -> tuple[str | int, ...]:
+    """The axis of an output that counts tokens; a CLS token's has none."""
+    if name == "register_tokens":
+        return (variant.num_registers,)
+    if name == X_PRENORM:
+        return ("num_tokens",)
+    return ("num_patches",) if name.endswith("patch_tokens") else ()
 
 
 def _forget_inner_shapes(graph: ir.Graph) -> None:

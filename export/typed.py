@@ -46,8 +46,14 @@ _MOVES = ("Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Transpose"
 
 
 def autocast(node: ir.Node) -> bool:
-    """The official regime, except that the bias of a residual branch is added in float32."""
+    """The official regime, except that the bias of a residual branch is added in float32.
+
+    Of heads, DPT's decoder alone is in half precision: the others cost next to nothing, and lose
+    digits there; see docs/adr/0015.
+    """
     leaf, kind = module_of(node).rpartition(".")[2], node.op_type
+    if module_of(node).startswith("heads."):
+        return ".decoder" in module_of(node)
     if kind in ("Attention", "Conv", "Gelu", "Sigmoid"):
         return True
     if kind == "MatMul":

@@ -11,11 +11,19 @@ _DTYPES = {InputFormat.PIXELS: "uint8", InputFormat.IMAGES: "float32"}
 _SHAPES = {InputFormat.PIXELS: "[B, H, W, 3]", InputFormat.IMAGES: "[B, 3, H, W]"}
 
 
-def device_group(images: Any, input_format: InputFormat, snap: Snap, max_pixels: int) -> ImageGroup:
+def device_group(
+    images: Any,
+    input_format: InputFormat,
+    snap: Snap,
+    max_pixels: int,
+    *,
+    graph_pads: bool = False,
+) -> ImageGroup:
     """Check a batch of images, or a single one, of any library; see `inputs.group_images`.
 
     They go to the graph as they are, so that only what the graph does itself can be asked of
-    `snap`: "crop" and "error", and the others where they change nothing.
+    `snap`: "crop" and "error", or "pad" of a graph that pads by itself (`graph_pads`), and the
+    others where they change nothing.
 
     Raises:
         InputError: anything else.
@@ -23,10 +31,11 @@ def device_group(images: Any, input_format: InputFormat, snap: Snap, max_pixels:
     batch = images[None] if len(images.shape) == 3 else images
     size = _size(batch, input_format)
     target = size.snapped(snap)
-    if snap not in (Snap.CROP, Snap.ERROR) and target != size:
+    own = Snap.PAD if graph_pads else Snap.CROP
+    if snap not in (own, Snap.ERROR) and target != size:
         raise InputError(
             f'snap="{snap}" is done on the host, and images of {size} lie on the GPU; '
-            f'give them sides of {target} there, or use snap="crop"'
+            f'give them sides of {target} there, or use snap="{own}"'
         )
     if target.pixels > max_pixels:
         raise InputError(

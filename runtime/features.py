@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from dinov2rt.bundle.geometry import Grid
-from dinov2rt.bundle.signature import FloatArray, layer_output_names
+from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, FloatArray, layer_output_names
 from dinov2rt.errors import InputError
 from dinov2rt.runtime.inputs import ImageGroup
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerFeatures:
-    """Final-normed tokens of one intermediate block.
+    """Tokens of one intermediate block, after the final norm or, if so exported, without it.
 
     Shapes: `cls_token` [B, D], `patch_tokens` [B, h, w, D].
     """
@@ -51,6 +51,24 @@ class Features:
     def patch_tokens(self) -> FloatArray:
         """[B, h, w, D]."""
         return self._on_grid("patch_tokens")
+
+    @property
+    def x_prenorm(self) -> FloatArray:
+        """[B, 1 + R + h·w, D], the last block's tokens before the final norm.
+
+        In bundles exported with `--x-prenorm`.
+        """
+        return self._output(X_PRENORM)
+
+    @property
+    def attention(self) -> FloatArray:
+        """[B, heads, h, w], how much the CLS token attends to each patch in the last block.
+
+        In bundles exported with `--attention`. Attention to the CLS token itself and to registers
+        is left out, so that a map sums to less than 1.
+        """
+        value = self._output(ATTENTION)
+        return value.reshape(*value.shape[:2], self.grid.rows, self.grid.cols)
 
     def layer(self, index: int) -> LayerFeatures:
         """Tokens of the intermediate block `index`, in bundles exported with `--layers`."""

@@ -162,6 +162,16 @@ def resize(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
     return np.array(_resize(_pillow().fromarray(image), size))
 
 
+def preprocessed(image: NDArray[np.uint8], steps: Preprocess) -> NDArray[np.uint8]:
+    """`image` [H, W, 3] after `steps`, as `load_image` takes them.
+
+    Raises:
+        InputError: it would have more than `PIL.Image.MAX_IMAGE_PIXELS`.
+        MissingDependencyError: Pillow is not installed.
+    """
+    return np.array(steps._apply(_pillow().fromarray(image)))
+
+
 def write_png(image: NDArray[np.uint8], file: Path) -> None:
     """Write `image` [H, W, 3] to `file`, whatever its suffix.
 

@@ -52,6 +52,8 @@ def group_images(
     snap: Snap,
     max_pixels: int,
     normalization: Normalization = IMAGENET,
+    *,
+    graph_pads: bool = False,
 ) -> list[ImageGroup]:
     """Check `images` and group them by what the model will see.
 
@@ -62,14 +64,15 @@ def group_images(
         snap: how sides become multiples of 14.
         max_pixels: the most pixels that one image may have.
         normalization: with which uint8 is normalised for a graph that does not do it.
+        graph_pads: the graph pads by itself and drops no pixels.
 
     Raises:
         InputError: anything that is not that.
     """
     if isinstance(images, list | tuple):
-        return _group_sequence(images, input_format, snap, max_pixels, normalization)
+        return _group_sequence(images, input_format, snap, max_pixels, normalization, graph_pads)
     batch = _checked(images, input_format)
-    snapped, padding, grid = _snap(batch, snap, max_pixels)
+    snapped, padding, grid = _snap(batch, snap, max_pixels, graph_pads)
     formatted = _format(snapped, input_format, padding, normalization)
     return [ImageGroup(*formatted, grid, tuple(range(len(batch))))]
 
@@ -80,13 +83,14 @@ def _group_sequence(
     snap: Snap,
     max_pixels: int,
     normalization: Normalization,
+    graph_pads: bool,
 ) -> list[ImageGroup]:
     if not images:
         raise InputError("got an empty list of images; pass at least one")
     alike: defaultdict[Any, list[tuple[int, NDArray[Any]]]] = defaultdict(list)
     for position, image in enumerate(images):
         try:
-            snapped, padding, grid = _prepare_one(image, input_format, snap, max_pixels)
+            snapped, padding, grid = _prepare_one(image, input_format, snap, max_pixels, graph_pads)
         except InputError as error:
             raise InputError(f"image {position} of the list: {error}") from error
         alike[snapped.shape, snapped.dtype, padding, grid].append((position, snapped))
@@ -100,7 +104,7 @@ def _group_sequence(
 
 
 def _prepare_one(
-    image: Any, input_format: InputFormat, snap: Snap, max_pixels: int
+    image: Any, input_format: InputFormat, snap: Snap, max_pixels: int, graph_pads: bool
 ) -> tuple[NDArray[Any], Padding, Grid]:
     """One image of a list, as a batch of one; see `_snap`."""
     batch = _checked(image, input_format)
@@ -108,7 +112,7 @@ def _prepare_one(
         raise InputError(f"got a batch of shape {list(batch.shape)}; a list holds single images")
     if snap in (Snap.CROP, Snap.ERROR):  # crop now, so that unequal images can share a batch
         batch = _crop(batch, ImageSize(*_size(batch)).snapped(snap), centered=False)
-    return _snap(batch, snap, max_pixels)
+    return _snap(batch, snap, max_pixels, graph_pads)
 
 
 def _checked(images: Any, input_format: InputFormat) -> NDArray[Any]:
@@ -164,7 +168,9 @@ def _size(batch: NDArray[Any]) -> tuple[int, int]:
     return batch.shape[height], batch.shape[width]
 
 
-def _snap(batch: NDArray[Any], snap: Snap, max_pixels: int) -> tuple[NDArray[Any], Padding, Grid]:
+def _snap(
+    batch: NDArray[Any], snap: Snap, max_pixels: int, graph_pads: bool
+) -> tuple[NDArray[Any], Padding, Grid]:
     """The batch with what `snap` does before the graph, and what the graph is left to do."""
     size = ImageSize(*_size(batch))
     target = size.snapped(snap)
@@ -174,9 +180,9 @@ def _snap(batch: NDArray[Any], snap: Snap, max_pixels: int) -> tuple[NDArray[Any
             "make it smaller, or load the model with a larger max_pixels (memory grows with it)"
         )
     if snap is Snap.PAD:
-        return batch, size.center_padding(), target.grid
-    if snap is Snap.CENTER_CROP:
-        batch = _crop(batch, target, centered=True)
+        return batch, Padding() if graph_pads else size.center_padding(), target.grid
+    if snap is Snap.CENTER_CROP or (graph_pads and snap is Snap.CROP):
+        batch = _crop(batch, target, centered=snap is Snap.CENTER_CROP)
     elif snap is Snap.RESIZE and target != size:
         batch = _resize(batch, target)
     return batch, Padding(), target.grid  # the graph itself drops what is left over by "crop"

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.manifest import GraphEntry, Manifest
 from dinov2rt.bundle.remote import is_url, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import InputFormat, is_task_output
 from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
 from dinov2rt.foreign import quoted
@@ -29,6 +30,9 @@ from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.features import Features, scatter
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.inputs import ImageGroup, group_images
+from dinov2rt.runtime.predict import Request, predict_all
+from dinov2rt.runtime.predictions import Prediction, Predictions
+from dinov2rt.runtime.recipes import check_recipe, official
 from dinov2rt.runtime.selection import Choice, select
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
@@ -115,8 +119,8 @@ class Model:
                 with `--input normalized` takes float32 [B, 3, H, W] as well. A TensorRT plan also
                 takes the graph's own input on its GPU (DLPack or `__cuda_array_interface__`: torch,
                 CuPy, JAX); it must not be overwritten before an output was taken over.
-            outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all.
-                What is not asked for is not copied.
+            outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all
+                but those of heads. What is not asked for is not copied.
             snap: how sides that are no multiples of 14 become some: "crop" (bottom and right, the
                 model card's), "center-crop", "pad" (zeros after normalisation, centred, as the
                 depth heads do), "resize" (to the nearest multiple), or "error".
@@ -135,6 +139,64 @@ class Model:
             self._check_gpu("device_outputs")
         results = [(group, self._run(group, names, device_outputs)) for group in groups]
         return scatter(results) if isinstance(images, list | tuple) else results[0][1]
+
+    def predict(
+        self,
+        images: NDArray[Any] | Sequence[NDArray[Any]],
+        *,
+        heads: str | Sequence[str] | None = None,
+        snap: str | None = None,
+        scores: bool = False,
+        recipe: str = "single",
+        device_outputs: bool = False,
+    ) -> Prediction | Predictions | list[Prediction] | list[Predictions]:
+        """Answers of the bundle's heads: classes of images, depth, classes of pixels.
+
+        Args:
+            images: as for features.
+            heads: names of the heads that are to answer, one or several; None means all.
+            snap: how sides that are no multiples of 14 become some, as for features. By default as
+                each head's official evaluation: classifiers drop pixels at the bottom and the
+                right; dense heads pad, and answer at the image's own size. Heads that differ in
+                that take two passes then, unless all sides are multiples of 14.
+            scores: let segmentation come with the head's own scores [B, K, h, w].
+            recipe: "single" is one pass over the pixels as they are; "official" reproduces the
+                heads' evaluations: depth averaged with the mirrored image's, segmentation with
+                its sliding window (and scales and mirrors for `ms` heads), classification on the
+                resized and cropped image. It takes uint8 pixels, and many passes.
+            device_outputs: as for features.
+
+        Returns:
+            `Classification`, `Depth` or `Segmentation` with B images where one head answers, and
+            `Predictions`, these by the heads' names, where several do. For a list of images, a list
+            of the same with B = 1.
+
+        Raises:
+            InputError: images or arguments that cannot be used, or the bundle has no such head.
+        """
+        request = Request.of(self.manifest.heads, heads, snap, scores=scores)
+        check_recipe(recipe, request, device_outputs=device_outputs)
+        if device_outputs:
+            self._check_gpu("device_outputs")
+
+        def run(group: ImageGroup, names: tuple[str, ...]) -> dict[str, Any]:
+            return self._outputs_of(group, names, device_outputs)
+
+        def ask(pixels: NDArray[np.uint8], head: HeadEntry, with_scores: bool) -> Any:
+            alone = Request((head,), None, with_scores)
+            answered: Any = predict_all(pixels, alone, self._groups, run)
+            return answered[head.name]
+
+        if recipe == "official":
+            answers = official(images, request.heads, ask)
+        else:
+            answers = predict_all(images, request, self._groups, run)
+        if len(request.heads) > 1:
+            return answers
+        (name,) = (head.name for head in request.heads)
+        if isinstance(answers, list):
+            return [each[name] for each in answers]
+        return answers[name]
 
     def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
         """Prepare for batches of these shapes, so that their first call is as fast as later ones.
@@ -226,8 +288,8 @@ class Model:
         return _reload, (self._location, self.options)
 
     def _output_names(self, outputs: Any) -> tuple[str, ...]:
-        if outputs is None:
-            return self.graph.outputs
+        if outputs is None:  # what heads return is for `predict`
+            return tuple(name for name in self.graph.outputs if not is_task_output(name))
         several = isinstance(outputs, Iterable) and not isinstance(outputs, str)
         names: tuple[str, ...] = tuple(outputs) if several else (outputs,)
         unknown = [name for name in names if name not in self.graph.outputs]
@@ -241,9 +303,11 @@ class Model:
     def _groups(self, images: Any, snap: Snap) -> list[ImageGroup]:
         arguments = (InputFormat(self.graph.input_name), snap, self.options.max_pixels)
         if not is_on_gpu(images):
-            return group_images(images, *arguments, self.manifest.normalization)
+            return group_images(
+                images, *arguments, self.manifest.normalization, graph_pads=self.graph.pads
+            )
         self._check_gpu("images on the GPU")
-        return [device_group(images, *arguments)]
+        return [device_group(images, *arguments, graph_pads=self.graph.pads)]
 
     def _check_gpu(self, what: str) -> None:
         if not self._backend.reads_gpu_arrays:
@@ -253,6 +317,12 @@ class Model:
             )
 
     def _run(self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool) -> Features:
+        outputs = self._outputs_of(group, names, device_outputs)
+        return Features(outputs, group.grid, self.variant.num_registers)
+
+    def _outputs_of(
+        self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool
+    ) -> dict[str, Any]:
         passes = list(self._passes(group))
         if device_outputs and len(passes) > 1:
             raise InputError(
@@ -263,7 +333,7 @@ class Model:
         outputs = parts[0]
         if len(parts) > 1:
             outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return Features(outputs, group.grid, self.variant.num_registers)
+        return outputs
 
     def _passes(self, group: ImageGroup) -> Iterator[NDArray[Any]]:
         """The group in batches that hold at most `max_pixels`, and what the backend takes."""

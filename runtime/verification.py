@@ -10,6 +10,8 @@ from typing import Any
 from dinov2rt.bundle.accuracy import AccuracyReport, compare_cases
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
+from dinov2rt.bundle.signature import is_token_output
+from dinov2rt.bundle.tasks.accuracy import compare_tasks
 from dinov2rt.errors import BundleError, PlanInputError, PlanWarning
 from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
@@ -27,7 +29,7 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
         BundleError: a case is not of this graph's export.
     """
     limits = graph.limits
-    results = []
+    results, tasks = [], []
     for case in cases:
         try:
             outputs = backend.infer({graph.input_name: case.images}, graph.outputs)
@@ -35,9 +37,13 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
             warnings.warn(f"golden case {shown(case.name)} is left out: {error}", PlanWarning, 3)
             continue
         want = {name: case.reference(name) for name in outputs}
-        results.append((case.name, outputs, want))
+        tokens = {name: value for name, value in outputs.items() if is_token_output(name)}
+        results.append((case.name, tokens, want))
+        tasks += compare_tasks(case.name, outputs, want, graph.task_limits)
     compared = compare_cases(results, limits)
-    return AccuracyReport(graph.precision, backend.description, limits, compared)
+    return AccuracyReport(
+        graph.precision, backend.description, limits, compared, tasks=tuple(tasks)
+    )
 
 
 def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport:

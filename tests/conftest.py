@@ -16,11 +16,13 @@ from dinov2rt.benchmarks.harness.roof import measure_roof
 from dinov2rt.benchmarks.results import Roof
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.heads import OFFICIAL_HEADS
 from dinov2rt.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, WeightsEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.heads.checkpoint import HeadSource
 from dinov2rt.extraction.chunks import Chunk, ImageFiles
 from dinov2rt.extraction.dataset import FeatureDataset
 from dinov2rt.extraction.image_features import ImageFeatures
@@ -223,3 +225,24 @@ def _pooling_golden() -> Golden:
     patches = pixels.reshape(2, 2, 14, 3, 14, 3).mean((2, 4), dtype=np.float32)
     means = (pixels.mean((1, 2), dtype=np.float32), patches.reshape(2, 6, 3))
     return Golden((GoldenCase("28x42", pixels, dict(zip(OUTPUTS, means, strict=True))),))
+
+
+@pytest.fixture(scope="session")
+def bundle_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ViT-S with every official head from synthetic weights, float32, with small golden cases."""
+    bundle = tmp_path_factory.mktemp("bundles") / "heads"
+    options = ExportOptions(
+        precisions=(Precision.FP32,),
+        heads=tuple(HeadSource(name, "synthetic:0") for name in OFFICIAL_HEADS),
+        attention=True,
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dinov2rt.export.golden._CASES", SMALL_CASES)
+        export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
+    return bundle
+
+
+SMALL_CASES = (
+    (ImageSize(56, 98), ("chelsea.jpg", "coffee.jpg")),
+    (ImageSize(73, 31), ("coffee.jpg",)),
+)

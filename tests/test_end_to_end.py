@@ -15,6 +15,7 @@ import torch
 import dinov2rt
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
+from dinov2rt.bundle.signature import NO_EXTRAS
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.cli import main
 from dinov2rt.export.golden import eager_outputs, golden_pixels
@@ -104,7 +105,7 @@ def test_one_bundle_serves_every_size(small_bundle: Path) -> None:
             crops = [_crop(photo, height, width) for photo in photos[:batch]]
             pixels = np.stack(crops)
             features = model(pixels)
-            want = eager_outputs(eager, torch.from_numpy(normalize(pixels)), ())
+            want = eager_outputs(eager, torch.from_numpy(normalize(pixels)), NO_EXTRAS)
             got = dict(features.outputs)
             assert set(got) == set(want)
             for name, value in got.items():

@@ -14,7 +14,7 @@ import torch
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
-from dinov2rt.bundle.signature import layer_output_names
+from dinov2rt.bundle.signature import Extras, layer_output_names
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.export.golden import eager_outputs, golden_pixels
 from dinov2rt.export.model import Dinov2, load_eager
@@ -53,7 +53,7 @@ def main() -> int:
 def _levels(model: Dinov2, images: torch.Tensor) -> Levels:
     depth = model.variant.depth
     blocks = tuple(sorted({*range(0, depth, 3), depth - 1}))
-    outputs = eager_outputs(model, images, blocks)
+    outputs = eager_outputs(model, images, Extras(blocks))
     return {block: outputs[layer_output_names(block)[1]] for block in blocks}
 
 

@@ -22,7 +22,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat, output_names
+from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat, output_names
 from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits
@@ -108,7 +108,7 @@ class Emulation:
         )
         prefix = model.variant.num_prefix_tokens
         parts = [normed[:, 0], normed[:, 1:prefix], normed[:, prefix:]]
-        names = output_names(model.variant, ())
+        names = output_names(model.variant)
         kept = [part for part in parts if part.numel()]
         return {name: part.numpy() for name, part in zip(names, kept, strict=True)}
 
@@ -165,11 +165,11 @@ def reports(model: Dinov2) -> tuple[Limits, dict[Implementation, AccuracyReport]
     """The limits for `model`, and how each implementation compares with them."""
     cases = [
         eager_case(
-            model, f"{photos[0]} {size}", golden_pixels(size, photos), InputFormat.PIXELS, ()
+            model, f"{photos[0]} {size}", golden_pixels(size, photos), InputFormat.PIXELS, NO_EXTRAS
         )
         for size, photos in _CASES
     ]
-    limits = autocast_limits(model, cases, (), Precision.FP16)
+    limits = autocast_limits(model, cases, NO_EXTRAS, Precision.FP16)
     return limits, {how: _report(model, how, cases, limits) for how in IMPLEMENTATIONS}
 
 

@@ -22,7 +22,7 @@ from dinov2rt.benchmarks.studies.precision_candidates import (
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import FloatArray
+from dinov2rt.bundle.signature import NO_EXTRAS, FloatArray
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.golden import eager_outputs, golden_pixels
 from dinov2rt.export.graph import ExportGraph
@@ -142,7 +142,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _eager(model: Dinov2, images: FloatArray) -> Outputs:
-    return eager_outputs(model, torch.from_numpy(images), ())
+    return eager_outputs(model, torch.from_numpy(images), NO_EXTRAS)
 
 
 def _relative_l2(got: FloatArray, want: FloatArray) -> float:

@@ -29,7 +29,7 @@ from dinov2rt.bundle.limits import (
     Limits,
 )
 from dinov2rt.bundle.manifest import QuantizationEntry
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
 from dinov2rt.errors import ExportError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.export.folding import split_qkv
@@ -112,7 +112,7 @@ def gather(
     model: Dinov2,
     golden: Sequence[GoldenCase],
     input_format: InputFormat,
-    layers: tuple[int, ...],
+    extras: Extras,
 ) -> Evidence:
     """Rank the products of `model`, and compute what it says of the crops.
 
@@ -121,7 +121,7 @@ def gather(
 
     def case(seeds: range, size: ImageSize) -> GoldenCase:
         pixels = photo_crops(seeds, size)
-        return eager_case(model, f"{seeds} at {size}", pixels, input_format, layers)
+        return eager_case(model, f"{seeds} at {size}", pixels, input_format, extras)
 
     def crops(batches: Sequence[range], gallery: range) -> Crops:
         cases = tuple(case(seeds, size) for size in _SIZES for seeds in batches)
@@ -201,7 +201,8 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
 def _measure(model: ir.Model, crops: Crops, limits: Limits, scratch: Path) -> _Measured:
     """Run `model` in OpenVINO on every crop."""
     input_name = str(model.graph.inputs[0].name)
-    output_names = [str(output.name) for output in model.graph.outputs]
+    names = [str(output.name) for output in model.graph.outputs]
+    output_names = list(filter(is_token_output, names))
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         file = Path(folder, "int8.onnx")
         ir.save(model, file, external_data="int8.onnx.data")

@@ -38,7 +38,16 @@ def official_checkpoint(variant: Variant) -> Path:
     Raises:
         WeightsError: it cannot be downloaded; the message says where to put the file by hand.
     """
-    url = official_url(variant)
+    return download_once(official_url(variant), "--weights synthetic:0")
+
+
+def download_once(url: str, way_out: str) -> Path:
+    """The file at `url` in the folder where `torch.hub` keeps its own, downloaded if absent.
+
+    Raises:
+        WeightsError: it cannot be downloaded; the message says where to put the file by hand, and
+            gives `way_out`, options that need no network.
+    """
     path = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     if not path.is_file():
         try:
@@ -46,7 +55,7 @@ def official_checkpoint(variant: Variant) -> Path:
         except (OSError, http.client.HTTPException) as error:
             raise WeightsError(
                 f"{url} cannot be downloaded ({_reason(error)}); put the file at {path} by hand, "
-                "or try things out without a network: --weights synthetic:0"
+                f"or try things out without a network: {way_out}"
             ) from error
     return path
 

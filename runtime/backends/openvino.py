@@ -188,8 +188,8 @@ def _expose_padding(model: Any) -> bool:
     from openvino import opset1  # import_openvino was here before
 
     pad = next((node for node in model.get_ops() if node.get_type_name() == "Pad"), None)
-    if pad is None:
-        return False
+    if pad is None or pad.input_value(1).get_node().get_type_name() != "Constant":
+        return False  # a graph that computes its own padding takes none
     parameters = [opset1.parameter([4], np.int64, name) for name in _PADS]
     for index, (name, parameter) in enumerate(zip(_PADS, parameters, strict=True), start=1):
         parameter.output(0).set_names({name})

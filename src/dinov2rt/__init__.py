@@ -35,6 +35,12 @@ if TYPE_CHECKING:
     from dinov2rt.runtime.features import Features, LayerFeatures
     from dinov2rt.runtime.images import load_image
     from dinov2rt.runtime.model import Model, load
+    from dinov2rt.runtime.predictions import (
+        Classification,
+        Depth,
+        Predictions,
+        Segmentation,
+    )
 
 __all__ = [
     "AccuracyError",
@@ -43,6 +49,8 @@ __all__ = [
     "BuildError",
     "BundleError",
     "BundleReplacedError",
+    "Classification",
+    "Depth",
     "Dinov2rtError",
     "ExportError",
     "Features",
@@ -53,6 +61,8 @@ __all__ = [
     "Model",
     "PlanInputError",
     "PlanWarning",
+    "Predictions",
+    "Segmentation",
     "Variant",
     "WeightsError",
     "__version__",
@@ -69,6 +79,8 @@ _MODULES = {
     "BuildError": "errors",
     "BundleError": "errors",
     "BundleReplacedError": "errors",
+    "Classification": "runtime.predictions",
+    "Depth": "runtime.predictions",
     "Dinov2rtError": "errors",
     "ExportError": "errors",
     "Features": "runtime.features",
@@ -79,6 +91,8 @@ _MODULES = {
     "Model": "runtime.model",
     "PlanInputError": "errors",
     "PlanWarning": "errors",
+    "Predictions": "runtime.predictions",
+    "Segmentation": "runtime.predictions",
     "Variant": "bundle.variants",
     "WeightsError": "errors",
     "load": "runtime.model",

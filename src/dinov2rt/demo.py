@@ -6,24 +6,29 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.analysis.pca import draw_pca, patch_pca
+from dinov2rt.analysis.pca import patch_pca
+from dinov2rt.analysis.prediction_pictures import draw_overview
 from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, MissingDependencyError, PlanWarning
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.heads.checkpoint import HeadSource
 from dinov2rt.runtime.gpu.cuda import find_gpu
-from dinov2rt.runtime.images import load_image
+from dinov2rt.runtime.images import load_image, write_png
 from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.predictions import Depth
 
-_VARIANT = "dinov2_vits14_reg"
+_VARIANT = "dinov2_vits14"
 _WEIGHTS = "synthetic:0"
+_HEAD = "nyu-linear4"
 _PHOTO = PHOTOS / "astronaut.jpg"
 _TARGET = "sm80"
 _TIMED_CALLS = 20
@@ -35,11 +40,10 @@ Row = tuple[str, str]
 def main(out: Path = Path("artifacts/demo")) -> int:
     """Export, build, load, verify, run, time and draw; 0 when the accuracy check passed."""
     rows: list[Row] = []
-    bundle, picture = out / _VARIANT, out / "astronaut-pca.png"
-    with _step(rows, "export", f"{_VARIANT} from {_WEIGHTS} into {bundle}"):
-        export_bundle(
-            find_variant(_VARIANT), _WEIGHTS, bundle, ExportOptions(), force=True, progress=_say
-        )
+    bundle, picture = out / _VARIANT, out / "astronaut.png"
+    options = ExportOptions(attention=True, heads=(HeadSource(_HEAD, _WEIGHTS),))
+    with _step(rows, "export", f"{_VARIANT} and {_HEAD} from {_WEIGHTS} into {bundle}"):
+        export_bundle(find_variant(_VARIANT), _WEIGHTS, bundle, options, force=True, progress=_say)
     _build(rows, bundle)
     with _step(rows, "load", f"torch-free runtime on {bundle}"):
         model = load(bundle)
@@ -50,7 +54,7 @@ def main(out: Path = Path("artifacts/demo")) -> int:
         pixels = load_image(_PHOTO)
         rows.append(("latency", _latency(model, pixels)))
         _draw(model, pixels, picture)
-    rows.append(("picture", str(picture)))
+    rows.append(("picture", f"{picture}: features, attention, photo and depth, all synthetic"))
     _print_table(rows)
     return 0 if report else 1
 
@@ -90,10 +94,15 @@ def _standing(bundle: Path) -> str:
 
 
 def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:
-    patch_tokens = model(pixels).patch_tokens[0]
-    rows, cols, _ = patch_tokens.shape
+    """Features, attention and depth of one photo, beside it."""
+    features, depth = model(pixels), model.predict(pixels)
+    rows, cols, _ = features.patch_tokens[0].shape
     seen = pixels[: rows * PATCH_SIZE, : cols * PATCH_SIZE]
-    draw_pca([seen], patch_pca([patch_tokens]), picture)
+    colours = patch_pca([features.patch_tokens[0]])[0]
+    if not isinstance(depth, Depth):
+        raise TypeError(f"{_HEAD} does not answer with depth")
+    cut = replace(depth, metres=depth.metres[:, : len(seen), : seen.shape[1]])
+    write_png(draw_overview(seen, colours, features.attention[0], cut), picture)
 
 
 def _latency(model: Model, pixels: NDArray[np.uint8]) -> str:
@@ -130,7 +139,7 @@ def _print_table(rows: list[Row]) -> None:
     print(
         "\nThe weights are synthetic: they exercise the model as trained ones would, but these "
         "features\nand this picture mean nothing. For real ones: "
-        "make export VARIANT=dinov2_vits14_reg WEIGHTS=official"
+        "make export VARIANT=dinov2_vits14 WEIGHTS=official"
     )
 
 

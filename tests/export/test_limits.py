@@ -13,7 +13,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import Extras, InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits, float32_limits
@@ -29,14 +29,14 @@ def model(toy_variant: Callable[[str], Variant]) -> Dinov2:
 
 def case(model: Dinov2, side: int, input_format: InputFormat) -> GoldenCase:
     pixels = golden_pixels(ImageSize(side, side), ("chelsea.jpg",))
-    return eager_case(model, str(side), pixels, input_format, (1,))
+    return eager_case(model, str(side), pixels, input_format, Extras((1,)))
 
 
 @pytest.mark.parametrize("input_format", InputFormat)
 def test_bfloat16_may_be_further_off_than_float16(model: Dinov2, input_format: InputFormat) -> None:
     cases = [case(model, 98, input_format)]
-    fp16 = autocast_limits(model, cases, (1,), Precision.FP16)
-    bf16 = autocast_limits(model, cases, (1,), Precision.BF16)
+    fp16 = autocast_limits(model, cases, Extras((1,)), Precision.FP16)
+    bf16 = autocast_limits(model, cases, Extras((1,)), Precision.BF16)
     # Three bits of mantissa fewer: eight times the error, and 64 times 1 - cos.
     assert bf16.pooled_l2 == pytest.approx(8 * fp16.pooled_l2, rel=0.5)
     assert bf16.relative_l2 == pytest.approx(8 * fp16.relative_l2, rel=0.5)
@@ -47,8 +47,8 @@ def test_bfloat16_may_be_further_off_than_float16(model: Dinov2, input_format: I
 
 def test_large_cases_are_left_to_the_graph(model: Dinov2) -> None:
     small, large = case(model, 98, InputFormat.PIXELS), case(model, 280, InputFormat.PIXELS)
-    alone = autocast_limits(model, [small], (1,), Precision.FP16)
-    assert autocast_limits(model, [small, large], (1,), Precision.FP16) == alone
+    alone = autocast_limits(model, [small], Extras((1,)), Precision.FP16)
+    assert autocast_limits(model, [small, large], Extras((1,)), Precision.FP16) == alone
 
 
 def test_a_bundle_keeps_them_with_its_fp16_graph(bundle_s_reg: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_bundle_keeps_them_with_its_fp16_graph(bundle_s_reg: Path) -> None:
 
 
 def test_float32_is_held_to_1e_5_where_the_weights_allow(model: Dinov2) -> None:
-    limits = float32_limits(model, [case(model, 98, InputFormat.PIXELS)], (1,))
+    limits = float32_limits(model, [case(model, 98, InputFormat.PIXELS)], Extras((1,)))
     assert limits.relative_l2 == 1e-5
 
 
@@ -75,7 +75,7 @@ def test_weights_that_carry_errors_on_get_what_float32_leaves_open(
         if name.endswith((".gamma", "w12.weight")):
             value *= 6
     wild = load_eager(variant, state)
-    limits = float32_limits(wild, [case(wild, 98, InputFormat.PIXELS)], (1,))
+    limits = float32_limits(wild, [case(wild, 98, InputFormat.PIXELS)], Extras((1,)))
     assert limits.relative_l2 > 1.5e-5
 
 
@@ -101,7 +101,7 @@ def test_correct_implementations_pass_and_wrong_ones_fail(name: str) -> None:
 def test_float32_limits_fail_what_rounds_factors_as_tf32_does(model: Dinov2) -> None:
     """TF32 keeps 10 bits of mantissa."""
     reference = case(model, 98, InputFormat.PIXELS)
-    limits = float32_limits(model, [reference], (1,))
+    limits = float32_limits(model, [reference], Extras((1,)))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     for name, value in state.items():
         if name.endswith("weight") and value.ndim > 1:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dinov2rt.bundle.normalization import IMAGENET, normalize
+from dinov2rt.bundle.signature import Extras
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.frontend import attach_pixel_input
@@ -20,7 +21,7 @@ from dinov2rt.export.trace import OPSET, name_dimensions, trace
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 SHAPES = [(1, 14, 14), (3, 14, 28), (1, 224, 224), (2, 518, 518), (1, 518, 532), (4, 27, 41)]
-LAYERS = (0, 1)
+LAYERS = Extras((0, 1))
 
 
 @pytest.fixture(scope="module", params=["dinov2_vits14", "dinov2_vits14_reg", "dinov2_vitg14_reg"])

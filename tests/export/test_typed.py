@@ -18,6 +18,7 @@ from dinov2rt.benchmarks.studies.precision_study import study
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import NO_EXTRAS
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.exporter import ExportOptions
@@ -202,9 +203,9 @@ def test_fp16_error_is_at_most_that_of_autocast(bundle_s_reg: Path) -> None:
         got = model(pixels)
         eager = load_eager(model.variant, synthetic_state_dict(model.variant, 0))
     images = torch.from_numpy(normalize(pixels))
-    want = eager_outputs(eager, images, ())
+    want = eager_outputs(eager, images, NO_EXTRAS)
     with torch.autocast("cpu", dtype=torch.float16):
-        official = eager_outputs(eager, images, ())
+        official = eager_outputs(eager, images, NO_EXTRAS)
     for name, reference in want.items():
         error = np.linalg.norm(got.outputs[name] - reference)
         assert error <= 1.25 * np.linalg.norm(official[name] - reference), name

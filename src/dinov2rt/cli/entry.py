@@ -15,6 +15,8 @@ from dinov2rt.cli.bench import BENCH
 from dinov2rt.cli.build import BUILD
 from dinov2rt.cli.doctor import DOCTOR
 from dinov2rt.cli.export import EXPORT
+from dinov2rt.cli.heads.predict import PREDICT
+from dinov2rt.cli.heads.train_head import TRAIN_HEAD
 from dinov2rt.cli.info import INFO
 from dinov2rt.cli.knn import KNN
 from dinov2rt.cli.output import complain, to_json, write_result
@@ -32,8 +34,10 @@ VERBS: tuple[Verb, ...] = (
     BUILD,
     VERIFY,
     RUN,
+    PREDICT,
     SEARCH,
     KNN,
+    TRAIN_HEAD,
     TRITON,
     BENCH,
     REPORT,

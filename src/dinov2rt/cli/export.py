@@ -53,6 +53,29 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "(last4)",
     )
     parser.add_argument(
+        "--unnormed",
+        action="store_true",
+        help="return the tokens of --layers as they are, without the final norm",
+    )
+    parser.add_argument(
+        "--x-prenorm",
+        action="store_true",
+        help="return the last block's tokens before the final norm as well",
+    )
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="return the CLS token's attention to each patch in the last block as well, per head",
+    )
+    parser.add_argument(
+        "--head",
+        metavar="NAME[=SOURCE],...",
+        help="task heads in the same graph: linear, linear4, nyu-linear, nyu-linear4, nyu-dpt, "
+        "kitti-linear, kitti-linear4, kitti-dpt, ade20k-linear, ade20k-ms, voc2012-linear, "
+        "voc2012-ms; SOURCE is official (default), a .pth or .safetensors file, or synthetic:SEED; "
+        "classifier=FILE is one of your own, by train-head",
+    )
+    parser.add_argument(
         "--precision",
         default="fp32,fp16",
         metavar="P,...",
@@ -88,6 +111,7 @@ def _export(
     arguments: Namespace,
 ) -> Manifest:
     from dinov2rt.export.exporter import ExportOptions, export_bundle
+    from dinov2rt.export.heads.checkpoint import HeadSource
 
     options = ExportOptions(
         _INPUTS[arguments.input],
@@ -95,6 +119,10 @@ def _export(
         precisions,
         normalization=parse_normalization(arguments.mean, arguments.std),
         prefix=arguments.prefix,
+        unnormed=arguments.unnormed,
+        x_prenorm=arguments.x_prenorm,
+        attention=arguments.attention,
+        heads=() if arguments.head is None else HeadSource.parse_all(arguments.head),
     )
     try:
         return export_bundle(
@@ -201,6 +229,7 @@ def _outcome(
         "input": graph.input_name,
         "outputs": graph.outputs,
         "layers": graph.layers,
+        "heads": manifest.heads,
         "size_bytes": size_bytes,
         "verified": reports,
         "not_verified": unverifiable,

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.golden import Golden
+from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import InputFormat, scores_name
 from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
 from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, table
@@ -134,12 +135,34 @@ def _output_shapes(manifest: Manifest) -> dict[str, str]:
         "cls_token": f"[B, {dim}]",
         "register_tokens": f"[B, {registers}, {dim}]",
         "patch_tokens": f"[B, (H // 14)·(W // 14), {dim}]",
+        "x_prenorm": f"[B, {1 + registers} + (H // 14)·(W // 14), {dim}]",
+        "attention": f"[B, {manifest.variant.num_heads}, (H // 14)·(W // 14)]",
     }
+    for head in manifest.heads:
+        shapes |= _head_shapes(head)
     names = dict.fromkeys(name for graph in manifest.graphs for name in graph.outputs)
     return {
         name: next((shape for kind, shape in shapes.items() if name.endswith(kind)), "unknown")
         for name in names
     }
+
+
+def _head_shapes(head: HeadEntry) -> dict[str, str]:
+    """Shapes of what a head returns; dense heads pad H and W to whole patches."""
+    if head.task is Task.CLASSIFICATION:
+        return {head.output: f"[B, {head.num_classes}]"}
+    if head.task is Task.DEPTH:
+        return {head.output: "[B, H, W] in metres"}
+    grid = f"[B, {head.num_classes}, ⌈H / 14⌉, ⌈W / 14⌉]"
+    return {scores_name(head.output): grid, head.output: "[B, H, W] classes, uint8"}
+
+
+def _head(head: HeadEntry) -> str:
+    blocks = ", ".join(map(str, head.layers))
+    depth = (
+        "" if head.depth_range is None else f", {head.depth_range[0]} to {head.depth_range[1]} m"
+    )
+    return f"{head.name} from {head.source}, blocks {blocks}{depth}, SHA-256 {head.sha256[:16]}…"
 
 
 def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
@@ -148,6 +171,7 @@ def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
         ("weights", f"{manifest.weights.source}, SHA-256 {manifest.weights.sha256}"),
         *([("", manifest.weights.selection)] if manifest.weights.selection else []),
         ("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
+        *(("head", _head(head)) for head in manifest.heads),
         *(("graph", f"{graph.precision}, opset {graph.opset}") for graph in manifest.graphs),
         *((f"input {name}", shape) for name, shape in outcome["inputs"].items()),
         *((f"output {name}", shape) for name, shape in outcome["outputs"].items()),

@@ -27,6 +27,7 @@ _HEADER = (
     "NaN",
     "result",
 )
+_TASK_HEADER = ("case", "output", "relative L2", "off", "beyond margin", "result")
 _DEFAULT_SIZES = "224x224,518x518,231x345"
 
 
@@ -118,7 +119,8 @@ def _outcome(bundle: Path, model: Model, report: AccuracyReport, reference: str)
         "passed": bool(report),
         "report": report,
     }
-    return Outcome(document, f"{_table(report)}\n{report}", status_of(report))
+    tables = [_table(report), *([_task_table(report)] if report.tasks else [])]
+    return Outcome(document, "\n".join([*tables, str(report)]), status_of(report))
 
 
 def _table(report: AccuracyReport) -> str:
@@ -137,6 +139,22 @@ def _table(report: AccuracyReport) -> str:
         for output in report.outputs
     ]
     return table(_HEADER, rows)
+
+
+def _task_table(report: AccuracyReport) -> str:
+    """Attention maps, and what heads return."""
+    rows = [
+        (
+            task.case,
+            task.output,
+            "" if task.relative_l2 is None else f"{task.relative_l2:.2e}",
+            "" if task.share_off is None else f"{task.share_off:.3%}",
+            "" if task.beyond_margin is None else f"{task.beyond_margin}",
+            "pass" if task.passed else "FAIL",
+        )
+        for task in report.tasks
+    ]
+    return table(_TASK_HEADER, rows)
 
 
 def _cosine(output: OutputAccuracy, limits: Limits) -> tuple[str, str]:

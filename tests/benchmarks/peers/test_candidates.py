@@ -19,7 +19,7 @@ from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat
 from dinov2rt.errors import BackendError, InputError, WeightsError
 from dinov2rt.export.golden import eager_case
 from dinov2rt.export.model import load_eager
@@ -60,7 +60,7 @@ def distance(runner: Runner, task: Task, size: ImageSize, batch: int = 1) -> flo
     manifest = task.manifest
     weights = load_weights(manifest.weights.source, manifest.variant).state_dict
     model = load_eager(manifest.variant, weights)
-    want = eager_case(model, "cell", pixels, InputFormat.PIXELS, ()).outputs
+    want = eager_case(model, "cell", pixels, InputFormat.PIXELS, NO_EXTRAS).outputs
     got = tokens_of(runner, pixels)
     assert list(got) == list(want)
     assert all(got[name].shape == want[name].shape for name in want)

@@ -14,7 +14,7 @@ from onnx import helper
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.normalization import normalize
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.folding import fold
@@ -45,7 +45,7 @@ def folded(toy_trace: Callable[[str], ir.Model], variant: Variant) -> ir.Model:
 def evidence(variant: Variant) -> Evidence:
     model = load_eager(variant, synthetic_state_dict(variant, 0))
     pixels = golden_pixels(ImageSize(98, 126), ("chelsea.jpg", "astronaut.jpg"))
-    case = eager_case(model, "98x126", pixels, InputFormat.IMAGES, ())
+    case = eager_case(model, "98x126", pixels, InputFormat.IMAGES, NO_EXTRAS)
     crops = Crops((case,), case)  # of two, each is the other's nearest, whatever is done to them
     return Evidence(rank(model, torch.from_numpy(normalize(pixels))), crops, crops)
 

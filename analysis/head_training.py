@@ -1,0 +1,165 @@
+"""A linear classifier on features of one's own labelled images, as `export --head` takes it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.analysis.labels import examples, find_labels
+from dinov2rt.analysis.paired_accuracy import Accuracy, accuracy
+from dinov2rt.analysis.vectors import Collection, open_collection
+from dinov2rt.bundle.tasks.classifier_file import OwnClassifier
+from dinov2rt.errors import InputError
+from dinov2rt.optional import require
+
+TOKENS = ("cls", "cls+mean")
+"""What the classifier reads: the class token, or that and the mean patch token."""
+
+_PURPOSE = "fitting a classifier"
+_MAX_ITERATIONS = 1000
+_ROWS_AT_A_TIME = 16_384
+
+Matrix = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainOptions:
+    """How a classifier is fitted.
+
+    `held_out` is the share of each class's images that the accuracy is measured on, by a classifier
+    that has not seen them; `penalty` is the C of scikit-learn's logistic regression.
+
+    Raises:
+        InputError: a value that does not exist.
+    """
+
+    tokens: str = "cls+mean"
+    held_out: float = 0.2
+    penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.tokens not in TOKENS:
+            raise InputError(f"tokens {self.tokens!r}; allowed are {', '.join(TOKENS)}")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"held out {self.held_out:g}; allowed is a share between 0 and 1")
+        if not self.penalty > 0:
+            raise InputError(f"C {self.penalty:g}; it must be greater than 0")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedHead:
+    """A classifier fitted on all images, and how well one that saw some of them does on others."""
+
+    classifier: OwnClassifier
+    held_out: Accuracy
+    images: int
+    is_synthetic: bool
+
+
+def train_classifier(features: Path, labels: str, options: TrainOptions) -> TrainedHead:
+    """Fit a classifier on the features at `features`; for `labels` see `find_labels`.
+
+    Raises:
+        InputError: features or labels that cannot be used, fewer than two classes, or a class with
+            fewer than two images.
+        MissingDependencyError: scikit-learn or pyarrow is not installed.
+    """
+    collection = open_collection([features])
+    keys, vectors = _read(collection, options.tokens)
+    names = np.array(find_labels(keys, labels))
+    _check_classes(names)
+    correct = _held_out(vectors, names, options)
+    weight, bias, classes = _fit(vectors, names, options)
+    own = OwnClassifier(
+        weight=weight,
+        bias=bias,
+        class_names=classes,
+        num_layers=1,
+        uses_mean=options.tokens == "cls+mean",
+        variant=collection.metadata["variant"],
+        weights_sha256=collection.metadata["weights_sha256"],
+    )
+    return TrainedHead(own, accuracy(correct), len(keys), collection.is_synthetic)
+
+
+def _read(collection: Collection, tokens: str) -> tuple[list[str], Matrix]:
+    """Keys, and what the classifier multiplies, [N, D] or [N, 2D], as the tokens are."""
+    columns = ["cls_token", "patch_mean"][: 1 + (tokens == "cls+mean")]
+    keys: list[str] = []
+    parts: list[Matrix] = []
+    for batch in collection.dataset.to_batches(
+        columns=["key", *columns], batch_size=_ROWS_AT_A_TIME
+    ):
+        keys += batch.column("key").to_pylist()
+        parts.append(np.concatenate([_matrix(batch.column(name)) for name in columns], axis=1))
+    vectors = np.concatenate(parts)
+    if not np.isfinite(vectors).all():
+        raise InputError("features hold NaN or infinity; check the bundle: dinov2rt verify")
+    return keys, vectors
+
+
+def _matrix(column: Any) -> Matrix:
+    flat = column.flatten().to_numpy(zero_copy_only=False)
+    matrix: Matrix = flat.reshape(len(column), -1).astype(np.float32)
+    return matrix
+
+
+def _check_classes(names: NDArray[np.str_]) -> None:
+    classes, counts = np.unique(names, return_counts=True)
+    if len(classes) < 2:
+        raise InputError(f"all images have the label {classes[0]}; two classes are the least")
+    few = [str(name) for name, count in zip(classes, counts, strict=True) if count < 2]
+    if few:
+        raise InputError(
+            f"{len(few)} classes have one image only, such as {examples(few)}; "
+            "give two or more of each, or leave those out"
+        )
+
+
+def _held_out(vectors: Matrix, names: NDArray[np.str_], options: TrainOptions) -> NDArray[np.bool_]:
+    """Whether a classifier that was fitted on the others is right about each image held out."""
+    selection = require("sklearn.model_selection", extra="eval", purpose=_PURPOSE)
+    classes = len(np.unique(names))
+    count = min(max(classes, round(options.held_out * len(names))), len(names) - classes)
+    fitted_on, tested_on = selection.train_test_split(
+        np.arange(len(names)), test_size=count, stratify=names, random_state=options.seed
+    )
+    weight, bias, found = _fit(vectors[fitted_on], names[fitted_on], options)
+    logits = vectors[tested_on] @ weight.T + bias
+    predicted = np.array(found)[logits.argmax(axis=1)]
+    return np.asarray(predicted == names[tested_on])
+
+
+def _fit(
+    vectors: Matrix, names: NDArray[np.str_], options: TrainOptions
+) -> tuple[Matrix, Matrix, tuple[str, ...]]:
+    """Weight [K, F] and bias [K] for the tokens as they are, and the classes.
+
+    It is a logistic regression on standardised features, whose mean and deviation go into the
+    weights: `w (x - m) / s + b` is `(w / s) x + (b - (w / s) m)`.
+    """
+    linear = require("sklearn.linear_model", extra="eval", purpose=_PURPOSE)
+    wide = vectors.astype(np.float64)
+    mean, deviation = wide.mean(axis=0), wide.std(axis=0)
+    deviation[deviation == 0] = 1
+    model = linear.LogisticRegression(C=options.penalty, max_iter=_MAX_ITERATIONS)
+    model.fit((wide - mean) / deviation, names)
+    weight, bias = _both_classes(model.coef_, model.intercept_)
+    weight = weight / deviation
+    return (
+        weight.astype(np.float32),
+        (bias - weight @ mean).astype(np.float32),
+        tuple(map(str, model.classes_)),
+    )
+
+
+def _both_classes(
+    weight: NDArray[np.float64], bias: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of two classes scikit-learn keeps one row, whose logit is that of the second over 0."""
+    if len(weight) > 1:
+        return weight, bias
+    return np.concatenate([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])

@@ -1,0 +1,162 @@
+"""Task heads: which exist, what each of them reads and returns, and what a bundle knows of its own.
+
+Sources: `dinov2/hub/classifiers.py`, `dinov2/hub/depthers.py`, and the configuration files of the
+segmentation heads.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.errors import InputError
+
+
+class Task(StrEnum):
+    """What a head answers; the value is the name of its output where it is the only one."""
+
+    CLASSIFICATION = "logits"
+    DEPTH = "depth"
+    SEGMENTATION = "segmentation"
+
+
+class Decoder(StrEnum):
+    """How a head turns tokens into an answer."""
+
+    CLASSIFIER = "classifier"
+    """Class tokens, and usually the mean patch token, times one matrix."""
+    BINS = "bins"
+    """Depth as the mean of 256 bins, weighted by a 1×1 convolution."""
+    DPT = "dpt"
+    """Depth by the dense prediction transformer's decoder."""
+    PIXELS = "pixels"
+    """Classes by batch norm and a 1×1 convolution."""
+
+
+_DEPTH_LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
+"""By the backbone's depth; those of 24 blocks do not follow the pattern of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadSpec:
+    """One of the official heads.
+
+    `num_layers` is how many of the backbone's layers it reads, `data` what it was trained on.
+    `depth_range` is in metres; `num_classes` is that of the head's output.
+    """
+
+    name: str
+    task: Task
+    decoder: Decoder
+    data: str
+    num_layers: int
+    num_classes: int | None = None
+    depth_range: tuple[float, float] | None = None
+
+    @property
+    def infix(self) -> str:
+        """What the official file's name calls it: `nyu_dpt`."""
+        return self.name.replace("-", "_")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it answers for every pixel, so that images are padded and not cropped."""
+        return self.task is not Task.CLASSIFICATION
+
+    def layers_of(self, variant: Variant) -> tuple[int, ...]:
+        """The blocks of `variant` that it reads, ascending.
+
+        Raises:
+            InputError: none were ever published for a backbone of that depth.
+        """
+        if self.task is Task.DEPTH and self.num_layers > 1:
+            if variant.depth not in _DEPTH_LAYERS:
+                raise InputError(
+                    f"head {self.name} reads four layers of 12, 24 or 40 blocks, "
+                    f"{variant.name} has {variant.depth}"
+                )
+            return _DEPTH_LAYERS[variant.depth]
+        return tuple(range(variant.depth - self.num_layers, variant.depth))
+
+    def check(self, variant: Variant) -> None:
+        """Refuse a backbone that the head was not trained on.
+
+        Raises:
+            InputError: `variant` has registers, and the head was trained on features without.
+        """
+        if self.is_dense and variant.num_registers:
+            raise InputError(
+                f"head {self.name} was trained on features of variants without registers, and "
+                f"{variant.name} has {variant.num_registers}: shapes would fit, answers would not; "
+                f"export {variant.name.removesuffix('_reg')} with it"
+            )
+
+
+def _classifier(name: str, num_layers: int) -> HeadSpec:
+    return HeadSpec(name, Task.CLASSIFICATION, Decoder.CLASSIFIER, "imagenet1k", num_layers, 1000)
+
+
+def _depth(data: str, kind: str, farthest: float) -> HeadSpec:
+    decoder = Decoder.DPT if kind == "dpt" else Decoder.BINS
+    layers = 1 if kind == "linear" else 4
+    return HeadSpec(
+        f"{data}-{kind}", Task.DEPTH, decoder, data, layers, depth_range=(0.001, farthest)
+    )
+
+
+def _segmentation(data: str, kind: str, num_classes: int) -> HeadSpec:
+    layers = 4 if kind == "ms" else 1
+    return HeadSpec(f"{data}-{kind}", Task.SEGMENTATION, Decoder.PIXELS, data, layers, num_classes)
+
+
+OFFICIAL_HEADS = {
+    spec.name: spec
+    for spec in (
+        _classifier("linear", 1),
+        _classifier("linear4", 4),
+        *(
+            _depth(data, kind, farthest)
+            for data, farthest in (("nyu", 10.0), ("kitti", 80.0))
+            for kind in ("linear", "linear4", "dpt")
+        ),
+        *(
+            _segmentation(data, kind, num_classes)
+            for data, num_classes in (("ade20k", 150), ("voc2012", 21))
+            for kind in ("linear", "ms")
+        ),
+    )
+}
+"""By name. The linear depth heads of NYU reach 10 m, as their data set does; see docs/heads.md."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadEntry:
+    """A head of a bundle.
+
+    `output` is the graph's output that holds the answer: logits [B, K], depth [B, H, W] in metres,
+    or classes uint8 [B, H, W]. `source` and `sha256` are as in `WeightsEntry`; `layers` the blocks
+    that it reads. `class_names` are there for classes of the user's own, those of `data` are known.
+    `features` says which tokens a classifier reads: see `export/heads/eager.py`.
+    """
+
+    name: str
+    task: Task
+    decoder: Decoder
+    data: str
+    output: str
+    source: str
+    sha256: str
+    layers: tuple[int, ...]
+    num_classes: int | None = None
+    depth_range: tuple[float, float] | None = None
+    class_names: tuple[str, ...] = ()
+    uses_mean: bool = True
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it answers for every pixel, so that images are padded and not cropped."""
+        return self.task is not Task.CLASSIFICATION
+
+
+def output_of(task: Task, name: str, tasks: list[Task]) -> str:
+    """What a head's output is called: after its task, and its own name where several have that."""
+    return str(task) if tasks.count(task) == 1 else f"{task}_{name}"

@@ -1,0 +1,28 @@
+"""Names and colours of the classes that the official heads know; they ship with the project."""
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+_FOLDER = Path(__file__).parent / "class_tables"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassTable:
+    """`names` by class index; `palette` uint8 [K, 3], RGB, or None where there is none."""
+
+    names: tuple[str, ...]
+    palette: NDArray[np.uint8] | None
+
+
+@functools.cache
+def class_table(data: str) -> ClassTable:
+    """The classes of "imagenet1k", "ade20k" or "voc2012"."""
+    document = json.loads((_FOLDER / f"{data}.json").read_text(encoding="utf-8"))
+    palette = document.get("palette")
+    colours = None if palette is None else np.array(palette, np.uint8)
+    return ClassTable(tuple(document["names"]), colours)

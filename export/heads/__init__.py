@@ -1,0 +1,1 @@
+"""Task heads: eager modules, their weights, and their part of the graph."""

@@ -1,0 +1,73 @@
+"""The eager heads on the eager backbone: from images to the outputs of the graph."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dinov2rt.bundle.heads import Task
+from dinov2rt.bundle.signature import scores_name
+from dinov2rt.bundle.variants import PATCH_SIZE
+from dinov2rt.export.heads.checkpoint import EagerHead
+from dinov2rt.export.heads.eager import Level, Size, resize
+from dinov2rt.export.model import Dinov2
+
+
+def pads_images(heads: Sequence[EagerHead]) -> bool:
+    """Whether images are padded to whole patches, which dense heads need."""
+    return any(head.spec.is_dense for head in heads)
+
+
+def center_padded(images: Tensor) -> Tensor:
+    """Normalised images [B, 3, H, W] with zeros around them, up to multiples of 14.
+
+    Source: `CenterPadding` in `dinov2/hub/utils.py`; an odd pixel goes to the bottom or right.
+    """
+    pads: list[int] = []
+    for side in (images.shape[3], images.shape[2]):
+        lacking = -side % PATCH_SIZE
+        pads += [lacking // 2, lacking - lacking // 2]
+    return functional.pad(images, pads)
+
+
+def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndarray]:
+    """What every head of `model` answers, by output.
+
+    Args:
+        model: the backbone with its heads.
+        images: normalised and, for dense heads, padded, [B, 3, H', W'].
+        size: height and width of the images before that.
+    """
+    heads: tuple[EagerHead, ...] = model.task_heads
+    if not heads:
+        return {}
+    layers = sorted({layer for head in heads for layer in head.entry.layers})
+    tokens = model.block_tokens(images, layers)
+    grid = (images.shape[2] // PATCH_SIZE, images.shape[3] // PATCH_SIZE)
+    outputs: dict[str, np.ndarray] = {}
+    for head in heads:
+        # Heads are float32 in the official evaluation, whatever the backbone is.
+        with torch.autocast("cpu", enabled=False):
+            levels = [_level(model, tokens[layer], head, grid) for layer in head.entry.layers]
+            outputs |= _answer(head, levels, size)
+    return outputs
+
+
+def _level(model: Dinov2, tokens: Tensor, head: EagerHead, grid: Size) -> Level:
+    if head.spec.task is not Task.DEPTH:  # depth heads read the stream as it is
+        tokens = model.norm(tokens)
+    patches = tokens[:, model.variant.num_prefix_tokens :].transpose(1, 2)
+    return Level(patches.reshape(*patches.shape[:2], *grid), tokens[:, 0])
+
+
+def _answer(head: EagerHead, levels: list[Level], size: Size) -> dict[str, np.ndarray]:
+    value, output = head.module(levels), head.entry.output
+    if head.spec.task is Task.CLASSIFICATION:
+        return {output: value.numpy()}
+    if head.spec.depth_range is not None:
+        clamped = value.clamp(*head.spec.depth_range)
+        return {output: resize(clamped[:, None], size)[:, 0].numpy()}
+    classes = resize(value, size).argmax(dim=1).to(torch.uint8)
+    return {output: classes.numpy(), scores_name(output): value.numpy()}

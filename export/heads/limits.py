@@ -1,0 +1,84 @@
+"""How far outputs that are no tokens may be off: attention, logits, scores, depth and classes.
+
+As for tokens, it is measured at export, on the same weights and photographs; see `limits.py`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.limits import FLOAT32_ERROR, TaskLimits
+from dinov2rt.bundle.signature import is_token_output, scores_name
+from dinov2rt.bundle.tasks.accuracy import TaskAccuracy, compare_tasks
+
+LEAST_MARGIN = 1e-4
+"""Two float32 implementations may disagree about a class whose score is that much ahead."""
+
+_MARGIN_IN_ERRORS = 8.0
+"""Errors of two scores that differ by their root mean square times that are one in a million."""
+
+_OFF_ALLOWANCE = 1e-3
+
+
+def task_outputs(cases: Sequence[GoldenCase]) -> list[str]:
+    """The outputs of the eager model that are no tokens."""
+    return [name for name in cases[0].outputs if not is_token_output(name)]
+
+
+def task_limits(
+    runs: Sequence[tuple[GoldenCase, Mapping[str, np.ndarray]]], allowance: float
+) -> dict[str, TaskLimits]:
+    """Limits by output: what was measured in `runs`, times `allowance`, or float32's own."""
+    cases = [case for case, _ in runs]
+    unlimited = {name: _kind(name, cases[0].outputs) for name in task_outputs(cases)}
+    measured = [
+        result
+        for case, got in runs
+        for result in compare_tasks(case.name, got, case.outputs, unlimited)
+    ]
+    errors = {
+        name: max(FLOAT32_ERROR, allowance * _largest_error(name, measured)) for name in unlimited
+    }
+    return {
+        name: _limits(name, limits, errors, allowance, measured, cases)
+        for name, limits in unlimited.items()
+    }
+
+
+def _kind(name: str, outputs: Mapping[str, np.ndarray]) -> TaskLimits:
+    """Which comparisons an output gets, with limits that everything passes."""
+    if name.startswith("depth"):
+        return TaskLimits(relative_l2=np.inf, most_off=1.0)
+    if outputs[name].dtype == np.uint8 or name.startswith("logits"):
+        return TaskLimits(relative_l2=np.inf, most_off=1.0, margin=np.inf)
+    return TaskLimits(relative_l2=np.inf)
+
+
+def _limits(
+    name: str,
+    kind: TaskLimits,
+    errors: Mapping[str, float],
+    allowance: float,
+    measured: Sequence[TaskAccuracy],
+    cases: Sequence[GoldenCase],
+) -> TaskLimits:
+    is_class_map = cases[0].outputs[name].dtype == np.uint8
+    scores = scores_name(name) if is_class_map else name
+    margin = None
+    if kind.margin is not None:
+        size = max(float(np.sqrt(np.mean(case.outputs[scores] ** 2))) for case in cases)
+        is_noise = errors[scores] <= FLOAT32_ERROR
+        margin = LEAST_MARGIN if is_noise else _MARGIN_IN_ERRORS * errors[scores] * size
+    off = [result.share_off for result in measured if result.output == name]
+    most_off = None
+    # Of a few crops, one with another class would be a large share: the margin decides.
+    if kind.most_off is not None and not name.startswith("logits"):
+        largest = max(share for share in off if share is not None)
+        most_off = allowance * largest + _OFF_ALLOWANCE
+    return TaskLimits(None if is_class_map else errors[name], most_off, margin)
+
+
+def _largest_error(name: str, measured: Sequence[TaskAccuracy]) -> float:
+    errors = [each.relative_l2 for each in measured if each.output == name]
+    return max((error for error in errors if error is not None), default=0.0)

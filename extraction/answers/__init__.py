@@ -1,0 +1,1 @@
+"""Collections of images to answers of heads."""

@@ -1,0 +1,163 @@
+"""From images to the answers of a bundle's heads, in one pass where they take the same pixels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.heads import HeadEntry, Task
+from dinov2rt.bundle.signature import scores_name
+from dinov2rt.bundle.tasks.classes import class_table
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.inputs import ImageGroup
+from dinov2rt.runtime.predictions import (
+    Classification,
+    Depth,
+    Prediction,
+    Predictions,
+    Segmentation,
+)
+
+Run = Callable[[ImageGroup, tuple[str, ...]], Mapping[str, Any]]
+Group = Callable[[Any, Snap], list[ImageGroup]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked for: which heads, how sides become multiples of 14, and whether scores too.
+
+    Without `snap`, each head takes images as its official evaluation does: classifiers drop pixels
+    at the bottom and the right, dense heads pad.
+    """
+
+    heads: tuple[HeadEntry, ...]
+    snap: Snap | None
+    scores: bool
+
+    @classmethod
+    def of(
+        cls, available: Sequence[HeadEntry], names: Any, snap: str | None, *, scores: bool
+    ) -> "Request":
+        """Check what a caller asked for.
+
+        Args:
+            available: the bundle's heads.
+            names: one of their names, several, or None for all.
+            snap: one of `Snap`, or None.
+            scores: whether segmentation comes with scores.
+
+        Raises:
+            InputError: no head, or one that the bundle lacks, or an unknown snap.
+        """
+        if not available:
+            raise InputError(
+                "this bundle has no head; export one with: dinov2rt export VARIANT --head NAME "
+                "(linear, nyu-dpt, ade20k-linear, …)"
+            )
+        wanted = [head.name for head in available] if names is None else names
+        wanted = [wanted] if isinstance(wanted, str) else list(wanted)
+        by_name = {head.name: head for head in available}
+        unknown = [name for name in wanted if name not in by_name]
+        if unknown or not wanted:
+            raise InputError(f"heads {wanted} asked for; this bundle has {', '.join(by_name)}")
+        chosen = tuple(by_name[name] for name in wanted)
+        return cls(chosen, None if snap is None else Snap.parse(snap), scores)
+
+    def by_snap(self) -> dict[Snap, tuple[HeadEntry, ...]]:
+        """Heads that can share a pass."""
+        if self.snap is not None:
+            return {self.snap: self.heads}
+        passes: dict[Snap, tuple[HeadEntry, ...]] = {}
+        for head in self.heads:
+            snap = Snap.PAD if head.is_dense else Snap.CROP
+            passes[snap] = (*passes.get(snap, ()), head)
+        return passes
+
+
+def predict_all(
+    images: Any, request: Request, group: Group, run: Run
+) -> list[Predictions] | Predictions:
+    """Answers for an array of images, or for each image of a list.
+
+    Where all sides are multiples of 14 there is one pass, whatever the heads are.
+    """
+    is_list = isinstance(images, list | tuple)
+    parts: list[list[Predictions]] = []
+    passes = request.by_snap()
+    if len(passes) > 1 and _is_snapped(images):
+        passes = {Snap.PAD: request.heads}
+    for snap, heads in passes.items():
+        names = tuple(name for head in heads for name in _outputs(head, scores=request.scores))
+        answered = [
+            (each, _answers(run(each, names), heads, scores=request.scores))
+            for each in group(images, snap)
+        ]
+        parts.append(_in_order(answered) if is_list else [answered[0][1]])
+    merged = [_merged(each, request.heads) for each in zip(*parts, strict=True)]
+    return merged if is_list else merged[0]
+
+
+def _is_snapped(images: Any) -> bool:
+    """Whether every image has sides that are multiples of 14."""
+    every = images if isinstance(images, list | tuple) else [images]
+    try:
+        shapes = [np.shape(image) for image in every]
+    except (TypeError, ValueError, RuntimeError):
+        return False  # what it is, is said where it is checked
+    return all(_sides_are_whole(shape) for shape in shapes)
+
+
+def _sides_are_whole(shape: Sequence[int]) -> bool:
+    if len(shape) not in (3, 4):
+        return False
+    sides = shape[-3:-1] if shape[-1] == 3 else shape[-2:]
+    return all(side % 14 == 0 for side in sides)
+
+
+def _outputs(head: HeadEntry, *, scores: bool) -> tuple[str, ...]:
+    if scores and head.task is Task.SEGMENTATION:
+        return head.output, scores_name(head.output)
+    return (head.output,)
+
+
+def _answers(
+    outputs: Mapping[str, Any], heads: Sequence[HeadEntry], *, scores: bool
+) -> Predictions:
+    return Predictions({head.name: _answer(outputs, head, scores=scores) for head in heads})
+
+
+def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Prediction:
+    value = outputs[head.output]
+    if head.task is Task.DEPTH:
+        if head.depth_range is None:
+            raise InputError(f"the manifest states no range for head {head.name}; export it again")
+        return Depth(value, head.depth_range)
+    if head.task is Task.CLASSIFICATION:
+        return Classification(value, class_names(head))
+    table = class_table(head.data)
+    if table.palette is None:
+        raise InputError(f"the classes of {head.data} have no palette")
+    lowres = outputs[scores_name(head.output)] if scores else None
+    return Segmentation(value, table.names, table.palette, lowres)
+
+
+def class_names(head: HeadEntry) -> tuple[str, ...]:
+    """Names of the classes that `head` tells apart, by index."""
+    return head.class_names or class_table(head.data).names
+
+
+def _in_order(answered: Sequence[tuple[ImageGroup, Predictions]]) -> list[Predictions]:
+    """Each image's own answers, back in the caller's order."""
+    placed = {
+        position: predictions.of_image(index)
+        for group, predictions in answered
+        for index, position in enumerate(group.positions)
+    }
+    return [placed[position] for position in sorted(placed)]
+
+
+def _merged(parts: Sequence[Predictions], heads: Sequence[HeadEntry]) -> Predictions:
+    found = {name: each for part in parts for name, each in part.items()}
+    return Predictions({head.name: found[head.name] for head in heads})

@@ -1,0 +1,124 @@
+"""The official evaluation of each task, around the model's single passes.
+
+Depth: the mean of the image's depth and that of its mirror image. Classes of pixels: see
+`sliding.py`. Classes of an image: the short side becomes 256 pixels, and the middle 224 are taken.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.heads import HeadEntry, Task
+from dinov2rt.bundle.tasks.classes import class_table
+from dinov2rt.errors import InputError
+from dinov2rt.runtime.images import Preprocess, preprocessed
+from dinov2rt.runtime.predict import Request
+from dinov2rt.runtime.predictions import (
+    Classification,
+    Depth,
+    Prediction,
+    Predictions,
+    Segmentation,
+)
+from dinov2rt.runtime.sliding import classify_pixels, recipe_of
+
+RECIPES = ("single", "official")
+"""One pass over the pixels as they are, or the official evaluation."""
+
+Ask = Callable[[Any, HeadEntry, bool], Any]
+"""The answer of one head in one pass, for an array of images; with scores where that is true."""
+
+_EVALUATION = Preprocess.parse("classification")
+
+
+def check_recipe(name: str, request: Request, *, device_outputs: bool) -> None:
+    """Refuse a recipe that does not exist, and what the official one leaves no choice about.
+
+    Raises:
+        InputError: one of these.
+    """
+    if name not in RECIPES:
+        raise InputError(f"unknown recipe {name!r}; allowed are {', '.join(RECIPES)}")
+    if name == "official" and (request.snap is not None or request.scores or device_outputs):
+        raise InputError(
+            'recipe="official" decides on sizes by itself, and its answers are made on the host of '
+            "many passes; leave out snap, scores and device_outputs"
+        )
+
+
+def official(images: Any, heads: Sequence[HeadEntry], ask: Ask) -> Predictions | list[Predictions]:
+    """Answers of `heads` for a batch uint8 [B, H, W, 3], one image, or a list of images.
+
+    Raises:
+        InputError: images that are not uint8 pixels in memory.
+    """
+    is_list = isinstance(images, list | tuple)
+    every = list(images) if is_list else list(_batch(images))
+    for image in every:
+        _check(image)
+    answers = [
+        Predictions({head.name: _ANSWERS[head.task](image, head, ask) for head in heads})
+        for image in every
+    ]
+    return answers if is_list else _stacked(answers)
+
+
+def _batch(images: Any) -> NDArray[np.uint8]:
+    array = np.asarray(images)
+    return array[None] if array.ndim == 3 else array
+
+
+def _check(image: Any) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3:
+        raise InputError(
+            'recipe="official" takes uint8 pixels [H, W, 3] or [B, H, W, 3], or a list of images; '
+            "it scales and cuts them itself"
+        )
+
+
+def _classification(image: NDArray[np.uint8], head: HeadEntry, ask: Ask) -> Classification:
+    answer: Classification = ask(preprocessed(image, _EVALUATION)[None], head, False)
+    return answer
+
+
+def _depth(image: NDArray[np.uint8], head: HeadEntry, ask: Ask) -> Depth:
+    both: Depth = ask(np.stack((image, image[:, ::-1])), head, False)
+    straight, mirrored = both.metres
+    return Depth(((straight + mirrored[:, ::-1]) / 2)[None], both.depth_range)
+
+
+def _segmentation(image: NDArray[np.uint8], head: HeadEntry, ask: Ask) -> Segmentation:
+    def scores_of(windows: NDArray[np.uint8]) -> NDArray[np.float32]:
+        scores: NDArray[np.float32] = ask(windows, head, True).scores
+        return scores
+
+    classes = classify_pixels(image, recipe_of(len(head.layers)), scores_of)
+    table = class_table(head.data)
+    if table.palette is None:
+        raise InputError(f"the classes of {head.data} have no palette")
+    return Segmentation(classes[None], table.names, table.palette)
+
+
+_ANSWERS: dict[Task, Callable[[NDArray[np.uint8], HeadEntry, Ask], Prediction]] = {
+    Task.CLASSIFICATION: _classification,
+    Task.DEPTH: _depth,
+    Task.SEGMENTATION: _segmentation,
+}
+
+
+def _stacked(answers: Sequence[Predictions]) -> Predictions:
+    """Answers for single images of one size as one answer for the batch."""
+    first = answers[0]
+    return Predictions({name: _joined([each[name] for each in answers]) for name in first})
+
+
+def _joined(answers: Sequence[Any]) -> Prediction:
+    first = answers[0]
+    if isinstance(first, Classification):
+        return Classification(np.concatenate([each.logits for each in answers]), first.names)
+    if isinstance(first, Depth):
+        return Depth(np.concatenate([each.metres for each in answers]), first.depth_range)
+    classes = np.concatenate([each.classes for each in answers])
+    return Segmentation(classes, first.names, first.palette)

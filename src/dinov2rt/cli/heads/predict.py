@@ -1,0 +1,195 @@
+"""`dinov2rt predict`: images in, classes, depth and segments out."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.analysis.prediction_pictures import draw_attention, draw_prediction
+from dinov2rt.bundle.signature import ATTENTION
+from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
+from dinov2rt.cli.progress import Progress
+from dinov2rt.cli.verb import Outcome, Verb, status_of
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.answers.files import DEPTH_FORMATS, PredictionFolder
+from dinov2rt.extraction.answers.prediction import Answered, PredictOptions, predict_chunks
+from dinov2rt.extraction.chunks import Chunk, Failure
+from dinov2rt.extraction.collection import find_chunks
+from dinov2rt.extraction.decoding import Decoders
+from dinov2rt.extraction.extractor import is_synthetic
+from dinov2rt.extraction.job import num_images
+from dinov2rt.files import replacing
+from dinov2rt.runtime.images import Preprocess, write_png
+from dinov2rt.runtime.model import Model
+from dinov2rt.runtime.predict import Request
+from dinov2rt.runtime.recipes import RECIPES
+
+PICTURES, SUMMARY = "pictures", "predictions.json"
+_MEANINGLESS = "the weights are synthetic: these answers mean nothing, they only exercise the path"
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_bundle(parser)
+    parser.add_argument(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        help="image files, folders, patterns, and shards (.tar, .parquet)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="OUT",
+        help=f"a folder: {SUMMARY}, depth as 16-bit PNG or NPY, segments as palette PNG; the same "
+        "command resumes it",
+    )
+    parser.add_argument(
+        "--head", metavar="NAME,...", help="heads of the bundle that are to answer (default: all)"
+    )
+    parser.add_argument(
+        "--recipe",
+        default="single",
+        help="single (default): one pass over the pixels as they are; official: as the heads were "
+        "evaluated, in many passes",
+    )
+    parser.add_argument("--pictures", action="store_true", help="draw every answer as well")
+    parser.add_argument("--top", type=int, default=5, help="classes of an image (default: 5)")
+    parser.add_argument(
+        "--depth-format", default="png", help=f"{' or '.join(DEPTH_FORMATS)} (default: png)"
+    )
+    parser.add_argument(
+        "--preprocess", default="native", help="native (default), classification or short-side:N"
+    )
+    parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
+    parser.add_argument(
+        "--decoders", type=int, default=0, metavar="N", help="processes that decode (default: 0)"
+    )
+    add_load_options(parser)
+
+
+def _run(arguments: Namespace) -> Outcome:
+    options = PredictOptions(
+        heads=None if arguments.head is None else tuple(arguments.head.split(",")),
+        recipe=arguments.recipe,
+        preprocess=Preprocess.parse(arguments.preprocess),
+        batch=arguments.batch,
+    )
+    if arguments.recipe not in RECIPES:
+        raise InputError(f"--recipe {arguments.recipe!r}; allowed are {', '.join(RECIPES)}")
+    if arguments.top < 1:
+        raise InputError(f"--top {arguments.top}; allowed is a whole number from 1")
+    chunks = find_chunks(arguments.paths)
+    with Decoders(arguments.decoders) as decoders, load_model(arguments) as model:
+        Request.of(model.manifest.heads, options.heads, None, scores=False)  # or refused here
+        folder = _folder(model, arguments, options, chunks)
+        folder.open()
+        failures = _predict(model, folder, chunks, options, decoders, pictures=arguments.pictures)
+        records = list(folder.records(chunks))
+        _write_summary(folder, records)
+        return _outcome(arguments, model, records, failures)
+
+
+def _folder(
+    model: Model, arguments: Namespace, options: PredictOptions, chunks: list[Chunk]
+) -> PredictionFolder:
+    settings: dict[str, Any] = {
+        "variant": model.variant.name,
+        "weights_sha256": model.manifest.weights.sha256,
+        "heads": {head.name: head.sha256 for head in model.manifest.heads},
+        "asked": list(options.heads or [head.name for head in model.manifest.heads]),
+        "precision": str(model.graph.precision),
+        "recipe": options.recipe,
+        "preprocess": arguments.preprocess,
+        "pictures": arguments.pictures,
+        "root": str(chunks[0].root),
+    }
+    return PredictionFolder(arguments.out, settings, arguments.depth_format, arguments.top)
+
+
+def _predict(
+    model: Model,
+    folder: PredictionFolder,
+    chunks: list[Chunk],
+    options: PredictOptions,
+    decoders: Decoders,
+    *,
+    pictures: bool,
+) -> list[Failure]:
+    """Answer for every image that has no record yet; returns those that cannot be used."""
+    missing = list(folder.missing(chunks))
+    total = num_images(chunks)
+    failures: list[Failure] = []
+    with Progress(total, total - num_images(missing)) as progress:
+        for answer in predict_chunks(model, missing, options, decoders):
+            if isinstance(answer, Failure):
+                failures.append(answer)
+                progress.complain(answer.reason)
+            else:
+                if pictures:
+                    _draw(model, folder, answer)
+                folder.write(answer)
+            progress.step()
+    return failures
+
+
+def _draw(model: Model, folder: PredictionFolder, answer: Answered) -> None:
+    pictures = {
+        head: draw_prediction(answer.pixels, prediction)
+        for head, prediction in answer.predictions.items()
+    }
+    if ATTENTION in model.graph.outputs:
+        (attention,) = model(answer.pixels, outputs=[ATTENTION]).attention
+        pictures[ATTENTION] = draw_attention(answer.pixels, attention)
+    for name, picture in pictures.items():
+        file = folder.place(f"{PICTURES}/{name}", answer.key, ".png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as partial:
+            write_png(picture, partial)
+
+
+def _write_summary(folder: PredictionFolder, records: list[dict[str, Any]]) -> None:
+    with replacing(folder.folder / SUMMARY) as partial:
+        partial.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+
+
+def _outcome(
+    arguments: Namespace, model: Model, records: list[dict[str, Any]], failures: list[Failure]
+) -> Outcome:
+    document = {
+        "bundle": arguments.bundle,
+        "out": arguments.out,
+        "images": len(records),
+        "failed": len(failures),
+        "failures": [{"path": each.key, "error": each.reason} for each in failures],
+        "backend": model.describe().partition("\n")[0],
+        "synthetic_weights": is_synthetic(model),
+        "predictions": records,
+    }
+    lines = [document["backend"], *_lines(records)]
+    lines.append(f"{arguments.out}: answers for {len(records)} images")
+    if failures:
+        lines.append(f"{len(failures)} images failed")
+    if document["synthetic_weights"]:
+        lines.append(f"note: {_MEANINGLESS}")
+    return Outcome(document, "\n".join(map(str, lines)), status_of(not failures))
+
+
+def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each of the first images and heads."""
+    for record in records[:10]:
+        for head, answer in record["heads"].items():
+            yield f"{record['image']}: {head}: {_said(answer)}"
+
+
+def _said(answer: dict[str, Any]) -> str:
+    if "nearest_m" in answer:
+        return f"{answer['nearest_m']:.2f} to {answer['farthest_m']:.2f} m"
+    first = answer["classes"][:3]
+    return ", ".join(
+        f"{each['name']} {each.get('probability', each.get('share')):.1%}" for each in first
+    )
+
+
+PREDICT = Verb("predict", "classes, depth and segments by a bundle's heads", _add_arguments, _run)

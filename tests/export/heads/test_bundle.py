@@ -1,0 +1,113 @@
+"""A whole bundle of a narrow backbone with heads: every precision, verified, and as a plan."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.golden import Golden
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.options import BuildOptions
+from dinov2rt.engines.triton.repository import RepositoryOptions, plan_repository
+from dinov2rt.export.eager_check import eager_cases
+from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.runtime.model import load
+
+SMALL_CASES = (
+    (ImageSize(56, 98), ("chelsea.jpg", "coffee.jpg")),
+    (ImageSize(73, 31), ("coffee.jpg",)),
+)
+HEADS = ("linear", "nyu-linear4", "voc2012-ms")
+OUTPUTS = {"logits", "depth", "segmentation"}
+
+
+@contextmanager
+def exported(narrow: Variant, folder: Path, *names: str) -> Iterator[Path]:
+    heads = tuple(HeadSource(name, "synthetic:0") for name in names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dinov2rt.export.golden._CASES", SMALL_CASES)
+        patch.setattr("dinov2rt.bundle.manifest.find_variant", lambda _: narrow)
+        export_bundle(narrow, "synthetic:0", folder, ExportOptions(heads=heads, attention=True))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def bundle(narrow: Variant, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with exported(narrow, tmp_path_factory.mktemp("bundles") / "narrow", *HEADS) as folder:
+        yield folder
+
+
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_every_precision_holds_limits_that_mean_something(
+    bundle: Path, precision: Precision
+) -> None:
+    with load(bundle, device="cpu", backend="onnxruntime", precision=precision) as model:
+        report = model.verify()
+    assert report, report
+    assert {task.output for task in report.tasks} >= OUTPUTS
+    limits = next(g for g in Manifest.read(bundle).graphs if g.precision is precision).task_limits
+    most = 1e-5 if precision is Precision.FP32 else 0.02
+    for output in ("logits", "depth", "segmentation_scores"):
+        assert 1e-5 <= limits[output].relative_l2 <= most, output
+    for output in ("logits", "segmentation"):
+        assert limits[output].margin is not None
+        assert limits[output].margin < 1
+
+
+@pytest.mark.parametrize("output", sorted(OUTPUTS))
+def test_a_false_answer_fails(bundle: Path, output: str) -> None:
+    (case, *_) = Golden.read(bundle / "golden.npz").cases
+    wrong = case.outputs[output]
+    if wrong.dtype == np.uint8:
+        wrong[:, ::7] = (wrong[:, ::7] + 1) % 21
+    else:
+        wrong *= 1.001
+    with load(bundle, device="cpu", backend="openvino") as model:
+        report = model.verify([case])
+    assert not report
+    assert [task.output for task in report.tasks if not task.passed] == [output]
+    assert output in str(report)
+
+
+def test_verify_eager_covers_heads(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    graph = manifest.graphs[0]
+    cases = eager_cases(manifest, graph, sizes=[ImageSize(45, 31)])
+    with load(bundle, device="cpu", backend="openvino") as model:
+        report = model.verify(cases)
+    assert report, report
+    assert {task.output for task in report.tasks} >= OUTPUTS
+
+
+def test_dense_heads_leave_no_captured_graph(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
+    assert manifest.cuda_graph is None
+    assert all(graph.pads for graph in manifest.graphs)
+
+
+@pytest.mark.slow
+def test_a_plan_is_built_with_proven_fusion(narrow: Variant, tmp_path: Path, trt: Any) -> None:
+    options = BuildOptions(target="sm80", flavour="tensorrt-rtx", max_batch=2, max_size=224)
+    with exported(narrow, tmp_path / "narrow", *HEADS, "kitti-dpt") as bundle:
+        plan = build_plan(bundle, options)
+        assert load(bundle, device="cpu", backend="onnxruntime", precision="fp16").verify()
+    assert plan.fused_attention == 12
+    outputs = {"logits", "depth_nyu_linear4", "depth_kitti_dpt", "segmentation", "attention"}
+    assert set(plan.outputs) >= outputs
+    assert trt
+
+
+def test_triton_is_told_of_every_answer(bundle: Path) -> None:
+    repository = plan_repository(bundle, RepositoryOptions())
+    for model in repository.models:
+        for output in OUTPUTS:
+            assert f'name: "{output}"' in model.config, model.name
+        assert "TYPE_UINT8" in model.config.partition("output {")[2]
