@@ -12,7 +12,7 @@ from dinov2rt.extraction.chunks import Failure, FileSlice, Item
 from dinov2rt.extraction.decoding import Decoding, decode
 from dinov2rt.extraction.shards import TAR_SUFFIX, TarMember, read_parquet_images, tar_images
 from dinov2rt.foreign import quoted
-from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.preprocess import Preprocess
 
 _SHARD_KEY = re.compile(r"(?P<shard>.+?\.(?:tar|parquet))#(?P<name>.+)", re.IGNORECASE)
 

@@ -13,8 +13,8 @@ from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, extract
-from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
+from dinov2rt.runtime.preprocess import Preprocess
 
 
 def check_same_model(

@@ -9,7 +9,8 @@ from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.images import find_images, load_image
+from dinov2rt.runtime.image_search import find_images
+from dinov2rt.runtime.images import load_image
 
 
 def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray[np.uint8]:

@@ -15,7 +15,8 @@ from dinov2rt.export.golden import PHOTOS, eager_case
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
-from dinov2rt.runtime.images import find_images, load_image
+from dinov2rt.runtime.image_search import find_images
+from dinov2rt.runtime.images import load_image
 
 _Crop = tuple[str, NDArray[np.uint8]]
 

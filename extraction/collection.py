@@ -3,7 +3,9 @@
 import glob
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2rt.errors import InputError
@@ -25,9 +27,17 @@ from dinov2rt.extraction.shards import (
     parquet_images,
     tar_images,
 )
-from dinov2rt.runtime.images import find_images
+from dinov2rt.runtime.image_search import find_images, search_images
 
 DEFAULT_CHUNK_IMAGES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """Images in chunks, and how many other files their folders hold, by suffix."""
+
+    chunks: list[Chunk]
+    left_out: Counter[str]
 
 
 def find_chunks(
@@ -36,10 +46,25 @@ def find_chunks(
     chunk_images: int = DEFAULT_CHUNK_IMAGES,
     image_column: str = "image",
 ) -> list[Chunk]:
+    """The chunks of `find_collection`.
+
+    Raises:
+        InputError: as `find_collection`.
+        MissingDependencyError: a Parquet shard without pyarrow.
+    """
+    return find_collection(paths, chunk_images=chunk_images, image_column=image_column).chunks
+
+
+def find_collection(
+    paths: Sequence[Path | str],
+    *,
+    chunk_images: int = DEFAULT_CHUNK_IMAGES,
+    image_column: str = "image",
+) -> Collection:
     """The images that `paths` name, in a fixed order, in chunks of at most `chunk_images`.
 
     A path is an image file, a Parquet or tar shard, a folder, or a pattern as in `glob` with `**`
-    for any depth. A folder stands for its images, as in `find_images`, or where there are none for
+    for any depth. A folder stands for its images, as in `search_images`, or where it has none for
     the shards in it. No chunk spans two shards; a shard that cannot be read is a chunk that fails.
 
     Keys are relative to the root of the collection: the folder that was given, or that of the file,
@@ -52,10 +77,11 @@ def find_chunks(
     """
     if chunk_images < 1:
         raise InputError(f"{chunk_images} images a chunk; allowed is a whole number from 1")
-    files = find_images([file for path in paths for file in _expanded(str(path))])
+    found = search_images([file for path in paths for file in _expanded(str(path))])
     root = _root(paths)
-    sources = _sources(files, root, chunk_images, image_column)
-    return [Chunk(index, source, root) for index, source in enumerate(sources)]
+    sources = _sources(found.files, root, chunk_images, image_column)
+    chunks = [Chunk(index, source, root) for index, source in enumerate(sources)]
+    return Collection(chunks, found.left_out)
 
 
 def _root(paths: Sequence[Path | str]) -> Path:
@@ -75,9 +101,11 @@ def _name(file: Path, root: Path) -> str:
     return Path(os.path.abspath(file)).relative_to(root).as_posix()  # noqa: PTH100
 
 
-def _expanded(path: str) -> list[Path]:
+def _expanded(path: str) -> list[Path | str]:
+    if "://" in path:
+        return [path]  # refused by `search_images`, in its own words
     if Path(path).is_dir():
-        return _shards_of(Path(path)) or [Path(path)]
+        return [*(_shards_of(Path(path)) or [Path(path)])]
     if not glob.has_magic(path) or Path(path).exists():
         return [Path(path)]
     matches = sorted(glob.glob(path, recursive=True))  # noqa: PTH207  # Path.glob has no absolute

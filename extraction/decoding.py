@@ -26,8 +26,9 @@ from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched,
 from dinov2rt.files import open_regular
 from dinov2rt.foreign import shown
 from dinov2rt.optional import require
-from dinov2rt.runtime.images import Preprocess, load_fitted
+from dinov2rt.runtime.images import load_fitted
 from dinov2rt.runtime.inputs import group_images
+from dinov2rt.runtime.preprocess import Preprocess
 
 _TASK_IMAGES = 4
 """Images sent to and fro together: a message costs more than a small image."""
@@ -71,13 +72,14 @@ class DecodedImage:
     """`pixels` [H, W, 3] as the model gets them: snapped, but for the padding of `Snap.PAD`.
 
     `size` is that of the image before it was snapped; `scaled_from` the one that it had before it
-    was scaled to fit, None where it fitted.
+    was scaled to fit, None where it fitted; `lost_transparency` is as in `LoadedImage`.
     """
 
     key: str
     size: ImageSize
     pixels: NDArray[np.uint8]
     scaled_from: ImageSize | None = None
+    lost_transparency: bool = False
 
 
 class Decoders:
@@ -157,7 +159,8 @@ def decode(item: Item | Failure, decoding: Decoding) -> DecodedImage | Failure:
     try:
         image = load_fitted(_readable(item), decoding.preprocess, decoding.fit)
         size = ImageSize(*image.pixels.shape[:2])
-        return DecodedImage(item.key, size, _snapped(image.pixels, decoding), image.scaled_from)
+        pixels = _snapped(image.pixels, decoding)
+        return DecodedImage(item.key, size, pixels, image.scaled_from, image.lost_transparency)
     except InputError as error:
         name = str(item.source) if isinstance(item.source, Path) else item.key
         reason = str(error)

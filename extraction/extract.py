@@ -18,8 +18,8 @@ from dinov2rt.extraction.decoding import DecodedImage, Decoders, Decoding, decod
 from dinov2rt.extraction.image_features import ImageFeatures
 from dinov2rt.foreign import shown
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
+from dinov2rt.runtime.preprocess import Preprocess
 
 WINDOW_BATCHES = 4
 """Images are grouped by size within a window of this many batches; one more window is decoded
@@ -176,6 +176,7 @@ def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Ou
             patch_mean=_float32(patch_mean[index]),
             patch_tokens=_float32(patch_tokens[index]) if options.patch_tokens else None,
             scaled_from=image.scaled_from,
+            lost_transparency=image.lost_transparency,
         )
         for index, image in enumerate(batch.images)
     ]

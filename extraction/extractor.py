@@ -16,7 +16,6 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
 from dinov2rt.extraction.image_features import as_unicode
 from dinov2rt.extraction.parquet import FeatureType
-from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
 
 MEANINGLESS = "the weights are synthetic: these features mean nothing, they only exercise the path"
@@ -126,7 +125,7 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
         "weights_source": weights.source,
         "weights_sha256": weights.sha256,
         "precision": str(model.graph.precision),
-        "preprocess": _preprocess_name(options.preprocess),
+        "preprocess": options.preprocess.name,
         "snap": str(options.snap),
         "max_pixels": str(model.options.max_pixels),
         "over_max_pixels": "scale" if options.scale else "refuse",
@@ -144,12 +143,3 @@ def _watched(outcomes: Iterable[Outcome], watch: Callable[[Outcome], None]) -> I
     for outcome in outcomes:
         watch(outcome)
         yield outcome
-
-
-def _preprocess_name(preprocess: Preprocess) -> str:
-    """What `Preprocess.parse` takes, where it has a name for these steps."""
-    for name in ("native", "classification"):
-        if preprocess == Preprocess.parse(name):
-            return name
-    crop = "" if preprocess.crop is None else f",crop:{preprocess.crop}"
-    return f"short-side:{preprocess.short_side}{crop}"

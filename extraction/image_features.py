@@ -20,6 +20,7 @@ class ImageFeatures:
     `key` is the image's path, or that of its shard with "#" and its name or row in it. `size` is
     that of the image given to the model, before it was snapped to `grid`; `scaled_from` the one
     that it had before it was scaled to fit `max_pixels`, None where it fitted.
+    `lost_transparency` says that transparency was dropped; it is not stored.
     Shapes: `cls_token` [D], `register_tokens` [R, D] (R is 0 for variants without registers),
     `patch_mean` [D], `patch_tokens` [P, D] row-major over the grid, or None to leave them out.
     """
@@ -32,6 +33,7 @@ class ImageFeatures:
     patch_mean: Float32Array
     patch_tokens: Float32Array | None = None
     scaled_from: ImageSize | None = None
+    lost_transparency: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,8 @@ class JobReport:
         failures: the first failures that this run met.
         left: images that were neither done nor known to fail when this run began.
         scaled: those of `images` that were scaled to fit `max_pixels`.
+        lost_transparency: how many of `computed` had transparency that was dropped; a cluster does
+            not tell.
     """
 
     images: int
@@ -49,6 +51,7 @@ class JobReport:
     failures: tuple[Failure, ...] = ()
     left: int | None = None
     scaled: ScaledImages = field(default_factory=ScaledImages)
+    lost_transparency: int = 0
 
 
 def extract_to_parts(
@@ -81,7 +84,13 @@ def extract_to_parts(
             _process(extractor, missing, cluster, count)
         held = sum((dataset.report(chunk) for chunk in chunks), PartReport(0, 0))
     return JobReport(
-        held.images, held.failures, count.computed, tuple(count.failures), left, held.scaled
+        held.images,
+        held.failures,
+        count.computed,
+        tuple(count.failures),
+        left,
+        held.scaled,
+        count.lost_transparency,
     )
 
 
@@ -109,7 +118,8 @@ def extract_to_file(
             _write(file, itertools.chain([first], rows), metadata)
     total, computed = num_images(chunks), count.computed
     scaled = ScaledImages.of(count.scaled_from)
-    return JobReport(computed, total - computed, computed, tuple(count.failures), total, scaled)
+    failures, lost = tuple(count.failures), count.lost_transparency
+    return JobReport(computed, total - computed, computed, failures, total, scaled, lost)
 
 
 def _write(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, str]) -> None:
@@ -132,12 +142,14 @@ class _Count:
     computed: int = 0
     failures: list[Failure] = field(default_factory=list)
     scaled_from: list[ImageSize] = field(default_factory=list)
+    lost_transparency: int = 0
 
     def add(self, outcome: Outcome | PartReport) -> None:
         if isinstance(outcome, PartReport):
             self.computed += outcome.images
         elif not isinstance(outcome, Failure):
             self.computed += 1
+            self.lost_transparency += outcome.lost_transparency
         elif len(self.failures) < LISTED_FAILURES:
             self.failures.append(outcome)
         self.watch(outcome)

@@ -131,7 +131,9 @@ def read_rows(part: Path) -> Iterator[ImageFeatures]:
 
 
 def _row(cells: Mapping[str, Any]) -> ImageFeatures:
-    tokens = {name: _tokens(cells[name]) for name in _TOKEN_COLUMNS if name in cells}
+    tokens: dict[str, Any] = {
+        name: _tokens(cells[name]) for name in _TOKEN_COLUMNS if name in cells
+    }
     tokens.setdefault("register_tokens", np.zeros((0, len(tokens["cls_token"])), np.float32))
     height, width, from_height, from_width, rows, cols = (cells[name] for name in SIZE_COLUMNS)
     scaled_from = (

@@ -13,7 +13,7 @@ from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.files import open_regular, require_regular
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
-from dinov2rt.runtime.images import IMAGE_SUFFIXES
+from dinov2rt.runtime.image_search import IMAGE_SUFFIXES
 
 TAR_SUFFIX = ".tar"
 PARQUET_SUFFIX = ".parquet"

@@ -1,97 +1,42 @@
 """Image files as the uint8 RGB arrays that the model takes."""
 
+import contextlib
 import functools
 import io
-import os
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.errors import InputError
-from dinov2rt.files import require_regular
-from dinov2rt.foreign import quoted, shown
+from dinov2rt.errors import InputError, MissingDependencyError
+from dinov2rt.files import open_regular, require_regular
+from dinov2rt.foreign import shown
 from dinov2rt.optional import require
+from dinov2rt.runtime.image_search import SUFFIXES
+from dinov2rt.runtime.preprocess import Colour, Preprocess
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
-"""What `find_images` takes for an image inside a folder."""
-
-FORMATS = (
-    "AVIF",
-    "BMP",
-    "GIF",
-    "JPEG",
-    "JPEG2000",
-    "PNG",
-    "PPM",
-    "TGA",
-    "TIFF",
-    "WEBP",
-)
+FORMATS = tuple(SUFFIXES)
 """Formats of Pillow that are opened, whatever a file is called. Pillow knows 40 more. One of them,
-EPS, is a program, which it starts Ghostscript for. A JPEG may be an MPO, as phones write them."""
+EPS, is a program, which it starts Ghostscript for. A JPEG may be an MPO, as phones write them. HEIF
+is opened through pillow-heif, where it is installed."""
 
-_SHORT_SIDE = "short-side:"
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 _JPEG = ("JPEG", "MPO")
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OPAQUE = 255
 # Warning filters belong to the process; the lock keeps threads from restoring each other's.
 _open_lock = threading.Lock()
-
-
-@dataclass(frozen=True, slots=True)
-class Preprocess:
-    """How an image is scaled and cropped before the model; sides in pixels, None leaves it out.
-
-    `short_side` scales the short side to this length, bicubic and antialiased, and keeps the
-    aspect; `crop` then cuts a square from the centre. The arithmetic is that of torchvision's
-    `Resize` and `CenterCrop`.
-    """
-
-    short_side: int | None = None
-    crop: int | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        """The steps called `name`.
-
-        "native" leaves the pixels as they are, "classification" is the official evaluation
-        (`make_classification_eval_transform` in `dinov2/data/transforms.py`), and "short-side:N"
-        scales alone.
-
-        Raises:
-            InputError: none of these.
-        """
-        if name == "native":
-            return cls()
-        if name == "classification":
-            return cls(short_side=256, crop=224)
-        side = name.removeprefix(_SHORT_SIDE)
-        if side != name and side.isascii() and side.isdecimal() and int(side) > 0:
-            return cls(short_side=int(side))
-        raise InputError(
-            f'unknown preprocess {quoted(name)}; allowed are "native", "classification" and '
-            f'"{_SHORT_SIDE}N" with N pixels, such as "{_SHORT_SIDE}518"'
-        )
-
-    def _apply(self, image: "Image") -> "Image":
-        if self.short_side is not None:
-            image = _resize(image, _scaled(ImageSize(image.height, image.width), self.short_side))
-        if self.crop is not None:
-            image = _center_crop(image, self.crop)
-        return image
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +44,12 @@ class LoadedImage:
     """`pixels` [H, W, 3], uint8, RGB.
 
     `scaled_from` is the size that had to be made smaller to fit, None where the image fitted.
+    `lost_transparency` says that it was transparent somewhere, and that this was dropped.
     """
 
     pixels: NDArray[np.uint8]
     scaled_from: ImageSize | None = None
+    lost_transparency: bool = False
 
 
 def load_image(
@@ -111,10 +58,10 @@ def load_image(
     """The image file `path`, an open one, or one in memory, as uint8 [H, W, 3], RGB, C-contiguous.
 
     The EXIF orientation is applied, which the official data loader leaves out. Everything else
-    is its `convert("RGB")`: grey is repeated, alpha and a palette's transparency are dropped, and
-    CMYK goes through Pillow's conversion. Grey of 16 bits is scaled by 255 / 65535 and rounded,
-    where Pillow would clip; of colours with 16 bits Pillow delivers the high byte. Of an
-    animation, the first frame is taken.
+    is its `convert("RGB")`: grey is repeated, transparency is dropped unless `preprocess` has a
+    background, and CMYK goes through Pillow's conversion. Grey of 16 bits is scaled by 255 / 65535
+    and rounded, where Pillow would clip; of colours with 16 bits Pillow delivers the high byte. Of
+    an animation, the first frame is taken.
 
     Raises:
         InputError: missing, not an image, damaged, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`,
@@ -143,10 +90,12 @@ def load_fitted(
     image_ops = _pillow("PIL.ImageOps")
     try:
         with _open(path) as image:
-            whole = _decode_smaller(image, fit) if preprocess == Preprocess() else None
+            whole = _decode_smaller(image, fit) if preprocess.keeps_size else None
             image_ops.exif_transpose(image, in_place=True)
-            upright = preprocess._apply(_to_rgb(image))
-            return _fitted(upright, whole or ImageSize(upright.height, upright.width), fit)
+            is_lost = preprocess.background is None and _is_transparent(image)
+            upright = _applied(preprocess, _to_rgb(image, preprocess.background))
+            whole = whole or ImageSize(upright.height, upright.width)
+            return replace(_fitted(upright, whole, fit), lost_transparency=is_lost)
     # Pillow's decoders let through whatever a damaged file makes them trip over.
     except Exception as error:
         raise InputError(f"{shown(_name(path))} {_reason(error)}") from error
@@ -196,55 +145,6 @@ def check_pixels(size: ImageSize) -> None:
         )
 
 
-def find_images(paths: Sequence[Path | str]) -> list[Path]:
-    """The images that `paths` name, each once, in the order given.
-
-    A file is taken as it is. A folder is searched recursively in sorted order for
-    `IMAGE_SUFFIXES`, following links and leaving out hidden files and folders.
-
-    Raises:
-        InputError: a path that does not exist or cannot be read, or a folder without any image.
-    """
-    unique: dict[str, Path] = {}
-    for path in paths:
-        for image in _images_at(Path(path)):
-            # By its place, not its target: two links to one file are two images of a data set.
-            place = os.path.join(os.path.realpath(image.parent), image.name)  # noqa: PTH118
-            unique.setdefault(place, image)
-    return list(unique.values())
-
-
-def _images_at(path: Path) -> list[Path]:
-    try:
-        if not path.is_dir():
-            path.stat()
-            return [path]
-        images = list(_walk(path, visited=set()))
-    except OSError as error:
-        raise InputError(
-            f"{error.filename} cannot be read ({error.strerror}); give image files or folders"
-        ) from error
-    if not images:
-        raise InputError(
-            f"{path} holds no image; looked for {', '.join(sorted(IMAGE_SUFFIXES))} in it and below"
-        )
-    return images
-
-
-def _walk(folder: Path, visited: set[str]) -> Iterator[Path]:
-    identity = os.path.realpath(folder)
-    if identity in visited:
-        return
-    visited.add(identity)
-    for entry in sorted(folder.iterdir()):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(entry, visited)
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            yield entry
-
-
 def _pillow(module: str = "PIL.Image") -> ModuleType:
     return require(module, extra="image", purpose="reading or writing an image file")
 
@@ -278,6 +178,13 @@ def _fitted(image: "Image", whole: ImageSize, fit: Callable[[ImageSize], ImageSi
     return LoadedImage(np.array(_resize(image, size)), scaled_from=whole)
 
 
+def _applied(steps: Preprocess, image: "Image") -> "Image":
+    size = ImageSize(image.height, image.width)
+    scaled = steps.scaled(size)
+    image = image if scaled == size else _resize(image, scaled)
+    return image if steps.crop is None else _center_crop(image, steps.crop)
+
+
 def _open(path: Path | str | bytes | BinaryIO) -> "Image":
     pillow = _pillow()
     if isinstance(path, bytes):
@@ -286,15 +193,36 @@ def _open(path: Path | str | bytes | BinaryIO) -> "Image":
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
         if isinstance(path, Path | str):
             require_regular(Path(path))
-        return pillow.open(path, formats=_opened_formats())  # type: ignore[no-any-return]
+        try:
+            return pillow.open(path, formats=_opened_formats())  # type: ignore[no-any-return]
+        except pillow.UnidentifiedImageError:
+            if not _is_heif(path) or "HEIF" in _opened_formats():
+                raise
+            raise InputError(
+                "HEIC needs the package pillow-heif; pip install 'dinov2rt[heif]', or convert it "
+                "to PNG or JPEG"
+            ) from None
 
 
 @functools.cache
 def _opened_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """Those of `FORMATS` that this Pillow was built with, or has a plugin for."""
     pillow = _pillow()
     pillow.init()
+    with contextlib.suppress(MissingDependencyError):
+        plugin = require("pillow_heif", extra="heif", purpose="reading HEIC")
+        plugin.register_heif_opener()
     return tuple(name for name in FORMATS if name in pillow.OPEN)
+
+
+def _is_heif(path: Path | str | BinaryIO) -> bool:
+    """Whether the file begins as a phone's HEIC does: a box called `ftyp`, and a brand."""
+    if isinstance(path, Path | str):
+        with open_regular(Path(path)) as file:
+            return _is_heif(file)
+    path.seek(0)
+    head = path.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def _reason(error: Exception) -> str:
@@ -317,24 +245,35 @@ def _reason(error: Exception) -> str:
     return f"cannot be decoded ({cause}); the file is damaged or cut short, get it again"
 
 
-def _to_rgb(image: "Image") -> "Image":
+def _is_transparent(image: "Image") -> bool:
+    """Whether any pixel is not opaque, or may not be."""
+    if not image.has_transparency_data:
+        return False
+    if image.mode in ("RGBA", "LA"):
+        return bool(np.asarray(image.getchannel("A")).min() < _OPAQUE)
+    return True
+
+
+def _to_rgb(image: "Image", background: Colour | None) -> "Image":
     # Pillow reads a PNG or PGM of 16 bits as "I" or "I;16", depending on its version.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in {"PNG", "PPM"}):
+        if background is not None and image.has_transparency_data:
+            raise InputError("grey of 16 bits with transparency has no background; save it as RGBA")
         grey = (np.asarray(image).astype(np.int32) + 128) // 257  # rounds v * 255 / 65535
         image = _pillow().fromarray(grey.astype(np.uint8))
     elif image.mode in {"I", "F"}:
         raise InputError("grey values of 32 bits have no known range; save it with 8 or 16 bits")
+    if background is not None and image.has_transparency_data:
+        image = _composited(image.convert("RGBA"), background)
     # What is dropped anyway; Pillow warns about it where a palette has several transparent entries.
     image.info.pop("transparency", None)
     return image.convert("RGB")
 
 
-def _scaled(size: ImageSize, short_side: int) -> ImageSize:
-    short, long = sorted((size.height, size.width))
-    long_side = int(short_side * long / short)
-    if size.width <= size.height:
-        return ImageSize(long_side, short_side)
-    return ImageSize(short_side, long_side)
+def _composited(image: "Image", background: Colour) -> "Image":
+    pillow = _pillow()
+    behind = pillow.new("RGBA", image.size, (*background, _OPAQUE))
+    return pillow.alpha_composite(behind, image)  # type: ignore[no-any-return]
 
 
 def _resize(image: "Image", size: ImageSize) -> "Image":

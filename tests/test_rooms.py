@@ -17,7 +17,15 @@ MAY_REQUIRE = {
     "engines": {"onnx"},
     "export": {"huggingface_hub"},
     "extraction": {"PIL", "pyarrow", "ray"},
-    "runtime": {"PIL", "cuda", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx"},
+    "runtime": {
+        "PIL",
+        "cuda",
+        "onnxruntime",
+        "openvino",
+        "pillow_heif",
+        "tensorrt",
+        "tensorrt_rtx",
+    },
 }
 """The optional packages that a room may ask for. export and benchmarks import theirs at the top."""
 

@@ -28,7 +28,8 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.runtime.images import find_images, load_image
+from dinov2rt.runtime.image_search import find_images
+from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model, load
 
 _SIZE = ImageSize(224, 224)

@@ -37,7 +37,8 @@ from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import Decoding, decode
 from dinov2rt.foreign import shown
 from dinov2rt.optional import require
-from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.images import load_image
+from dinov2rt.runtime.preprocess import Preprocess
 
 _VARIANT = "dinov2_vits14"
 _DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22)

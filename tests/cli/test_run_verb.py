@@ -283,3 +283,23 @@ def test_complaints_do_not_run_into_the_progress(monkeypatch: pytest.MonkeyPatch
 )
 def test_durations_are_told_in_two_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_is_left_out_and_what_is_dropped_is_said(
+    run: Run, images: Path, tmp_path: Path, bundle_s: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("notes.txt", "b.TXT", "raw.cr2"):
+        (images / name).touch()
+    Image.new("RGBA", (28, 14), (255, 0, 0, 0)).save(images / "clear.png")
+    (images / "white.jfif").write_bytes(encoded(14, 28, "JPEG"))
+    out = tmp_path / "f.npz"
+    _, document, _ = run(images, "--out", out)
+    assert (document["images"], document["lost_transparency"]) == (5, 1)
+    assert document["left_out"] == {".txt": 2, ".cr2": 1}
+    main(["run", str(bundle_s), str(images), "--out", str(out), "--decoders", "0"])
+    text = capsys.readouterr().out
+    assert "left out as no images: .txt (2), .cr2 (1)" in text
+    assert "1 image has transparency, which was dropped" in text
+    _, document, _ = run(images, "--out", out, "--background", "white")
+    assert document["lost_transparency"] == 0
+    assert document["metadata"]["preprocess"] == "native,background:#ffffff"

@@ -183,7 +183,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty", "empty holds no image; looked for .bmp"),
+        ("empty", "empty holds no image; looked for .apng"),
         ("gone.png", "gone.png cannot be read (No such file"),
         ("gone.tar", "gone.tar cannot be read (No such file"),
         ("*.png", "*.png matches nothing; give files, folders or another pattern"),

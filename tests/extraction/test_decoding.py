@@ -26,7 +26,8 @@ from dinov2rt.extraction.decoding import (
     decode,
     decode_chunks,
 )
-from dinov2rt.runtime.images import Preprocess, load_image, resize
+from dinov2rt.runtime.images import load_image, resize
+from dinov2rt.runtime.preprocess import Preprocess
 
 NATIVE = Decoding(Preprocess(), Snap.CROP, max_pixels=10_000)
 
@@ -299,7 +300,7 @@ from pathlib import Path
 from dinov2rt.extraction.chunks import Chunk, ImageFiles
 from dinov2rt.extraction.decoding import *
 from dinov2rt.bundle.geometry import Snap
-from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.preprocess import Preprocess
 if __name__ == "__main__":
     chunks = [Chunk(0, ImageFiles((sys.argv[1],) * 8))]
     with Decoders(2) as decoders:

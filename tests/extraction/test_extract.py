@@ -18,8 +18,9 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import WINDOW_BATCHES, ExtractOptions, Outcome, extract
 from dinov2rt.extraction.image_features import ImageFeatures
 from dinov2rt.runtime.features import Features
-from dinov2rt.runtime.images import Preprocess, load_image
+from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model
+from dinov2rt.runtime.preprocess import Preprocess
 
 Paint = Callable[..., Path]
 

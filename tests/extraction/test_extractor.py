@@ -30,8 +30,8 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome
 from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.reader import read_features
-from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.preprocess import Preprocess
 
 OPTIONS = ExtractOptions(batch=3)
 WIDTH = 384

@@ -17,7 +17,7 @@ from dinov2rt.extraction import shards
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import DecodedImage, Decoding, decode
-from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.preprocess import Preprocess
 
 DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22)
 

@@ -2,6 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
 from dinov2rt.cli.run_job import PICTURE_IMAGES, Destination, Finished, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
+from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_collection
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions
 from dinov2rt.extraction.extractor import MEANINGLESS, feature_metadata, is_synthetic
@@ -21,8 +22,9 @@ from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import ERRORS_FOLDER
 from dinov2rt.runtime.cpu import usable_cores
-from dinov2rt.runtime.images import Preprocess
+from dinov2rt.runtime.image_search import describe_left_out
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
+from dinov2rt.runtime.preprocess import Preprocess
 
 ENGINES = ("local", "ray")
 
@@ -56,7 +58,16 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--patch-tokens", action="store_true", help="write every patch token, not only their mean"
     )
     parser.add_argument(
-        "--preprocess", default="native", help="native (default), classification or short-side:N"
+        "--preprocess",
+        default="native",
+        help="native (default), classification, or steps such as short-side:256,crop:224 and "
+        "resize:518x518",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="C",
+        help="colour behind transparent images: white, black or R,G,B (default: none; the colours "
+        "that transparency hides are taken as they are)",
     )
     parser.add_argument(
         "--snap",
@@ -113,7 +124,7 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> Outcome:
     options = ExtractOptions(
-        preprocess=Preprocess.parse(arguments.preprocess),
+        preprocess=Preprocess.parse(arguments.preprocess).on(arguments.background),
         snap=Snap.parse(arguments.snap),
         batch=arguments.batch,
         patch_tokens=arguments.patch_tokens,
@@ -121,9 +132,10 @@ def _run(arguments: Namespace) -> Outcome:
     )
     _check_destinations(arguments)
     cluster = _cluster(arguments)
-    chunks = find_chunks(
+    collection = find_collection(
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )
+    chunks = collection.chunks
     destination = Destination(
         arguments.out,
         arguments.pca,
@@ -137,6 +149,7 @@ def _run(arguments: Namespace) -> Outcome:
     ):
         finished = run_job(model, chunks, options, decoders, destination)
         facts = _facts(arguments.bundle, model, destination, finished)
+        facts["left_out"] = dict(collection.left_out)
         facts["metadata"] = feature_metadata(model, options, chunks[0].root)
     return Outcome(facts, _text(facts), status_of(not finished.report.failed))
 
@@ -219,6 +232,7 @@ def _facts(
         "images_per_s": report.computed / seconds,
         "left": report.left,
         "scaled": report.scaled,
+        "lost_transparency": report.lost_transparency,
         "max_pixels": model.options.max_pixels,
         "backend": model.describe().partition("\n")[0],
         "synthetic_weights": is_synthetic(model),
@@ -242,8 +256,7 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append("nothing was left to do: every image was done, or had failed, before")
     else:
         lines.append(f"{facts['images_per_s']:.1f} images/s over {facts['seconds']:.1f} s")
-    if facts["scaled"].count:
-        lines.append(_scaled(facts["scaled"], facts["max_pixels"]))
+    lines += _notices(facts)
     if facts["failed"]:
         place = f"; see {facts['errors']}; --retry-failed tries them again"
         place = place if facts["errors"] else ""
@@ -252,6 +265,19 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["synthetic_weights"]:
         lines.append(f"note: {MEANINGLESS}")
     return "\n".join(lines)
+
+
+def _notices(facts: dict[str, Any]) -> list[str]:
+    """What was done to images, and what was not taken for any."""
+    lines = []
+    if facts["scaled"].count:
+        lines.append(_scaled(facts["scaled"], facts["max_pixels"]))
+    if facts["lost_transparency"]:
+        lines.append(_lost_transparency(facts["lost_transparency"]))
+    if facts["left_out"]:
+        others = Counter[str](facts["left_out"])
+        lines.append(f"left out as no images: {describe_left_out(others)}")
+    return lines
 
 
 def _scaled(scaled: ScaledImages, max_pixels: int) -> str:
@@ -263,6 +289,14 @@ def _scaled(scaled: ScaledImages, max_pixels: int) -> str:
     return (
         f"{_images(scaled.count)} of {sizes} {were} scaled to fit max_pixels {max_pixels}; "
         "--no-scale refuses them, --max-pixels N keeps more"
+    )
+
+
+def _lost_transparency(count: int) -> str:
+    has = "has" if count == 1 else "have"
+    return (
+        f"{_images(count)} {has} transparency, which was dropped: the colours below it count; "
+        "--background white puts a colour behind it"
     )
 
 

@@ -1,0 +1,124 @@
+"""What is done to an image before the model, as text and as steps."""
+
+import re
+from dataclasses import dataclass, replace
+from typing import Self
+
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
+
+Colour = tuple[int, int, int]
+"""Red, green and blue, 0 to 255."""
+
+_NAMED = {"native": "native", "classification": "short-side:256,crop:224"}
+_COLOURS: dict[str, Colour] = {"white": (255, 255, 255), "black": (0, 0, 0)}
+_SIDE = r"([1-9][0-9]{0,5})"
+_STEPS = re.compile(
+    rf"(?:native|short-side:{_SIDE}|resize:{_SIDE}x{_SIDE})?"
+    rf"(?:(?:^|,)crop:{_SIDE})?(?:(?:^|,)background:#([0-9a-f]{{6}}))?"
+)
+_ALLOWED = (
+    '"native", "classification", or steps: "short-side:N" or "resize:HxW", "crop:N" and '
+    '"background:#rrggbb", such as "short-side:256,crop:224" or "resize:518x518"'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image is scaled and cropped before the model; sides in pixels, None leaves it out.
+
+    `background` is put behind what is transparent; without one, transparency is dropped and the
+    colours below it count. `short_side` scales the short side to this length and keeps the aspect,
+    `resize` scales to a size whatever the aspect, both bicubic and antialiased; `crop` then cuts a
+    square from the centre, black where the image is smaller. The arithmetic is that of
+    torchvision's `Resize` and `CenterCrop`.
+    """
+
+    short_side: int | None = None
+    crop: int | None = None
+    resize: ImageSize | None = None
+    background: Colour | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """The steps called `name`; those of a list are in this order: scale, crop, background.
+
+        "native" leaves the pixels as they are, "classification" is the official evaluation
+        (`make_classification_eval_transform` in `dinov2/data/transforms.py`).
+
+        Raises:
+            InputError: none of these.
+        """
+        steps = ",".join(_NAMED.get(part, part) for part in name.split(","))
+        match = _STEPS.fullmatch(steps)
+        if not steps or match is None:
+            raise InputError(f"unknown preprocess {quoted(name)}; allowed are {_ALLOWED}")
+        short_side, height, width, crop, background = match.groups()
+        return cls(
+            short_side=int(short_side) if short_side else None,
+            crop=int(crop) if crop else None,
+            resize=ImageSize(int(height), int(width)) if height else None,
+            background=_from_hex(background) if background else None,
+        )
+
+    @property
+    def name(self) -> str:
+        """What `parse` takes for these steps."""
+        steps = []
+        if self.short_side is not None:
+            steps.append(f"short-side:{self.short_side}")
+        if self.resize is not None:
+            steps.append(f"resize:{self.resize}")
+        if self.crop is not None:
+            steps.append(f"crop:{self.crop}")
+        named = {steps: name for name, steps in _NAMED.items()}
+        text = ",".join(steps) or "native"
+        scaling = named.get(text, text)
+        if self.background is None:
+            return scaling
+        return f"{scaling},background:#{bytes(self.background).hex()}"
+
+    @property
+    def keeps_size(self) -> bool:
+        """Whether an image is neither scaled nor cropped."""
+        return self.short_side is None and self.resize is None and self.crop is None
+
+    def scaled(self, size: ImageSize) -> ImageSize:
+        """The size that an image of `size` is scaled to."""
+        if self.resize is not None:
+            return self.resize
+        if self.short_side is None:
+            return size
+        short, long = sorted((size.height, size.width))
+        long_side = int(self.short_side * long / short)
+        if size.width <= size.height:
+            return ImageSize(long_side, self.short_side)
+        return ImageSize(self.short_side, long_side)
+
+    def on(self, background: str | None) -> Self:
+        """The same steps with a `background`: white, black or R,G,B; None leaves it as it is.
+
+        Raises:
+            InputError: anything else.
+        """
+        return self if background is None else replace(self, background=_colour(background))
+
+
+def _from_hex(digits: str) -> Colour:
+    red, green, blue = bytes.fromhex(digits)
+    return red, green, blue
+
+
+def _colour(text: str) -> Colour:
+    if text in _COLOURS:
+        return _COLOURS[text]
+    parts = text.split(",")
+    if len(parts) == 3 and all(re.fullmatch(r"[0-9]{1,3}", part) for part in parts):
+        red, green, blue = map(int, parts)
+        if max(red, green, blue) <= 255:
+            return red, green, blue
+    raise InputError(
+        f"unknown background {quoted(text)}; allowed are {', '.join(_COLOURS)} and R,G,B with "
+        "numbers from 0 to 255, such as 255,255,255"
+    )
