@@ -1,1 +1,1 @@
-"""What is done with features: search, classification, pictures."""
+"""Works on extracted features: search, classification and pictures."""

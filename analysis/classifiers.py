@@ -1,6 +1,6 @@
-"""What the official evaluation fits on frozen features: k-NN, and logistic regression.
+"""The classifiers of DINOv2's official evaluation on frozen features: k-NN, logistic regression.
 
-Both take unit vectors [N, D] and labels, and say a label for each test vector.
+Both are fitted on unit vectors [N, D] with labels, and predict a label for each test vector.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from dinov2rt.optional import require
 
 NEIGHBOURS = 20
 TEMPERATURE = 0.07
-"""Of the k-NN results in DINOv2's model card (`dinov2/eval/knn.py`)."""
+"""The values behind the k-NN results in DINOv2's model card (`dinov2/eval/knn.py`)."""
 
 _PURPOSE = "evaluating features"
 _MAX_ITERATIONS = 1000
@@ -33,7 +33,7 @@ def knn(
     neighbours: int = NEIGHBOURS,
     temperature: float = TEMPERATURE,
 ) -> Labels:
-    """The label with most votes among the `neighbours` nearest, each worth exp(cosine / T).
+    """The label with the most votes among the nearest `neighbours`; a vote counts exp(cosine / T).
 
     This is the k-NN classifier of DINO (arXiv 2104.14294, from arXiv 1805.01978).
 
@@ -56,17 +56,19 @@ def knn(
 
 
 def logistic_regression(train: Float32Array, labels: Sequence[str], test: Float32Array) -> Labels:
-    """The likeliest label by a multinomial logistic regression.
+    """The most likely label by a multinomial logistic regression.
 
-    It is scikit-learn's with its default penalty, L2 with C = 1, on standardised features. The
-    official evaluation sweeps C on a validation set, which users' own data may not have.
+    This is scikit-learn's regression with its default penalty, L2 with C = 1, on standardized
+    features. The official evaluation tunes C on a validation set, which a user may not have.
 
     Raises:
-        InputError: the training images are all of one class.
+        InputError: all training images have the same label.
         MissingDependencyError: scikit-learn is not installed.
     """
     if len(set(labels)) < 2:
-        raise InputError(f"all training images have the label {labels[0]}; two are the least")
+        raise InputError(
+            f"all training images have the label {labels[0]}; at least two labels are needed"
+        )
     linear = require("sklearn.linear_model", extra="eval", purpose=_PURPOSE)
     pipeline = require("sklearn.pipeline", extra="eval", purpose=_PURPOSE)
     preprocessing = require("sklearn.preprocessing", extra="eval", purpose=_PURPOSE)
@@ -77,7 +79,7 @@ def logistic_regression(train: Float32Array, labels: Sequence[str], test: Float3
 
 
 def _votes(temperature: float, distances: NDArray[Any]) -> NDArray[Any]:
-    """exp(cosine / T) of unit vectors at these distances; less exp(1 / T), which all share."""
+    """exp(cosine / T) of unit vectors at these distances, without the common factor exp(1 / T)."""
     votes: NDArray[Any] = np.exp(-(distances**2) / (2 * temperature))
     return votes
 

@@ -1,4 +1,4 @@
-"""Classification with frozen features, and whether other features of the same images do as well."""
+"""Classification with frozen features, to compare two sets of features of the same images."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from dinov2rt.errors import InputError
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelledFeatures:
-    """CLS tokens as unit vectors [N, D], sorted by key, and a label for each."""
+    """CLS tokens as unit vectors [N, D] with a label for each, sorted by key."""
 
     keys: Sequence[str]
     labels: Sequence[str]
@@ -25,7 +25,7 @@ class LabelledFeatures:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Split:
-    """Features to fit on and features to test on, of one model; `metadata` says which."""
+    """Training and test features of one model; `metadata` describes the model."""
 
     train: LabelledFeatures
     test: LabelledFeatures
@@ -34,11 +34,11 @@ class Split:
 
 
 def read_split(train: Path, test: Path, train_labels: str, test_labels: str) -> Split:
-    """Two feature datasets with their labels; for the labels see `find_labels`.
+    """Read two feature datasets and their labels; see `find_labels` for the labels.
 
     Raises:
-        InputError: features of different models, an image without a label or twice in a dataset,
-            or a test image of a class that no training image has.
+        InputError: the features are of different models, an image has no label or is in a dataset
+            twice, or a test image has a label that no training image has.
     """
     both = open_collection([train, test])
     split = Split(
@@ -49,10 +49,10 @@ def read_split(train: Path, test: Path, train_labels: str, test_labels: str) -> 
 
 
 def check_same_images(first: Split, second: Split, names: tuple[Path, Path]) -> None:
-    """Refuse test sets, called `names`, that are not of the same images: nothing pairs them.
+    """Check that the test sets, read from `names`, have the same images, so that they pair up.
 
     Raises:
-        InputError: an image is in one of them alone.
+        InputError: an image is in only one of them.
     """
     ours, theirs = set(first.test.keys), set(second.test.keys)
     for here, there, alone in (
@@ -67,7 +67,7 @@ def check_same_images(first: Split, second: Split, names: tuple[Path, Path]) -> 
 
 
 def correct_answers(split: Split, classifier: Classifier) -> Correct:
-    """Whether the classifier is right about each test image, in the order of their keys."""
+    """Whether the classifier is right, [N], for each test image in the order of the keys."""
     predicted = classifier(split.train.vectors, split.train.labels, split.test.vectors)
     correct: Correct = predicted == np.array(split.test.labels)
     return correct
@@ -82,7 +82,7 @@ def _read(path: Path, source: str) -> LabelledFeatures:
             f"{path} has {len(twice)} images more than once, such as {examples(twice)}; "
             "leave them out, they would count twice"
         )
-    # Sorted, so that two datasets of the same images pair, and ties fall the same way.
+    # Sorted, so that two datasets of the same images pair up, and ties are resolved the same way.
     order = sorted(range(len(keys)), key=keys.__getitem__)
     labels = find_labels(keys, source, Path(collection.metadata.get("root", "")))
     vectors = np.concatenate([vectors for _, vectors in batches])[order]

@@ -1,4 +1,4 @@
-"""Nearest neighbours among features, by cosine."""
+"""Nearest-neighbour search among features, by cosine."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,10 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureIndex:
-    """Unit vectors in memory, searched exactly. Made by `index_features`.
+    """An exact search index over unit vectors in memory. Made by `index_features`.
 
     `keys` is an Arrow array; `_index` is faiss's `IndexFlatIP`, which holds the only copy of the
-    vectors, 4·D bytes an image.
+    vectors: 4·D bytes per image.
     """
 
     keys: Any
@@ -57,7 +57,7 @@ class FeatureIndex:
     ) -> list[Neighbour]:
         """The `count` images nearest to the unit vector `vector` [D], or all if there are fewer.
 
-        `without` is a position to leave out: that of the query itself.
+        `without` is a position to leave out, such as the position of the query itself.
 
         Raises:
             InputError: `count` is less than 1.
@@ -77,12 +77,12 @@ class FeatureIndex:
 def index_features(
     collection: Collection, token: Token, *, root: Path | None = None
 ) -> FeatureIndex:
-    """Read one vector an image into an index, some thousand images at a time.
+    """Read one vector per image into an index, a few thousand images at a time.
 
-    `root` is where the images are now, if not where they were.
+    `root` is the folder of the images, if they were moved after the extraction.
 
     Raises:
-        InputError: a vector that has no direction.
+        InputError: a vector is zero, NaN or infinite.
         MissingDependencyError: faiss is not installed.
     """
     faiss = require("faiss", extra="search", purpose="searching features")

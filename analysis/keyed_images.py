@@ -1,4 +1,4 @@
-"""Images found again by the keys of their features."""
+"""Loads the image that a key of a feature dataset refers to."""
 
 import re
 from pathlib import Path
@@ -26,7 +26,7 @@ def load_keyed_image(key: str, image_column: str = "image") -> NDArray[np.uint8]
     It is a path, or that of a shard and what stands in it.
 
     Raises:
-        InputError: it is no longer there, or cannot be decoded.
+        InputError: the image no longer exists, or cannot be decoded.
         MissingDependencyError: Pillow, or pyarrow for a Parquet shard, is not installed.
     """
     image = decode(_item(key, image_column), _WHOLE)
@@ -36,7 +36,7 @@ def load_keyed_image(key: str, image_column: str = "image") -> NDArray[np.uint8]
 
 
 def split_key(key: str) -> tuple[Path | None, str]:
-    """The shard that an image stands in, if any, and its name there; else its path."""
+    """Split a key into shard and name in the shard; a key without a shard is (None, path)."""
     match = _SHARD_KEY.fullmatch(key)
     return (None, key) if match is None else (Path(match["shard"]), match["name"])
 

@@ -11,7 +11,7 @@ from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
 FOLDER = "folder"
-"""In place of a file: an image's label is the name of the folder that it lies in."""
+"""Instead of a file: an image's label is the name of its folder."""
 
 _COLUMNS = ("key", "label")
 _EXAMPLES = 3
@@ -27,8 +27,8 @@ def find_labels(keys: Sequence[str], source: str, root: Path = Path()) -> list[s
         root: the folder that keys are relative to.
 
     Raises:
-        InputError: a key without a label, a key with two, or a file that cannot be read.
-        MissingDependencyError: Parquet without pyarrow.
+        InputError: a key has no label or two labels, or the file cannot be read.
+        MissingDependencyError: the file is Parquet and pyarrow is not installed.
     """
     table = _by_folder(keys, root) if source == FOLDER else _by_key(_read(Path(source)), root)
     if missing := [key for key in keys if not table.get(key)]:
@@ -43,18 +43,18 @@ def find_labels(keys: Sequence[str], source: str, root: Path = Path()) -> list[s
 
 
 def check_known(labels: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse test images of classes that no training image has.
+    """Check that every label of a test image is also the label of a training image.
 
     Raises:
-        InputError: there are some.
+        InputError: a label is unknown.
     """
     classes = set(known)
     unknown = [label for label in labels if label not in classes]
     if unknown:
         raise InputError(
             f"{len(unknown)} test images have labels that no training image has, such as "
-            f"{examples(dict.fromkeys(unknown))}; they can never be right, leave them out or check "
-            "the labels"
+            f"{examples(dict.fromkeys(unknown))}; no classifier can get them right, leave them out "
+            "or check the labels"
         )
 
 

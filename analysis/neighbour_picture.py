@@ -1,4 +1,4 @@
-"""Queries and their neighbours side by side, as one PNG."""
+"""Draws queries and their nearest neighbours side by side, as one PNG."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,8 @@ class Tile:
 def draw_neighbours(rows: Sequence[Sequence[Tile]], file: Path, image_column: str = "image") -> int:
     """Write a PNG with a row of tiles for each query, and return how many could not be shown.
 
-    A tile is 224 pixels wide and high. An image that cannot be opened any more is a grey tile that
-    says why.
+    A tile is 224 pixels wide and high. An image that cannot be opened becomes a grey tile with the
+    reason.
 
     Raises:
         InputError: the picture would have more pixels than Pillow opens.
@@ -57,7 +57,7 @@ def draw_neighbours(rows: Sequence[Sequence[Tile]], file: Path, image_column: st
 
 
 def _draw_tile(canvas: Any, tile: Tile, corner: tuple[int, int], image_column: str) -> bool:
-    """Whether the image could be opened."""
+    """Draw one tile; return whether its image could be opened."""
     left, top = corner
     try:
         _paste(canvas, load_keyed_image(tile.file, image_column), corner)
@@ -72,7 +72,7 @@ def _draw_tile(canvas: Any, tile: Tile, corner: tuple[int, int], image_column: s
 
 
 def _paste(canvas: Any, image: Any, corner: tuple[int, int]) -> None:
-    """Scaled to fit the tile, in its middle."""
+    """Draw `image` scaled to fit the tile, centred."""
     height, width = image.shape[:2]
     scale = TILE / max(height, width)
     size = ImageSize(max(1, round(height * scale)), max(1, round(width * scale)))
@@ -81,7 +81,7 @@ def _paste(canvas: Any, image: Any, corner: tuple[int, int]) -> None:
 
 
 def _write(canvas: Any, text: str, at: tuple[int, int], *, lines: int) -> None:
-    """`text` in at most `lines` lines of a tile's width; of a long one, the end is kept."""
+    """Write `text` in at most `lines` lines of a tile's width; a long text loses its beginning."""
     font = _pillow("ImageFont").load_default(_FONT_SIZE)
     draw = _pillow("ImageDraw").Draw(canvas)
     width = TILE - 2 * _GAP
@@ -93,7 +93,7 @@ def _write(canvas: Any, text: str, at: tuple[int, int], *, lines: int) -> None:
 
 
 def _wrapped(text: str, fits: Callable[[str], bool]) -> list[str]:
-    """Broken anywhere, for paths have no spaces."""
+    """Break `text` into lines at any character, because paths have no spaces."""
     rest = shown(" ".join(text.split()), _MOST_WRITTEN)
     parts: list[str] = []
     while rest:

@@ -25,10 +25,10 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How much more often the second of two is right than the first, on the same images.
+    """Accuracy of the second of two classifiers minus that of the first, on the same images.
 
-    `low` and `high` bound it at 95% confidence. `only_first` and `only_second` count the images
-    that one alone has right, `p_value` is that of both being equally often right.
+    `low` and `high` are its 95% confidence interval. `only_first` and `only_second` count the
+    images that only one of them gets right. `p_value` tests whether both are equally accurate.
     """
 
     difference: float
@@ -40,12 +40,12 @@ class Difference:
 
     @property
     def is_significant(self) -> bool:
-        """Whether chance alone, over the choice of test images, is an unlikely explanation."""
+        """Whether the difference is unlikely to come only from the choice of test images."""
         return self.p_value < 1 - CONFIDENCE
 
 
 def accuracy(correct: Correct) -> Accuracy:
-    """Of `correct` [N], at least one.
+    """The accuracy of the answers `correct` [N], N ≥ 1.
 
     Raises:
         MissingDependencyError: SciPy, which comes with scikit-learn, is not installed.
@@ -59,11 +59,11 @@ def accuracy(correct: Correct) -> Accuracy:
 def compare(first: Correct, second: Correct) -> Difference:
     """The paired difference of `first` [N] and `second` [N], over the same N images.
 
-    The p-value is McNemar's exact one: of the images that one alone has right, as many should be
-    on either side. The interval is Bonett and Price's adjusted Wald interval for paired
-    proportions (Journal of Educational and Behavioral Statistics 37, 2012, pages 479-488): Wald's
-    with one image added to either side, which keeps a width where no image is on either. Both
-    speak of the choice of test images; the training set is taken as given.
+    The p-value is from McNemar's exact test: among the images that only one classifier gets right,
+    each classifier should have half. The interval is Bonett and Price's adjusted Wald interval for
+    paired proportions (Journal of Educational and Behavioral Statistics 37, 2012, pages 479-488):
+    it adds one image to each side, so that the interval has a width even if there are no such
+    images. Both treat the test images as a random sample and the training set as fixed.
 
     Raises:
         MissingDependencyError: SciPy, which comes with scikit-learn, is not installed.

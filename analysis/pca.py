@@ -1,8 +1,8 @@
-"""Patch tokens as colours: the picture that shows at a glance whether features make sense.
+"""Draws patch tokens as colours, to see at a glance whether features make sense.
 
-After figure 1 of the DINOv2 paper (arXiv 2304.07193): a first principal component, over all
-patches, parts the objects from the background, and three components over the objects' patches
-become red, green and blue.
+The method is that of figure 1 of the DINOv2 paper (arXiv 2304.07193): the first principal
+component over all patches separates objects from background, and the first three components over
+the objects' patches become red, green and blue.
 """
 
 import itertools
@@ -40,7 +40,7 @@ def patch_pca(patch_tokens: Sequence[FloatArray]) -> list[Float64Array]:
     three patches would be left, all are foreground; a component without spread is drawn as 0.5.
 
     Raises:
-        InputError: no image, or tokens that are not finite.
+        InputError: there is no image, or a token is not finite.
     """
     if not patch_tokens:
         raise InputError("there are no patch tokens to draw; give at least one image")
@@ -95,18 +95,18 @@ def draw_items(
     """Draw the patch tokens of the first `most` images that can be used.
 
     Args:
-        model: what computes the tokens, again after an extraction.
-        items: where the images are.
-        options: how they are read and snapped.
+        model: computes the tokens, even if they were extracted before.
+        items: the images.
+        options: how images are read and snapped.
         file: the PNG; it is not written if no image can be used.
-        most: images in the picture.
+        most: the largest number of images in the picture.
         refused: called with each image that cannot be used.
 
     Returns:
         How many images the picture shows.
 
     Raises:
-        InputError: as `patch_pca` and `draw_pca`.
+        InputError: see `patch_pca` and `draw_pca`.
         Dinov2rtError: the file cannot be written.
     """
     seen: list[NDArray[np.uint8]] = []
@@ -157,7 +157,7 @@ def _border(rows: int, cols: int) -> NDArray[np.bool_]:
 
 
 def _noise(tokens: Float64Array) -> float:
-    """The spread along any axis that float32 tokens of this magnitude show by rounding alone."""
+    """The spread along any axis that rounding to float32 causes in tokens of this magnitude."""
     width = tokens.shape[-1]
     return float(np.finfo(np.float32).eps * np.abs(tokens).max() * np.sqrt(width))
 
@@ -183,10 +183,10 @@ def _principal_components(tokens: Float64Array, count: int) -> Float64Array:
 
 
 def _otsu_threshold(scores: Float64Array) -> float:
-    """The value between two scores that maximises the variance between the groups it makes.
+    """The threshold that maximizes the variance between the two groups of scores.
 
-    Source: Otsu, "A threshold selection method from gray-level histograms", 1979, eq. 18, over
-    the sorted scores in place of a histogram.
+    Source: Otsu, "A threshold selection method from gray-level histograms", 1979, eq. 18, applied
+    to the sorted scores instead of a histogram.
     """
     ordered = np.sort(scores - scores.mean())
     sums = ordered.cumsum()[:-1]

@@ -1,4 +1,4 @@
-"""Images to look for, computed as the features that they are compared with were."""
+"""Computes query vectors with the same model and preprocessing as the indexed features."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,10 +20,10 @@ from dinov2rt.runtime.preprocess import Preprocess
 def check_same_model(
     manifest: Manifest, metadata: Mapping[str, str], precision: str | None
 ) -> None:
-    """Refuse a bundle, or a precision asked for, that did not make the features of `metadata`.
+    """Check that the bundle and the requested precision are those of the features' `metadata`.
 
     Raises:
-        InputError: they differ; the message names both.
+        InputError: they differ; the message names both values.
     """
     own = {
         "variant": manifest.variant.name,
@@ -41,10 +41,10 @@ def check_same_model(
 def query_vectors(
     model: Model, images: Sequence[Path], metadata: Mapping[str, str], token: Token
 ) -> Float32Array:
-    """Unit vectors [N, D] of image files, preprocessed as `metadata` says.
+    """Unit vectors [N, D] of image files, with the preprocessing in `metadata`.
 
     Raises:
-        InputError: an image that cannot be used.
+        InputError: an image cannot be used.
     """
     options = ExtractOptions(
         preprocess=Preprocess.parse(metadata["preprocess"]),

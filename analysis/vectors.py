@@ -1,4 +1,4 @@
-"""Features as unit vectors, of which a product is a cosine: what search and evaluation work on."""
+"""Reads features as unit vectors, whose dot product is the cosine, for search and evaluation."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Token(StrEnum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Collection:
-    """Features on the disk, opened: `dataset` is pyarrow's, `metadata` says what made them."""
+    """An opened feature dataset: pyarrow's `dataset`, and the `metadata` of model and options."""
 
     dataset: Any
     metadata: Mapping[str, str]
@@ -56,16 +56,16 @@ class Collection:
 
     @property
     def is_synthetic(self) -> bool:
-        """Whether the weights that made them came from a seed."""
+        """Whether the features come from random weights, `synthetic:SEED`."""
         return self.metadata.get("weights_source", "").startswith("synthetic:")
 
     def vectors(self, token: Token) -> Iterator[tuple[Any, Float32Array]]:
-        """The keys, an Arrow array, and the unit vectors [n, D] of some thousand images at a time.
+        """Keys (an Arrow array) and unit vectors [n, D], a few thousand images at a time.
 
         Raises:
-            InputError: a vector that has no direction: zero, NaN or infinite.
+            InputError: a vector is zero, NaN or infinite.
         """
-        # Little is read ahead, so that memory goes to what the caller keeps of it.
+        # Read-ahead is kept small, to leave the memory to the caller.
         batches = self.dataset.to_batches(
             columns=["key", token.column],
             batch_size=_ROWS_AT_A_TIME,
@@ -78,10 +78,11 @@ class Collection:
 
 
 def open_collection(paths: Paths) -> Collection:
-    """The features at `paths`, of one model and at least one image; nothing is read yet.
+    """Open the features at `paths`; no vectors are read yet.
 
     Raises:
-        InputError: features of different models, a path without features, or no image.
+        InputError: the features are of different models, a path has no features, or there is no
+            image.
         MissingDependencyError: pyarrow is not installed.
     """
     dataset = open_features(paths)
@@ -92,26 +93,25 @@ def open_collection(paths: Paths) -> Collection:
 
 
 def unit_vectors(vectors: NDArray[Any], keys: Any) -> Float32Array:
-    """`vectors` [N, D] at length 1, in float32; `keys` names them in a message.
+    """Normalize `vectors` [N, D] to length 1, in float32; `keys` are their names in a message.
 
     Raises:
-        InputError: one has no direction: zero, NaN or infinite.
+        InputError: a vector is zero, NaN or infinite.
     """
     wide = vectors.astype(np.float32, copy=False)
     norms = np.linalg.norm(wide.astype(np.float64), axis=1, keepdims=True)
     bad = np.flatnonzero(~((norms > 0) & np.isfinite(norms))[:, 0])
     if len(bad):
         raise InputError(
-            f"the features of {shown(keys[int(bad[0])])} are zero or not finite, and so have no "
-            "direction "
-            "to compare; compute them again, and check the bundle: dinov2rt verify"
+            f"the features of {shown(keys[int(bad[0])])} are zero or not finite and cannot be "
+            "compared; compute them again, and check the bundle: dinov2rt verify"
         )
     unit: Float32Array = (wide / norms).astype(np.float32)
     return unit
 
 
 def _matrix(column: Any) -> NDArray[Any]:
-    """[N, D] of a fixed-size list column."""
+    """A fixed-size list column as a matrix [N, D]."""
     flat = column.flatten().to_numpy(zero_copy_only=False)
     matrix: NDArray[Any] = flat.reshape(len(column), -1)
     return matrix

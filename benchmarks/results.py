@@ -1,7 +1,7 @@
-"""What a benchmark run says, as one JSON document: `BenchmarkRun` and its parts.
+"""The result of a benchmark run as one JSON document: `BenchmarkRun` and its parts.
 
-Times are in ms, sizes in MiB; what does not apply is None. msgspec reads and writes the document
-and checks it against these types.
+Times are in ms, memory in MiB; a value that does not apply is None. msgspec reads and writes the
+document and checks it against these types.
 """
 
 import os
@@ -42,17 +42,17 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class LatencyReport:
-    """How long one call takes, from images in host memory to outputs in host memory.
+    """The time of one call, from images in host memory to outputs in host memory.
 
-    `p50_low_ms` and `p50_high_ms` bound the median at 95 % by order statistics of `turns_ms`, the
-    medians of the single turns: turn i of every candidate of a cell ran side by side, so that the
-    ratio of two of them holds on a machine whose speed changes. A percentile or bound that the
-    samples cannot tell is None. The three phases are there on a GPU alone: CUDA events in a few
-    calls more, see `candidate.Phases`.
+    `turns_ms` are the medians of the single turns; `p50_low_ms` and `p50_high_ms` are the 95 %
+    interval of the median, by order statistics of `turns_ms`. Turn i of every candidate of a cell
+    ran at about the same time, so that the ratio of two candidates is valid even if the machine's
+    speed changes. A percentile or bound that needs more samples is None. The three phases exist
+    only on a GPU and come from CUDA events in a few additional calls, see `candidate.Phases`.
 
     `stolen` is the largest share of all cores' time that the host of a virtual machine gave to
-    others during one of the turns; `disturbed_turns` were taken again for that reason. `others` is
-    the share that other processes of this machine had, over all turns.
+    others during a turn; `disturbed_turns` is the number of turns that were repeated for it.
+    `others` is the share of other processes of this machine, over all turns.
     """
 
     p50_ms: float
@@ -74,12 +74,12 @@ class LatencyReport:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """The very outputs of the candidate at the cell, against eager float32 on the same images.
+    """The candidate's outputs at the cell, compared with eager float32 on the same images.
 
-    `cosine_min` and `relative_l2` are the worst of all outputs, as in `runtime.accuracy`;
+    `cosine_min` and `relative_l2` are the worst values over all outputs, as in `bundle.accuracy`.
     `cls_cosine_min` is the smallest cosine of a CLS token, `patch_cosine_p1` the first percentile
-    over patch tokens. `limits` says in words what had to hold. What is not finite is None in the
-    document.
+    over patch tokens. `limits` are the accuracy limits as text. A value that is not finite is None
+    in the document.
     """
 
     passed: bool
@@ -93,12 +93,12 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Floor:
-    """The least time that the machine's measured rates allow for the cell.
+    """The least time for the cell that the machine's measured rates allow.
 
-    `gflop` over the matrix rate, or `gbyte` over the copy bandwidth, whichever is longer and named
-    by `bound` ("compute" or "bandwidth"). The matrix rate is that of a large product which took
-    turns with the candidates: `matrix_gflops` and `floor_ms` are medians over these turns, and
-    `fraction` is the median of each turn's least time over the time that the candidate took in it.
+    It is the larger of `gflop` / matrix rate and `gbyte` / copy bandwidth; `bound` names the larger
+    one ("compute" or "bandwidth"). The matrix rate comes from a large matrix product that takes
+    turns with the candidates: `matrix_gflops` and `floor_ms` are medians over the turns. `fraction`
+    is the median, over the turns, of the least time divided by the candidate's time.
     """
 
     gflop: float
@@ -111,10 +111,10 @@ class Floor:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One candidate at one cell.
+    """The result of one candidate at one cell.
 
-    `latency` and `floor` are None where the candidate could not run, or where its accuracy failed
-    and the run was not in one process; `failure` then says why.
+    `latency` and `floor` are None if the candidate could not run, or if it failed the accuracy
+    check and the run was not in one process; `failure` is then the reason.
     """
 
     cell: Cell
@@ -127,14 +127,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class CandidateFacts:
-    """What a candidate is, for one variant, measured in the process that holds it alone.
+    """Facts about a candidate for one variant, measured in a process of its own.
 
-    In a run in one process, what cannot be told apart there is None.
+    In a run in one process, values that cannot be attributed to one candidate are None.
 
-    `import_ms` is what its libraries take in a fresh process, `load_ms` from there to a model that
-    can be called; `first_call_ms` is the first call at the first cell, None if none succeeded.
-    `peak_rss_mib` covers all cells, None if the process did not live to tell;
-    `peak_device_mib` is what the driver says that it holds of the GPU at the end.
+    `import_ms` is the time to import its libraries in a fresh process, `load_ms` the time from
+    there to a model that can be called. `first_call_ms` is the time of the first call at the first
+    cell, None if no call succeeded. `peak_rss_mib` covers all cells, None if the process died.
+    `peak_device_mib` is its GPU memory at the end, as the driver reports it.
     """
 
     variant: str
@@ -152,9 +152,9 @@ class CandidateFacts:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A candidate that was asked for and is not in the run, and why.
+    """A requested candidate that is not in the run, and the reason.
 
-    `failed` are those of dinov2rt that should run here, and could not be loaded.
+    `failed` marks a candidate of dinov2rt that should run here but could not be loaded.
     """
 
     variant: str
@@ -165,26 +165,27 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class Roof:
-    """What the machine can do at most, measured before the first cell.
+    """The machine's peak rates, measured before the first cell.
 
-    `matrix_gflops` is the rate of a large product, by precision, `matrix_library` the library that
-    reached it. Its product takes turns with the candidates (`Floor`), but for runs in one process;
-    `copy_gb_per_s` counts bytes read plus bytes written, None in runs before it was measured right.
+    `matrix_gflops` is the rate of a large matrix product, by precision, and `matrix_library` the
+    library that reached it. Except in runs in one process, that library's product also takes turns
+    with the candidates (`Floor`). `copy_gb_per_s` counts bytes read plus bytes written; it is None
+    in old runs, which measured it wrongly.
     """
 
     matrix_gflops: dict[str, float]
     matrix_library: dict[str, str]
     copy_gb_per_s: float | None
     matrix_shape: tuple[int, int, int] = (2048, 2048, 2048)
-    """Rows, summands and columns of the product; a run that does not say took this one."""
+    """M, K and N of the matrix product; the default is for old runs, which do not record it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """The machine and its software. `warnings` are lines for the reader, e.g. a busy machine.
+    """The machine and its software. `warnings` are lines for the reader, e.g. about a busy machine.
 
-    `machine` is a short name fit for a folder. `settings` of CPU and GPU that could be read
-    (clocks, power limit, throttling, driver, governor) stand in `details`, by name.
+    `machine` is a short name fit for a folder. `details` are the settings of CPU and GPU that could
+    be read (clocks, power limit, throttling, driver, governor), by name.
     """
 
     machine: str
@@ -203,10 +204,10 @@ class Environment:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How it was measured; two runs compare only where these are equal.
+    """How a run was measured; two runs compare only if their settings are equal.
 
-    With `one_process` it was `benchmarks.gpu.cells`: one process holds all candidates, and those
-    that fail their accuracy are timed all the same.
+    `one_process` marks a run of `benchmarks.gpu.cells`: one process holds all candidates, and
+    candidates that fail the accuracy check are timed as well.
     """
 
     threads: int
@@ -219,7 +220,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class BundleFacts:
-    """Which weights the run is about."""
+    """The bundle of one variant in the run."""
 
     variant: str
     weights_source: str
@@ -250,10 +251,10 @@ class BenchmarkRun:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Read a run; its text has escapes in place of control characters, fit for a page.
+        """Read a run; control characters in its text are escaped, so that it is safe on a page.
 
         Raises:
-            InputError: it cannot be read, or is of another form.
+            InputError: the file cannot be read, or is not a run of this schema.
         """
         try:
             document = _printable(parse(read_regular(file, _MOST_BYTES)))
@@ -269,20 +270,20 @@ class BenchmarkRun:
         except InputError:
             raise
         except (msgspec.MsgspecError, ValueError) as error:
-            raise InputError(f"{file} is no result of `dinov2rt bench` ({error})") from error
+            raise InputError(f"{file} is not a result of `dinov2rt bench` ({error})") from error
 
     def facts(self, row: Row) -> CandidateFacts:
-        """What the candidate of `row` is.
+        """The facts about the candidate of `row`.
 
         Raises:
-            InputError: the run does not say.
+            InputError: the run has none.
         """
         for facts in self.candidates:
             if (facts.variant, facts.candidate) == (row.cell.variant, row.candidate):
                 return facts
         raise InputError(
-            f"the run has a row of {row.candidate} at {row.cell} and does not say what "
-            f"{row.candidate} is; measure again"
+            f"the run has a row of {row.candidate} at {row.cell} but no facts about "
+            f"{row.candidate}; measure again"
         )
 
     def to_json(self) -> str:
@@ -290,10 +291,10 @@ class BenchmarkRun:
         return msgspec.json.format(msgspec.json.encode(self), indent=1).decode()
 
     def write(self, file: Path) -> None:
-        """Write the document, in place of one that may be there, whole or not at all.
+        """Write the document atomically; an existing file is replaced.
 
         Raises:
-            InputError: it cannot be written there.
+            InputError: the file cannot be written.
         """
         beside = file.with_name(f".{file.name}.{os.getpid()}")
         try:
@@ -313,9 +314,9 @@ def _printable(value: Any) -> Any:
 
 
 STOLEN_AT_MOST = 0.03
-"""The share of all cores' time that a host may give to others before a turn is taken again."""
+"""A turn is repeated if the host gave more than this share of all cores' time to others."""
 
 
 LOADS = 5
-"""Fresh processes that load a candidate of ours, the median of whose times counts; a peer, which
-may export or compile for minutes, is loaded once."""
+"""How often a candidate of dinov2rt is loaded, in fresh processes; the median time counts. A peer
+is loaded once, because it may export or compile for minutes."""

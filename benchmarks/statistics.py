@@ -1,4 +1,4 @@
-"""Medians with their intervals, and percentiles that the samples can tell."""
+"""Medians with confidence intervals, and percentiles if there are enough samples."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from dinov2rt.benchmarks.results import LatencyReport
 from dinov2rt.errors import InputError
 
 _ONE_IN = 40
-"""What a 95 % interval leaves out on each side is one case in 40."""
+"""A 95 % interval leaves out one case in 40 on each side."""
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median and its 95 % interval; the bounds are None where there are too few samples."""
+    """A median and its 95 % interval; the bounds are None if there are too few samples."""
 
     median: float
     low: float | None
@@ -26,11 +26,11 @@ class Interval:
 def median_interval(samples: Sequence[float]) -> Interval:
     """The median of at least one sample, and its 95 % interval by order statistics.
 
-    Each of n independent samples lies below the true median with probability 1/2, whatever their
-    distribution, so the k-th smallest and the k-th largest enclose it unless fewer than k of
-    Binomial(n, 1/2) do; k is the largest for which either side fails at most 2.5 % of the time
-    (H. A. David and H. N. Nagaraja, Order Statistics, 3rd ed., section 7.1). With fewer than six
-    samples there is no such k.
+    For any distribution, a sample is below the true median with probability 1/2, so the number of n
+    independent samples below it is Binomial(n, 1/2). The k-th smallest and the k-th largest sample
+    enclose the median unless fewer than k samples are on one side of it. k is the largest number
+    for which that happens at most 2.5 % of the time on either side (H. A. David and H. N. Nagaraja,
+    Order Statistics, 3rd ed., section 7.1). With fewer than six samples there is no such k.
     """
     ordered, rank = sorted(samples), _rank(len(samples))
     if rank == 0:
@@ -46,7 +46,7 @@ def _rank(count: int) -> int:
 
 
 def percentile(samples: Sequence[float], percent: int) -> float | None:
-    """The percentile, linearly interpolated, or None where no sample is expected to lie above it.
+    """The percentile, linearly interpolated, or None if no sample is expected above it.
 
     The 90th needs 10 samples, the 99th 100.
     """
@@ -56,35 +56,35 @@ def percentile(samples: Sequence[float], percent: int) -> float | None:
 
 
 def paired_ratio(report: LatencyReport, reference: LatencyReport) -> Interval:
-    """`report` over `reference` at one cell: the median of the ratios of the turns.
+    """The time of `report` divided by that of `reference` at one cell, paired by turns.
 
-    Below 1 is faster than the reference.
+    It is the median of the turns' ratios; below 1, `report` is faster.
 
     Raises:
-        InputError: they have not as many turns, so that these did not run side by side.
+        InputError: they have different numbers of turns, so the turns do not pair up.
     """
     if len(report.turns_ms) != len(reference.turns_ms):
         raise InputError(
-            f"{len(report.turns_ms)} turns beside {len(reference.turns_ms)}; the turns of two "
-            "candidates of a cell come in pairs; measure again"
+            f"{len(report.turns_ms)} turns beside {len(reference.turns_ms)}; two candidates of a "
+            "cell must have the same number of turns; measure again"
         )
     pairs = zip(report.turns_ms, reference.turns_ms, strict=True)
     return median_interval([turn / other for turn, other in pairs])
 
 
 def summarise(samples_ms: Sequence[float], turns_ms: Sequence[float], batch: int) -> LatencyReport:
-    """What single calls of `batch` images say, with the medians of their turns.
+    """The latency report of single calls of `batch` images, given the medians of their turns.
 
-    The interval of the median is taken from the turns: the calls of one turn are alike, as the
-    machine is the same, and would make it too narrow. It is widened where the median of all calls
-    lies outside.
+    The interval of the median comes from the turns: calls within a turn are correlated, and would
+    make it too narrow. The interval is widened if the median of all calls is outside.
 
     Raises:
         InputError: there is no sample or turn.
     """
     if not samples_ms or not turns_ms:
         raise InputError(
-            f"{len(samples_ms)} calls in {len(turns_ms)} turns were timed; allowed are from 1 on"
+            f"{len(samples_ms)} calls in {len(turns_ms)} turns were timed; at least 1 of each is "
+            "needed"
         )
     p50_ms, turns = median(samples_ms), median_interval(turns_ms)
     return LatencyReport(

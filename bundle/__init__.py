@@ -1,1 +1,1 @@
-"""The contract that all rooms share: what a bundle is, holds and promises."""
+"""The bundle format, which all other packages share: manifest, golden outputs and limits."""

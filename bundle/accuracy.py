@@ -1,4 +1,4 @@
-"""Does a bundle still say what the eager model said? Compared without torch."""
+"""Compares outputs with the eager model's, without torch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,23 +15,24 @@ from dinov2rt.errors import BundleError
 from dinov2rt.foreign import shown
 
 POOLED = "all"
-"""The case of a comparison over all cases together; see `Limits.pooled_l2`."""
+"""The case name of a comparison over all cases together; see `Limits.pooled_l2`."""
 
 
 def is_pooled(output: str) -> bool:
-    """Whether `output` is of one or a few vectors an image: a CLS token, or register tokens."""
+    """Whether `output` has one or a few vectors per image: a CLS token, or register tokens."""
     return not output.endswith(("patch_tokens", X_PRENORM))
 
 
 def nearest_lost(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
-    """How much farther than the nearest the neighbour is that each row finds, by `want`.
+    """The loss in cosine when each row's nearest neighbour is searched with `got`.
 
     Args:
-        got: CLS tokens [B, D], by which each row finds the other one with the highest cosine.
-        want: those of the reference, by whose cosines the finds are judged.
+        got: CLS tokens [B, D]; with them, each row finds the other row of the highest cosine.
+        want: CLS tokens of the reference; the cosines are measured with them.
 
     Returns:
-        Differences of cosines [B], 0 where the nearest is found.
+        Cosine of the true nearest neighbour minus cosine of the found one, [B]; 0 if they are the
+        same.
     """
     similarity = _similarity(want)
     found = np.take_along_axis(similarity, _similarity(got).argmax(axis=1)[:, None], axis=1)
@@ -39,7 +40,7 @@ def nearest_lost(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
 
 
 def _similarity(cls_tokens: FloatArray) -> NDArray[np.float64]:
-    """Cosines [B, B] of rows [B, D] to one another, -inf to themselves."""
+    """Cosines [B, B] between rows [B, D], -inf on the diagonal."""
     unit = cls_tokens.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     similarity = unit @ unit.T
@@ -49,13 +50,12 @@ def _similarity(cls_tokens: FloatArray) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class OutputAccuracy:
-    """How one output of one case agrees with its reference.
+    """The agreement of one output of one case with its reference.
 
     `cosine_min` is the smallest cosine over all tokens, `relative_l2` is `|got - want| / |want|`
-    over the whole output, `max_abs_error` the largest single difference, `nan_count` how many
-    values are not finite. Beside a zero token of the reference a cosine is undefined: it is NaN,
-    and the comparison fails. `cosine_p1` is the first percentile of the cosines where that is what
-    the limits are about, None elsewhere.
+    over the whole output, `max_abs_error` the largest single difference, `nan_count` the number of
+    values that are not finite. The cosine to a zero token is NaN, and the comparison fails.
+    `cosine_p1` is the first percentile of the cosines if the limits use it, otherwise None.
     """
 
     case: str
@@ -70,11 +70,10 @@ class OutputAccuracy:
 
 @dataclass(frozen=True, slots=True)
 class AccuracyReport:
-    """All comparisons of one run; true when every one of them passed and that says something.
+    """All comparisons of one run; true if all passed and the limits are meaningful.
 
-    `outputs` are tokens; `tasks` are attention maps and what heads return.
-
-    With limits that say nothing it is false, unless that is `allow_unverifiable`.
+    `outputs` are tokens; `tasks` are attention maps and the outputs of heads. If the limits are
+    not meaningful, the report is false, unless `allow_unverifiable` is set.
     """
 
     precision: Precision
@@ -91,12 +90,12 @@ class AccuracyReport:
 
     @property
     def cosine_min(self) -> float:
-        """The smallest cosine of all, NaN if any is."""
+        """The smallest cosine of all outputs, NaN if any is NaN."""
         return float(np.min([output.cosine_min for output in self.outputs]))
 
     @property
     def relative_l2(self) -> float:
-        """The largest relative error of all, NaN if any is."""
+        """The largest relative error of all outputs, NaN if any is NaN."""
         return float(np.max([output.relative_l2 for output in self.outputs]))
 
     def __str__(self) -> str:
@@ -122,19 +121,19 @@ class AccuracyReport:
         return "".join(f"; {text}" for text in failed)
 
     def _badness(self, output: OutputAccuracy) -> tuple[bool, float, float]:
-        """Failures first, then what is nearest to its limit, then the largest error."""
+        """Sort key: failures first, then by the share of the limit, then by error."""
         limit = self._l2_limit(output)
         share = 0.0 if limit is None else output.relative_l2 / limit
         return not output.passed, share, output.relative_l2
 
     def _l2_limit(self, output: OutputAccuracy) -> float | None:
-        """The largest relative error of `output` that passes; None if any does."""
+        """The largest relative error of `output` that passes; None if there is no limit."""
         if self.limits.pooled_l2 is None or not is_pooled(output.output):
             return self.limits.relative_l2
         return self.limits.pooled_l2 if output.case == POOLED else None
 
     def _cosine(self, output: OutputAccuracy) -> str:
-        """The cosine of `output` that counts."""
+        """The cosine of `output` that the limits apply to, as text."""
         limits = self.limits
         if output.cosine_p1 is None:
             return f"smallest cosine {output.cosine_min:.7f} (limit {limits.cosine_min:.7g})"
@@ -147,10 +146,10 @@ def compare_cases(
     cases: Sequence[tuple[str, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]],
     limits: Limits,
 ) -> tuple[OutputAccuracy, ...]:
-    """Compare all outputs of all cases, given as name, what was got, and what was wanted.
+    """Compare all outputs of all cases, each given as (name, outputs, reference).
 
-    With `limits.pooled_l2` there is one comparison more for each output of few vectors an image:
-    that of all cases together, called `POOLED`.
+    With `limits.pooled_l2`, each output with few vectors per image has one more comparison, over
+    all cases together, whose case is `POOLED`.
     """
     compared = [
         compare(case, name, value, want[name], limits)
@@ -202,7 +201,7 @@ def compare(
 
 
 def _within(result: OutputAccuracy, limits: Limits, l2_limit: float | None) -> bool:
-    # A value that is not finite makes cosines NaN, which are never above a limit.
+    # A value that is not finite makes a cosine NaN, which never passes a limit.
     if l2_limit is not None and not result.relative_l2 <= l2_limit:
         return False
     if result.cosine_p1 is not None and limits.cosine_p1 is not None:

@@ -10,7 +10,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
 
 _SMALLER = 0.995
-"""Of the scale, for the next try where whole patches made a size too large again."""
+"""Factor for the next scale to try, if rounding to whole patches made a size too large."""
 
 
 class Snap(StrEnum):
@@ -114,10 +114,10 @@ class ImageSize:
     def fitted(self, max_pixels: int, snap: Snap) -> Self:
         """The largest size of the same aspect that the model sees as at most `max_pixels`.
 
-        It is this size where that is small enough already.
+        It is this size itself if that is small enough.
 
         Raises:
-            InputError: as `snapped`; so long and narrow an image would be smaller than one patch.
+            InputError: see `snapped`; a very long and narrow image would be smaller than one patch.
         """
         fitted, scale = self, min(1.0, math.sqrt(max_pixels / self.snapped(snap).pixels))
         while fitted.snapped(snap).pixels > max_pixels:

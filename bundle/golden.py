@@ -22,7 +22,7 @@ _MOST_CASES = 1000
 class GoldenCase:
     """One batch and the eager float32 model's outputs for it.
 
-    `images` is what the graph takes: uint8 [B, H, W, 3] or normalised float32 [B, 3, H, W].
+    `images` are in the graph's format: uint8 [B, H, W, 3] or normalized float32 [B, 3, H, W].
     `outputs` maps the graph's output names to [B, D] or [B, tokens, D].
     """
 
@@ -42,7 +42,7 @@ class GoldenCase:
         """The eager model's output `name`.
 
         Raises:
-            BundleError: it is not there, so that nothing could be said of the graph's.
+            BundleError: the case does not have this output.
         """
         if name not in self.outputs:
             raise BundleError(
@@ -55,7 +55,7 @@ class GoldenCase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """The cases of a bundle, as `golden.npz` holds them.
+    """The golden cases of a bundle, stored in `golden.npz`.
 
     The first case has its arrays under their plain names (`images`, `cls_token`, ...), each further
     one under `NAME/images`, `NAME/cls_token`, ...
@@ -68,7 +68,7 @@ class Golden:
         """Read `golden.npz`.
 
         Raises:
-            BundleError: it cannot be read, or is none.
+            BundleError: the file cannot be read, or is malformed.
         """
         try:
             content = read_regular(file, _MOST_BYTES)
@@ -78,16 +78,16 @@ class Golden:
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Self:
-        """The cases in the bytes of a `golden.npz`; messages call it `name`.
+        """Parse the bytes of a `golden.npz`; `name` is its name in messages.
 
         Raises:
-            BundleError: they are none.
+            BundleError: the file is malformed.
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = dict(archive)
             return cls(tuple(_cases(arrays)))
-        except Exception as error:  # zipfile, zlib and numpy each have their own
+        except Exception as error:  # zipfile, zlib and numpy each raise their own types
             raise BundleError(f"{name} holds no golden outputs ({shown(error)})") from error
 
     def write(self, file: Path) -> None:
@@ -117,7 +117,7 @@ def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:
 
 
 def _check_arrays(case: str, images: NDArray[Any], outputs: Mapping[str, NDArray[Any]]) -> None:
-    """Refuse what is no number, which a comparison would stumble over, or wave through."""
+    """Refuse arrays that are not numeric: a comparison could fail on them, or wrongly pass."""
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4 or not images.size:
         raise ValueError(f"images of {shown(case)} are {images.dtype} {list(images.shape)}")
     for name, values in outputs.items():

@@ -8,14 +8,15 @@ _MEANINGFUL_ERROR, _MEANINGFUL_COSINE = 0.05, 0.99
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The least agreement that passes.
+    """The least agreement that passes. A limit of None does not apply.
 
-    With `cosine_p1`, an output of many tokens an image is held to it by the first percentile of
-    their cosines, and `cosine_min` is for CLS tokens. Without `relative_l2` any error will do.
+    If `cosine_p1` is set, it limits the first percentile of the cosines of outputs with many tokens
+    per image, and `cosine_min` limits only the cosines of CLS tokens.
 
-    With `pooled_l2`, outputs of one or a few vectors an image (CLS and register tokens) are held to
-    it over all cases together. The error of a single vector varies by a factor of two from image to
-    image and from library to library, where that of hundreds of patch tokens varies by a tenth.
+    If `pooled_l2` is set, it limits the relative error of outputs with one or a few vectors per
+    image (CLS and register tokens) over all cases together. The error of a single vector varies by
+    a factor of two between images and between libraries; the error over hundreds of patch tokens
+    varies by a tenth.
     """
 
     cosine_min: float
@@ -25,9 +26,9 @@ class Limits:
 
     @property
     def say_nothing(self) -> bool:
-        """Whether what passes may be another model: these weights leave nothing to check.
+        """Whether the limits are so wide that another model would pass.
 
-        Some weights carry a rounding error on and double it every few blocks, until no two correct
+        Some weights amplify a rounding error, doubling it every few blocks, until no two correct
         implementations agree.
         """
         errors = (self.relative_l2, self.pooled_l2)
@@ -35,11 +36,11 @@ class Limits:
         return is_wide or not self.cosine_min >= _MEANINGFUL_COSINE
 
     def check(self) -> None:
-        """Refuse limits that mean nothing, or that no output at all could miss.
+        """Check that the limits are numbers that some output can miss.
 
         Raises:
-            ValueError: a cosine outside of -1..1, an error that is no finite number from 0 on, or
-                the cosine -1 without a limit for the error.
+            ValueError: a cosine is not in -1..1, an error is negative or not finite, or the cosine
+                is -1 and there is no limit for the error.
         """
         cosines = [each for each in (self.cosine_min, self.cosine_p1) if each is not None]
         errors = [each for each in (self.relative_l2, self.pooled_l2) if each is not None]
@@ -97,11 +98,11 @@ INT8_TASK_LIMITS = TaskLimits(relative_l2=0.05)
 """Of outputs that are no tokens; the search for an int8 graph looks at tokens alone."""
 
 INT8_KEPT_NEAREST = 0.99
-"""The share of images that have to keep their nearest neighbour by CLS token, up to a tie."""
+"""The share of images that must keep their nearest neighbour by CLS token, up to a tie."""
 
 NEAREST_TIE = 1e-3
-"""Neighbours whose cosines differ by no more count as equally near.
+"""Neighbours whose cosines differ by at most this much count as equally near.
 
-So does ann-benchmarks, whose recall allows as much in distance. It is what a CLS token may be off;
-see docs/adr/0009 for what int8, bfloat16 and float16 do to neighbours that are nearer together.
+The recall of ann-benchmarks has the same tolerance in distance. It equals the allowed error of a
+CLS token; docs/adr/0009 shows the effect of int8, bfloat16 and float16 on nearer neighbours.
 """

@@ -25,15 +25,15 @@ from dinov2rt.strict_json import parse
 
 MANIFEST_NAME = "manifest.json"
 _MOST_BYTES = 2**24
-"""Of a manifest. One with hundreds of plans has less than a hundredth."""
+"""Limit on the size of a manifest. A manifest with hundreds of plans has less than a hundredth."""
 _MOST_ENTRIES = 1000
-"""Of graphs, files, plans, or profiles of a plan. TensorRT itself builds far fewer profiles."""
+"""Limit on graphs, files, plans, and profiles of a plan. TensorRT builds far fewer profiles."""
 _MOST_REASON = 1000
 SCHEMA_VERSION = 1
 
 
 class Flavour(StrEnum):
-    """Which TensorRT a plan is for: the data-centre product, or TensorRT for RTX."""
+    """The TensorRT that a plan is for: TensorRT, or TensorRT for RTX."""
 
     TENSORRT = "tensorrt"
     TENSORRT_RTX = "tensorrt_rtx"
@@ -44,7 +44,7 @@ class FileEntry:
     """A file of the bundle: path relative to it, size, and SHA-256 in hexadecimal.
 
     Raises:
-        ValueError: `path` leads out of the bundle or cannot be printed, or the size is negative.
+        ValueError: `path` is outside the bundle or not printable, or the size is negative.
     """
 
     path: str
@@ -62,16 +62,16 @@ class FileEntry:
 
     @classmethod
     def of(cls, root: Path, path: str) -> Self:
-        """Measure the file `path` below `root`."""
+        """The entry of the existing file `path` below `root`."""
         file = root / path
         return cls(path=path, size_bytes=file.stat().st_size, sha256=sha256_of(file))
 
     def locate(self, root: Path, *, rebuild: str) -> Path:
-        """Where the file lies, once its size was compared.
+        """The file's path, after a check of its size.
 
         Raises:
-            BundleError: missing or of another size; the message ends in the command that rebuilds
-                it.
+            BundleError: the file is missing or has another size; the message ends with the command
+                that rebuilds it.
         """
         file = root / self.path
         try:
@@ -85,10 +85,11 @@ class FileEntry:
         return file
 
     def check(self, root: Path, *, rebuild: str) -> Path:
-        """Where the file lies, once its size and hash were compared.
+        """The file's path, after a check of its size and hash.
 
         Raises:
-            BundleError: missing or altered; the message ends in the command that rebuilds it.
+            BundleError: the file is missing or altered; the message ends with the command that
+                rebuilds it.
         """
         file = self.locate(root, rebuild=rebuild)
         try:
@@ -99,10 +100,11 @@ class FileEntry:
         return file
 
     def read(self, root: Path, *, rebuild: str) -> bytes:
-        """The file's content, read once and compared with size and hash.
+        """The file's content, read once and checked by size and hash.
 
         Raises:
-            BundleError: missing or altered; the message ends in the command that rebuilds it.
+            BundleError: the file is missing or altered; the message ends with the command that
+                rebuilds it.
         """
         import hashlib
 
@@ -127,14 +129,13 @@ class FileEntry:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationEntry:
-    """What of an int8 graph stayed float32, and how well the graph then agreed with eager.
+    """The products of an int8 graph that stay float32, and the graph's agreement with eager.
 
-    `float32` names the products, e.g. `blocks.3.qkv`. Measured at export on crops of photographs
-    that the search for the fewest does not see: `cls_cosine_min` is the smallest cosine of a CLS
-    token, `token_cosine_p1` the smallest first percentile of the other tokens of a crop,
-    `same_nearest` the share of crops whose nearest neighbour among them stayed the same,
-    `kept_nearest` that of crops whose nearest is at least as near up to a tie
-    (`accuracy.NEAREST_TIE`), or None if the bundle was exported before that was measured.
+    `float32` names the products, e.g. `blocks.3.qkv`. The figures are measured at export, on crops
+    of photographs that the search does not use. `cls_cosine_min` is the smallest cosine of a CLS
+    token, `token_cosine_p1` the smallest first percentile of the cosines of a crop's other tokens.
+    `same_nearest` is the share of crops with the same nearest neighbour, `kept_nearest` the share
+    with an equally near one up to a tie (`limits.NEAREST_TIE`), or None in older bundles.
     """
 
     float32: tuple[str, ...]
@@ -187,7 +188,7 @@ class GraphEntry:
 
 @dataclass(frozen=True, slots=True)
 class VerificationEntry:
-    """Where a plan was compared with the golden outputs, and how well it agreed."""
+    """The comparison of a plan with the golden outputs: machine, driver, date and figures."""
 
     machine: str
     driver: str
@@ -198,11 +199,11 @@ class VerificationEntry:
 
 @dataclass(frozen=True, slots=True)
 class PlanEntry:
-    """One TensorRT plan. Precision, profiles and memory are read back, not copied from a request.
+    """One TensorRT plan. Precision, profiles and memory are read back from the built plan.
 
-    `graph_sha256` is that of the ONNX graph it came from, `fused_attention` the number of fused
-    attention operators in every profile, `options` what the builder was told besides. A plan
-    without a `verification` was built and never compared with eager: it is unverified.
+    `graph_sha256` is the hash of the ONNX graph that it was built from, `fused_attention` the
+    number of fused attention operators in every profile, `options` further builder options. A plan
+    without `verification` is unverified: it was never compared with the golden outputs.
     """
 
     file: FileEntry
@@ -284,14 +285,14 @@ class Manifest:
 
     @property
     def files(self) -> tuple[FileEntry, ...]:
-        """Every file of the bundle besides the manifest, each once."""
+        """Every file of the bundle except the manifest, each once."""
         graphs = (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []))
         files = [file for graph in graphs for file in graph.files]
         files += [self.golden, *(plan.file for plan in self.plans)]
         return tuple({file.path: file for file in files}.values())
 
     def rebuild_command(self, bundle: Path) -> str:
-        """What brings the bundle's own files back: the export that made them."""
+        """The export command that creates the bundle's files again."""
         command = ["dinov2rt", "export", self.variant.name, *self.weights.options]
         command += _export_options(self.graphs) if self.graphs else []
         command += self._head_options()
@@ -374,7 +375,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
+    """The inverse of `_encode`, by the field types of the dataclass `kind`."""
     if kind is Variant:
         return find_variant(_typed(str, value, where))
     if dataclasses.is_dataclass(kind):
@@ -407,20 +408,20 @@ def _decode_items(kind: Any, items: list[Any], where: str) -> tuple[Any, ...]:
 
 
 def _decode_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    """A dataclass; keys that it does not know are from a later version and left out."""
+    """A dataclass; unknown keys come from a later version and are ignored."""
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind) if f.name in value]
     return kind(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in known})
 
 
 def _typed(kind: type, value: Any, where: str) -> Any:
-    if type(value) is not kind:  # exactly: to Python, `true` is a whole number as well
+    if type(value) is not kind:  # exactly: in Python, True is also an int
         raise TypeError(f"{where} is {type(value).__name__}, must be {kind.__name__}")
     return value
 
 
 def rebuild_command(bundle: Path, plan: PlanEntry, target: str | None = None) -> str:
-    """What builds `plan` again, for another GPU where `target` is given."""
+    """The command that builds `plan` again, for another GPU if `target` is given."""
     command = ["dinov2rt", "build", str(bundle), "--target", target or plan.target]
     return f"rebuild with: {shlex.join(command)}"
 
@@ -429,7 +430,7 @@ def graph_of(manifest: Manifest, plan: PlanEntry, rebuild: str) -> GraphEntry:
     """The graph that `plan` was built from.
 
     Raises:
-        BackendError: the bundle holds another one by now.
+        BackendError: the bundle has another graph now.
     """
     hashes = {graph.files[0].sha256: graph for graph in manifest.graphs}
     if plan.graph_sha256 not in hashes:

@@ -1,4 +1,4 @@
-"""Statistics with which the model's input is normalised: a property of the weights."""
+"""The mean and standard deviation that the model's input is normalized with."""
 
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ _Colour = tuple[float, float, float]
 class Normalization:
     """Mean and standard deviation of red, green and blue, for pixels scaled to 0..1.
 
-    Those of ImageNet are the official model's.
+    They belong to the weights. The default is the official model's: ImageNet's statistics.
 
     Raises:
-        ValueError: a value that is not finite, or a standard deviation of zero or less.
+        ValueError: a value is not finite, or a standard deviation is zero or less.
     """
 
     mean: _Colour = (0.485, 0.456, 0.406)
@@ -36,7 +36,7 @@ class Normalization:
         return f"mean {mean} and std {std}"
 
     def __call__(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Pixels uint8 [B, H, W, 3] to the model's input, float32 [B, 3, H, W]."""
+        """Convert pixels, uint8 [B, H, W, 3], to the model's input, float32 [B, 3, H, W]."""
         scaled = pixels.astype(np.float32) / np.float32(255)
         normed = (scaled - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
         return np.ascontiguousarray(normed.transpose(0, 3, 1, 2))
@@ -45,4 +45,4 @@ class Normalization:
 IMAGENET = Normalization()
 
 normalize = IMAGENET
-"""The official model's normalisation."""
+"""The official model's normalization."""

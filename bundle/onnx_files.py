@@ -1,14 +1,14 @@
-"""The external files that an ONNX graph refers to, found without the onnx package.
+"""Finds the external files that an ONNX graph refers to, without the onnx package.
 
-Only the wire format of protocol buffers is read, along the fields of `onnx.proto` that lead to a
-tensor. The runtime needs it before it hands a graph to a library: every file of a graph has to be
-in the manifest, or it would be loaded unchecked.
+It reads the wire format of protocol buffers, along the fields of `onnx.proto` that lead to a
+tensor. Before a library loads a graph, the runtime checks that all of its files are in the
+manifest; otherwise the library would load a file whose hash was not checked.
 """
 
 from collections.abc import Iterator
 
 _TENSOR = "tensor"
-# Message types, and which of their fields hold which message; the numbers are those of onnx.proto.
+# For each message type, its fields that hold messages, with the field numbers of onnx.proto.
 _FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
     "function": {7: "node"},
@@ -23,10 +23,10 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def external_files(model: bytes) -> set[str]:
-    """Locations of all external data of the serialised `model`, as the graph spells them.
+    """Locations of all external data of the serialized `model`, as written in the graph.
 
     Raises:
-        ValueError: it is no protocol buffer, or nested too deeply.
+        ValueError: `model` is not a protocol buffer, or is nested too deeply.
     """
     return set(_locations(memoryview(model), "model", 0))
 
@@ -52,7 +52,7 @@ def _of_tensor(tensor: memoryview) -> Iterator[str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each field that holds bytes, strings or a message."""
+    """Number and content of each field that holds bytes, a string or a message."""
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)

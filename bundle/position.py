@@ -1,8 +1,8 @@
 """The matrices that resample a position table to another grid.
 
-The graph for ONNX Runtime's CUDA provider takes them as inputs. They depend on the grid alone, so
-they are computed once a shape, and about 60 small kernels a call are saved. `export/position.py`
-holds the same arithmetic as part of the portable graph.
+They are inputs of the graph for ONNX Runtime's CUDA provider. Since they depend only on the grid,
+they are computed once per shape, which saves about 60 small kernels per call. `export/position.py`
+has the same arithmetic as part of the portable graph.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Number formats that a graph can be typed in."""
+"""The precisions of a graph."""
 
 from enum import StrEnum
 from typing import Self

@@ -1,4 +1,4 @@
-"""Optimization profiles: the shapes that a plan was built for."""
+"""Optimization profiles: the ranges of shapes that a plan was built for."""
 
 from dataclasses import dataclass
 from typing import Self
@@ -25,7 +25,7 @@ class BatchShape:
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """What a profile allows, each of three axes on its own, and the shape that it is tuned for."""
+    """The shapes that a profile allows, axis by axis from min to max; it is tuned for opt."""
 
     min: BatchShape
     opt: BatchShape
@@ -63,7 +63,7 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class ProfileEntry:
-    """One profile of a plan, and the scratch memory that executing it takes."""
+    """One profile of a plan, and the scratch memory that its execution needs."""
 
     name: str
     shapes: ShapeRange

@@ -1,4 +1,4 @@
-"""Bundles behind a URL: copied once to this machine, and loaded from there."""
+"""Copies a bundle from a URL to this machine, once."""
 
 import contextlib
 import hashlib
@@ -22,7 +22,7 @@ def is_url(bundle: str | Path) -> bool:
 
 
 def local_bundle(bundle: str | Path) -> Path:
-    """Where `bundle` lies on this machine: a path as it is, a URL once it was copied.
+    """The folder of `bundle` on this machine; a URL is copied first.
 
     Any URL that fsspec reads will do. The copy lies in `$DINOV2RT_CACHE`, by default
     `~/.cache/dinov2rt`, in a folder named after the hash of the manifest, so that a bundle that
@@ -30,7 +30,7 @@ def local_bundle(bundle: str | Path) -> Path:
     size and hash that the manifest states; several processes may come at once.
 
     Raises:
-        BundleError: it cannot be read or stored, or a file is not what the manifest states.
+        BundleError: the bundle cannot be read or stored, or a file differs from the manifest.
         MissingDependencyError: fsspec is not installed.
     """
     if not is_url(bundle):
@@ -51,7 +51,7 @@ def _cache() -> Path:
 
 
 def _copy(files: Any, root: str, manifest: bytes, folder: Path) -> None:
-    """Make `folder` of what lies under `root`, whole or not at all."""
+    """Copy the bundle at `root` to `folder`, atomically."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incomplete-") as scratch:
         part = Path(scratch, folder.name)
@@ -65,7 +65,7 @@ def _copy(files: Any, root: str, manifest: bytes, folder: Path) -> None:
         try:
             part.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same files
+            if not folder.is_dir():  # otherwise another process copied the same files first
                 raise
 
 
@@ -75,7 +75,7 @@ def _as_bundle_error(url: str) -> Iterator[None]:
         yield
     except Dinov2rtError as error:
         raise BundleError(f"{url}: {error}") from error
-    except Exception as error:  # each of fsspec's file systems raises what its library does
+    except Exception as error:  # each file system of fsspec raises its own types
         lines = str(error).strip().splitlines() or [""]
         raise BundleError(
             f"{url} cannot be copied here ({type(error).__name__}: {lines[0]}); check the URL and "

@@ -1,9 +1,9 @@
-"""A bundle that is replaced while it is loaded: noticed, so that no two of them are mixed.
+"""Detects that a bundle is replaced while it is loaded, so that two bundles are never mixed.
 
-`export --force` renames a new bundle into place. A loader opens a file by its name more than once:
-to hash it, and again in a library that maps it. So the identity of every file is taken before the
-first opening and compared after the last. Names that lead to the same files at both times led to
-them in between: a rename puts other files there, and what stood there before never comes back.
+`export --force` renames a new bundle into place. A loader opens each file by name more than once:
+to hash it, and again in a library that memory-maps it. Therefore the identity of every file is
+recorded before it is first opened, and compared after it was last opened. If it is the same, it was
+the same in between, because a rename puts other files there and the old files never come back.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,19 +17,19 @@ _Identity = tuple[int, ...] | None
 
 
 class Watch:
-    """The files of a bundle, as they were when each was added."""
+    """The identities of a bundle's files, each recorded when the file was added."""
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
         self._seen = {MANIFEST_NAME: _identity(bundle / MANIFEST_NAME)}
 
     def add(self, files: Iterable[FileEntry]) -> None:
-        """Watch `files` as well, from now on."""
+        """Also watch `files`, from now on."""
         for file in files:
             self._seen.setdefault(file.path, _identity(self._bundle / file.path))
 
     def first_replaced(self) -> str | None:
-        """A file that is another one by now, or None."""
+        """A file that was replaced, or None."""
         changed = (
             path for path, seen in self._seen.items() if _identity(self._bundle / path) != seen
         )
@@ -38,11 +38,11 @@ class Watch:
 
 @contextmanager
 def not_replaced(bundle: Path) -> Iterator[Watch]:
-    """Refuse what was read in the block if the bundle was replaced meanwhile.
+    """Fail if the bundle is replaced while the block runs.
 
     Raises:
-        BundleReplacedError: a watched file is another one than at the start. It takes the place of
-            an error in the block, which then only shows that two bundles were mixed.
+        BundleReplacedError: a watched file was replaced. It replaces an error of the block, which
+            then only shows that two bundles were mixed.
     """
     watch = Watch(bundle)
     try:
@@ -67,6 +67,5 @@ def _identity(file: Path) -> _Identity:
         found = file.stat()
     except OSError:
         return None
-    # The time of the last change of status tells a new file from an old one whose number it got and
-    # whose times were copied; no program can set it.
+    # A new file may reuse an old inode and copy its mtime, but programs cannot set ctime.
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

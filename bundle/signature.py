@@ -1,4 +1,4 @@
-"""What a graph takes and returns: the format of its images, the names of its outputs."""
+"""The input format of a graph, and the names of its outputs."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -68,7 +68,7 @@ def is_token_output(name: str) -> bool:
 
 
 class InputFormat(StrEnum):
-    """What a graph takes; the value is its input's name."""
+    """The input format of a graph; the value is the name of its input."""
 
     PIXELS = "pixels"
     """uint8 [B, H, W, 3], RGB."""

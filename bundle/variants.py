@@ -64,12 +64,12 @@ def find_variant(name: str) -> Variant:
     """The variant called `name`.
 
     Raises:
-        InputError: there is none; the message names the nearest.
+        InputError: the name is unknown; the message gives the most similar one.
     """
     table = {variant.name: variant for variant in _TABLE}
     if name in table:
         return table[name]
-    import difflib  # for this message alone
+    import difflib  # only for this message
 
     near = str(name)[:_MOST_COMPARED]
     close = difflib.get_close_matches(near, table, n=1, cutoff=0.0)

@@ -1,1 +1,1 @@
-"""ONNX graphs to TensorRT plans: profiles, build, proof of fusion. Never torch."""
+"""Builds TensorRT plans from ONNX graphs: profiles, build, fusion check. Never imports torch."""

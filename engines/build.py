@@ -1,4 +1,4 @@
-"""`build`: a bundle's typed graph in, a plan in the bundle out, or nothing."""
+"""Builds a TensorRT plan from a bundle's graph and adds it to the bundle."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +27,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Everything that was decided before the builder is asked for anything."""
+    """The inputs of a build, resolved and checked before the builder starts."""
 
     bundle: Path
     options: BuildOptions
@@ -40,19 +40,19 @@ class _Job:
 
     @property
     def plan_name(self) -> str:
-        """What sets the plan apart from others in the bundle."""
+        """Target, flavour, version and precision: unique in the bundle."""
         toolkit = self.toolkit
         return f"{self.target}-{toolkit.flavour}-{toolkit.version}-{self.graph.precision}"
 
     @property
-    def refusal(self) -> Path:
-        """Where it is written down why a plan is none."""
+    def rejection_file(self) -> Path:
+        """The file that explains why the plan was rejected."""
         return self.bundle / FOLDER / f"{self.plan_name}.refused.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class _Built:
-    """A serialised plan, and what was read back about it."""
+    """A serialized plan and the facts read back from it."""
 
     plan: Any
     precision: Precision
@@ -66,7 +66,7 @@ class _Built:
 def build_plan(
     bundle: Path, options: BuildOptions, progress: Progress = lambda _: None
 ) -> PlanEntry:
-    """Build a plan from the bundle's graph and put it into the bundle.
+    """Build a plan from the bundle's graph and add it to the bundle.
 
     It replaces the one for the same target, flavour, version and precision. It counts as unverified
     until it was compared with the golden outputs on a GPU of its target. Where there is no plan to
@@ -81,9 +81,9 @@ def build_plan(
         BundleError: the bundle is unreadable or altered, or holds no graph of that precision.
         InputError: an option that does not exist, or that the flavour lacks.
         BackendError: the flavour cannot build here.
-        MissingDependencyError: it is not installed.
-        FusionError: attention is not one fused kernel a block in every profile.
-        BuildError: the builder failed, or a profile takes more memory than allowed.
+        MissingDependencyError: the flavour's package is not installed.
+        FusionError: attention is not exactly one fused kernel per block in every profile.
+        BuildError: the builder failed, or a profile needs more memory than allowed.
     """
     with not_replaced(bundle) as watch:
         manifest = Manifest.read(bundle)
@@ -133,13 +133,13 @@ def _find_graph(bundle: Path, manifest: Manifest, precision: Precision) -> Graph
 
 
 def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
-    """Parse, build, and look at what came out of both."""
+    """Parse the graph and build the plan; check fusion after both steps."""
     trt, started = job.toolkit.trt, time.perf_counter()
     log = make_logger(trt)
     progress(f"parsing {onnx_file.name}")
     builder = _new_builder(job.toolkit, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)  # holds the weights: must live until the plan is built
+    parser = trt.OnnxParser(network, log)  # owns the weights: must live until the plan is built
     if not parser.parse_from_file(str(onnx_file)):
         reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
         raise BuildError(f"{job.toolkit.name} cannot parse {onnx_file}: {_one_line(reasons)}")
@@ -149,12 +149,12 @@ def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
     if job.cache_file is not None:
         timing_cache.attach(config, job.cache_file)
     progress(f"building {len(job.profiles)} profiles for {job.target} with {job.toolkit.name}")
-    with _evidence(job, log.messages) as evidence:
+    with _saved_log(job, log.messages) as evidence:
         plan = builder.build_serialized_network(network, config)
         if plan is None:
             raise _failure(job, log.errors)
         seconds = time.perf_counter() - started
-        _keep_times(job, config, progress)
+        _save_timing_cache(job, config, progress)
         facts = job.toolkit.read_back(plan, log, len(job.profiles))
         evidence.append(facts.layers)
         fused_attention = fusion.check_kernels(
@@ -172,28 +172,28 @@ def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
 
 
 @contextmanager
-def _evidence(job: _Job, said: list[str]) -> Iterator[list[str]]:
-    """A list to put evidence into; it is kept, with what was `said`, if the plan is refused.
+def _saved_log(job: _Job, messages: list[str]) -> Iterator[list[str]]:
+    """Save the builder's `messages` and the yielded list of evidence if the plan is rejected.
 
-    The machine that could be asked again may be a rare one.
+    Repeating the build may be hard: the machine may be rented.
     """
-    found: list[str] = []
+    evidence: list[str] = []
+    file = job.rejection_file
     try:
-        yield found
+        yield evidence
     except BuildError as error:
         try:
-            job.refusal.parent.mkdir(exist_ok=True)
-            job.refusal.write_text("\n".join([str(error), *found, *said]), encoding="utf-8")
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("\n".join([str(error), *evidence, *messages]), encoding="utf-8")
         except OSError:
-            raise error from None  # that the plan is refused matters more
-        reason = f"{error}; all that the builder said is in {job.refusal}"
-        raise type(error)(reason) from error
+            raise error from None  # the reason for the rejection matters more
+        raise type(error)(f"{error}; the builder's log is in {file}") from error
 
 
 def _new_builder(toolkit: Toolkit, log: Any) -> Any:
     try:
         return toolkit.trt.Builder(log)
-    except TypeError as error:  # what the bindings make of a library that does not start
+    except TypeError as error:  # the bindings raise it if the library does not start
         reasons = _one_line("; ".join(log.errors)) or str(error)
         raise BackendError(f"{toolkit.name} does not start here: {reasons}") from error
 
@@ -205,30 +205,32 @@ def _failure(job: _Job, errors: list[str]) -> BuildError:
     return BuildError(f"{job.toolkit.name} cannot build the plan: {reasons}")
 
 
-def _keep_times(job: _Job, config: Any, progress: Progress) -> None:
+def _save_timing_cache(job: _Job, config: Any, progress: Progress) -> None:
     if job.cache_file is None:
         return
     try:
         timing_cache.save(config, job.cache_file)
-    except OSError as error:  # the plan is good without; the next build only takes longer
-        progress(f"{job.cache_file} cannot be written ({error.strerror}); times are not kept")
+    except OSError as error:  # the plan is unaffected; only the next build takes longer
+        progress(
+            f"{job.cache_file} cannot be written ({error.strerror}); the timing cache is not saved"
+        )
 
 
 def _check_memory(job: _Job, facts: BuildFacts) -> None:
-    """Hold every profile to the limit: not every builder does, though all are told."""
+    """Check every profile's scratch memory: not every builder respects the limit that is set."""
     limit = job.options.memory_limit_mib
     for name, scratch_bytes in zip(job.profiles, facts.scratch_bytes, strict=True):
         if limit is not None and scratch_bytes > limit * _MIB:
             raise BuildError(
-                f"profile {name} takes {scratch_bytes / _MIB:.0f} MiB of scratch memory, allowed "
-                f"are {limit}; lower --max-batch or --max-size, or raise the limit"
+                f"profile {name} needs {scratch_bytes / _MIB:.0f} MiB of scratch memory, the limit "
+                f"is {limit} MiB; lower --max-batch or --max-size, or raise the limit"
             )
 
 
 def _write(job: _Job, built: _Built) -> PlanEntry:
     toolkit, facts = job.toolkit, built.facts
     file = write_plan(job.bundle, f"{job.plan_name}.plan", built.plan)
-    job.refusal.unlink(missing_ok=True)  # of an earlier try
+    job.rejection_file.unlink(missing_ok=True)  # from an earlier build
     return PlanEntry(
         file=file,
         flavour=toolkit.flavour,

@@ -1,4 +1,4 @@
-"""What the builder says while it builds, and the figures in it."""
+"""Collects the builder's log and reads figures from it."""
 
 import re
 from collections.abc import Sequence
@@ -12,12 +12,12 @@ _LAYERS = "Layers:"
 
 
 def make_logger(trt: Any) -> Any:
-    """An `ILogger` that keeps everything in `messages`, and the errors in `errors` besides.
+    """An `ILogger` that keeps all messages in `messages` and the errors also in `errors`.
 
-    Nothing is printed: the figures stand at level VERBOSE, thousands of lines deep.
+    Nothing is printed: the figures are logged at level VERBOSE, among thousands of lines.
     """
 
-    class Logger(trt.ILogger):  # type: ignore[misc]  # no stubs, and known at run time only
+    class Logger(trt.ILogger):  # type: ignore[misc]  # no stubs; the module is a run-time value
         def __init__(self) -> None:
             super().__init__()
             self.messages: list[str] = []
@@ -32,12 +32,12 @@ def make_logger(trt: Any) -> Any:
 
 
 def parse_scratch_bytes(messages: Sequence[str], num_profiles: int) -> tuple[int, ...]:
-    """Scratch memory of each profile, in bytes: what an execution context allocates for it.
+    """Scratch memory of each profile in bytes, which an execution context allocates.
 
-    The builder compiles the network once per profile, in order, and says so each time.
+    The builder compiles the network once per profile, in order, and logs the size each time.
 
     Raises:
-        BuildError: it did not say it exactly once per profile.
+        BuildError: the size was not logged exactly once per profile.
     """
     found = _figures(_SCRATCH, messages)
     if len(found) != num_profiles:
@@ -49,7 +49,7 @@ def parse_weight_bytes(messages: Sequence[str]) -> int:
     """Memory of the plan's weights, in bytes.
 
     Raises:
-        BuildError: the builder did not say it exactly once.
+        BuildError: the size was not logged exactly once.
     """
     found = _figures(_WEIGHTS, messages)
     if len(found) != 1:
@@ -58,10 +58,10 @@ def parse_weight_bytes(messages: Sequence[str]) -> int:
 
 
 def parse_layers(messages: Sequence[str]) -> str:
-    """One line for each kernel of the plan, profile after profile.
+    """The plan's kernels, one per line, profile after profile.
 
     Raises:
-        BuildError: the builder did not list them exactly once.
+        BuildError: the list was not logged exactly once.
     """
     found = [message for message in messages if message.startswith(_LAYERS)]
     if len(found) != 1:
@@ -75,6 +75,6 @@ def _figures(pattern: re.Pattern[str], messages: Sequence[str]) -> list[int]:
 
 def _unreadable(found: str, expected: int) -> BuildError:
     return BuildError(
-        f"the builder's log holds {found}, expected {expected}; this version of TensorRT writes it "
-        "differently, so nothing about the plan can be vouched for; use one that was tried"
+        f"the builder's log holds {found}, expected {expected}; this version of TensorRT has "
+        "another log format, so the plan cannot be checked; use a version that is supported"
     )

@@ -1,4 +1,4 @@
-"""What the builder is told, in the words that all flavours share."""
+"""The builder configuration; this part is the same for all flavours."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +23,7 @@ def configure(
         BuildError: the builder refuses the target or a profile.
     """
     config = builder.create_builder_config()
-    # The names of the graph's nodes in the plan: what the proof of fusion reads.
+    # The fusion check needs the names of the graph's nodes in the plan.
     config.profiling_verbosity = toolkit.trt.ProfilingVerbosity.DETAILED
     toolkit.set_target(config, options.target)
     for name, shapes in profiles.items():

@@ -1,6 +1,6 @@
-"""All that differs between TensorRT 10.14 and later, TensorRT 11, and TensorRT for RTX.
+"""The differences between TensorRT 10.14 and later, TensorRT 11, and TensorRT for RTX.
 
-The rest of this room is written once, against what the three have in common.
+All other modules of this package use only the API that the three share.
 """
 
 import contextlib
@@ -22,17 +22,18 @@ OPEN = "open"
 _NOT_TARGETS = ("NONE", "CURRENT")
 
 _RTX_LACKS = {
-    "timing_cache": "its builder times nothing, and timing caches do nothing there",
-    "version_compatible": "it ships no lean runtime, which such a plan carries",
-    "hardware_compatible": 'its builder ignores that; target "open" leaves the GPU open instead',
+    "timing_cache": "its builder does not time kernels",
+    "version_compatible": "it has no lean runtime, which such a plan contains",
+    "hardware_compatible": 'its builder ignores it; use target "open" for several GPUs instead',
 }
 
 
 @dataclass(frozen=True, slots=True)
 class BuildFacts:
-    """What was read back after a build.
+    """Facts about a plan, read back after the build.
 
-    `layers` lists the kernels, one a line, profile after profile; scratch memory is per profile.
+    `layers` lists the kernels, one per line, profile after profile. `scratch_bytes` has one entry
+    per profile.
     """
 
     layers: str
@@ -42,7 +43,7 @@ class BuildFacts:
 
 @dataclass(frozen=True, slots=True)
 class Toolkit:
-    """An installed TensorRT (`trt` is its module), and the GPU here, if there is one."""
+    """An installed TensorRT (`trt` is its module), and this machine's GPU or None."""
 
     flavour: Flavour
     trt: Any
@@ -50,7 +51,7 @@ class Toolkit:
 
     @property
     def version(self) -> str:
-        """The version of the package, which a plan is bound to."""
+        """The version of the package; a plan runs only with the version that built it."""
         return str(self.trt.__version__)
 
     @property
@@ -60,14 +61,14 @@ class Toolkit:
 
     @property
     def has_timing_cache(self) -> bool:
-        """Whether the builder times kernels, and so gains by a timing cache."""
+        """Whether the builder times kernels, so that a timing cache saves build time."""
         return self.flavour is Flavour.TENSORRT
 
     def refuse(self, options: BuildOptions) -> None:
-        """Raise if `options` asks for what this flavour lacks.
+        """Refuse options that this flavour does not support.
 
         Raises:
-            InputError: with the reason.
+            InputError: an option is not supported; the message gives the reason.
         """
         if self.flavour is Flavour.TENSORRT:
             return
@@ -76,16 +77,16 @@ class Toolkit:
                 raise InputError(f"{self.name} has no {_words(name)}: {reason}; leave it out")
         if options.strip_weights and self.gpu is None:
             raise InputError(
-                f"{self.name} needs a GPU for strip weights: it compiles graphs whose weights can "
-                "be refitted on one, and there is none here; leave it out, or build where one is"
+                f"{self.name} needs a GPU for strip weights, because it compiles refittable graphs "
+                "on one; there is no GPU here; leave the option out, or build on a GPU machine"
             )
 
     def resolve_target(self, name: str) -> str:
-        """The target that the manifest is to state: "sm80", or "open".
+        """The target that the manifest records: a compute capability such as "sm80", or "open".
 
         Raises:
-            InputError: no such target, or not one that this flavour can build for here.
-            BackendError: "current" for a GPU on which plans of this flavour cannot run.
+            InputError: the target is unknown, or this flavour cannot build for it here.
+            BackendError: the target is "current", and plans of this flavour cannot run on this GPU.
         """
         if name not in (CURRENT, OPEN) and not re.fullmatch(r"sm\d{2,3}", name):
             raise InputError(
@@ -97,7 +98,10 @@ class Toolkit:
             return self._resolve_here(name)
         if name == CURRENT:
             if self.gpu is None:
-                raise InputError(f'target "{CURRENT}" needs a GPU, none is here; name one: "sm80"')
+                raise InputError(
+                    f'target "{CURRENT}" needs a GPU, and there is none here; '
+                    'give a compute capability such as "sm80"'
+                )
             reason = cannot_run_on(self.flavour, self.gpu.name, self.gpu.target)
             if reason is not None:
                 raise BackendError(reason)
@@ -105,32 +109,31 @@ class Toolkit:
         if name != OPEN and name.upper() not in self._capabilities():
             allowed = ", ".join(f'"{member.lower()}"' for member in self._capabilities())
             raise InputError(
-                f"{self.name} cannot build for {quoted(name)}; it knows {allowed}, and leaves the "
-                "choice "
-                f'to the machine that runs the plan with "{OPEN}"'
+                f"{self.name} cannot build for {quoted(name)}; allowed are {allowed}, and "
+                f'"{OPEN}" for any GPU that it supports'
             )
         return name
 
     def set_target(self, config: Any, name: str) -> None:
-        """Tell the builder's `config` about the target `name`, as it was asked for."""
+        """Set the requested target `name` in the builder's `config`."""
         if self.flavour is Flavour.TENSORRT or name == OPEN:
-            return  # the one builds for the GPU it runs on, the other for all that it knows
+            return  # TensorRT builds for this machine's GPU, "open" for all supported GPUs
         config.num_compute_capabilities = 1
         member = getattr(self.trt.ComputeCapability, name.upper())
         if not config.set_compute_capability(member, 0):
             raise BuildError(f"{self.name} refuses the target {quoted(name)}; try another version")
 
     def read_back(self, plan: Any, log: Any, num_profiles: int) -> BuildFacts:
-        """What the builder made of the network.
+        """Facts about the plan that was just built.
 
-        Where there is a GPU by definition, the plan itself is asked. Without a driver it cannot be
-        opened, and what is left is what the builder said.
+        TensorRT: inspect the engine. TensorRT for RTX: parse the build log, because the engine
+        cannot be opened without a GPU.
 
         Raises:
-            BuildError: neither tells.
+            BuildError: the engine does not load, or the log lacks a figure.
         """
         if self.flavour is Flavour.TENSORRT:
-            return self._ask_plan(plan, log)
+            return self._inspect(plan, log)
         return BuildFacts(
             layers=parse_layers(log.messages),
             scratch_bytes=parse_scratch_bytes(log.messages, num_profiles),
@@ -138,22 +141,23 @@ class Toolkit:
         )
 
     def _resolve_here(self, name: str) -> str:
-        if self.gpu is None:  # find_toolkit never lets it come to that
-            raise BackendError(f"{self.name} builds on a GPU only")
+        if self.gpu is None:  # unreachable: find_toolkit refuses TensorRT without a GPU
+            raise BackendError(f"{self.name} builds only on a machine with a GPU")
         if name in (CURRENT, self.gpu.target):
             return self.gpu.target
         raise InputError(
-            f"{self.name} builds for the GPU that it runs on, here {self.gpu.target} "
-            f"({self.gpu.name}), not for {quoted(name)}; build there, or use the flavour "
+            f"{self.name} builds only for this machine's GPU, {self.gpu.target} "
+            f"({self.gpu.name}), not for {quoted(name)}; build on such a GPU, or use the flavour "
             "tensorrt-rtx"
         )
 
     def _capabilities(self) -> list[str]:
         return [name for name in self.trt.ComputeCapability.__members__ if name not in _NOT_TARGETS]
 
-    def _ask_plan(self, plan: Any, log: Any) -> BuildFacts:
+    def _inspect(self, plan: Any, log: Any) -> BuildFacts:
         runtime = self.trt.Runtime(log)
-        runtime.engine_host_code_allowed = True  # a version-compatible plan; it was made just now
+        # Version-compatible plans contain host code. It is trusted: we just built it.
+        runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             reasons = "; ".join(log.errors[-2:])
@@ -171,12 +175,14 @@ class Toolkit:
 
 
 def find_toolkit(name: str) -> Toolkit:
-    """The flavour called `name`; "auto" is `tensorrt` where it and a GPU are, else `tensorrt-rtx`.
+    """The installed TensorRT of the flavour `name`.
+
+    "auto" is `tensorrt` if that is installed and there is a GPU, otherwise `tensorrt-rtx`.
 
     Raises:
-        InputError: no such flavour.
-        MissingDependencyError: it is not installed.
-        BackendError: it is too old, or cannot build here.
+        InputError: the flavour is unknown.
+        MissingDependencyError: its package is not installed.
+        BackendError: its package is too old, or it cannot build here.
     """
     if name == "auto":
         gpu = _gpu_if_any()
@@ -200,8 +206,8 @@ def _load(flavour: Flavour, gpu: Gpu | None) -> Toolkit:
     trt = import_tensorrt(flavour)
     if not hasattr(trt, "IAttention"):
         raise BackendError(
-            f"{flavour} {trt.__version__} has no attention operator; 10.14 is the first tensorrt "
-            "that has; pip install --upgrade it"
+            f"{flavour} {trt.__version__} has no attention operator; the first tensorrt with one "
+            f"is 10.14; pip install --upgrade {flavour}"
         )
     return Toolkit(flavour, trt, gpu)
 

@@ -1,8 +1,8 @@
-"""Proof that attention is one fused kernel a block, in the type that was asked for.
+"""Checks that each block's attention is one fused kernel, in the requested precision.
 
-Three things are looked at, because none of them is enough alone: what the parsed network asks for,
-that the builder found a dedicated kernel for each (or it fails), and which kernels it then listed.
-See docs/adr/0006 for what that proves and what it cannot.
+Three checks are needed, because none is enough alone: the parsed network requests fused attention;
+the builder fails if it has no fused kernel; and the kernels that the builder lists are attention
+kernels. See docs/adr/0006 for what this proves and what it does not.
 """
 
 import re
@@ -15,7 +15,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import FusionError
 
 NO_KERNEL = "was not supported by a dedicated kernel"
-"""What the builder says of an attention that it may not take apart and cannot fuse."""
+"""The builder logs this for attention that must not be decomposed and that it cannot fuse."""
 
 _BLOCK = re.compile(r"blocks\.(\d+)[./]")
 _PROFILE = re.compile(r"\[profile (\d+)\]")
@@ -28,7 +28,10 @@ _TYPE_NAMES = {Precision.FP16: "Half", Precision.BF16: "BFloat16", Precision.FP3
 
 @dataclass(slots=True)
 class BlockFacts:
-    """What one transformer block of a network asks for."""
+    """Facts about one transformer block of a parsed network.
+
+    `types` are the input types of its matrix multiplications and its attention.
+    """
 
     attentions: int = 0
     decomposable: bool = False
@@ -36,7 +39,7 @@ class BlockFacts:
 
 
 def read_network(trt: Any, network: Any) -> dict[int, BlockFacts]:
-    """The blocks of a parsed network: their attentions, and the types that their products take."""
+    """Facts about the blocks of a parsed network, by the block's index."""
     kind = trt.LayerType
     blocks: dict[int, BlockFacts] = defaultdict(BlockFacts)
     for layer in map(network.get_layer, range(network.num_layers)):
@@ -47,17 +50,17 @@ def read_network(trt: Any, network: Any) -> dict[int, BlockFacts]:
         facts.types.update(_input_types(trt, layer))
         if layer.type == kind.ATTENTION_INPUT:
             facts.attentions += 1
-            layer.__class__ = trt.IAttentionInputLayer  # the bindings hand out the base class
+            layer.__class__ = trt.IAttentionInputLayer  # the bindings return the base class
             facts.decomposable |= layer.attention.decomposable
     return dict(blocks)
 
 
 def check_network(blocks: dict[int, BlockFacts], depth: int, claimed: Precision) -> Precision:
-    """The precision of the blocks, read from the network; see `read_network`.
+    """Check the blocks of a parsed network and return their precision, which is `claimed`.
 
     Raises:
-        FusionError: a block has not exactly one attention, or one that may be taken apart, or
-            multiplies in another type than the graph claims.
+        FusionError: a block does not have exactly one attention, its attention may be decomposed,
+            or it multiplies in another precision than the graph claims.
     """
     found = [blocks.get(index, BlockFacts()) for index in range(depth)]
     odd = [index for index, facts in enumerate(found) if facts.attentions != 1]
@@ -66,11 +69,11 @@ def check_network(blocks: dict[int, BlockFacts], depth: int, claimed: Precision)
             f"{_blocks(odd or blocks)} of the graph must have one attention operator each, for "
             f"{depth} blocks; export the bundle again"
         )
-    loose = [index for index, facts in enumerate(found) if facts.decomposable]
-    if loose:
+    decomposable = [index for index, facts in enumerate(found) if facts.decomposable]
+    if decomposable:
         raise FusionError(
-            f"attention in {_blocks(loose)} is marked as decomposable, so a build proves nothing; "
-            "export the bundle again"
+            f"attention in {_blocks(decomposable)} is marked as decomposable, so that a build "
+            "would not prove fusion; export the bundle again"
         )
     mislabelled = [index for index, facts in enumerate(found) if facts.types != {claimed}]
     if mislabelled:
@@ -83,7 +86,7 @@ def check_network(blocks: dict[int, BlockFacts], depth: int, claimed: Precision)
 
 
 def no_kernel(depth: int) -> FusionError:
-    """What to say when the builder found no fused kernel; it does not say for which block."""
+    """The error for a build without a fused kernel; the builder does not say for which block."""
     return FusionError(
         f"the builder has no fused kernel for the attention of a block among "
         f"{_blocks(range(depth))}; fp16 with head_dim 64 has one"
@@ -93,10 +96,11 @@ def no_kernel(depth: int) -> FusionError:
 def check_kernels(
     layers: str, profile_names: Sequence[str], depth: int, precision: Precision
 ) -> int:
-    """The number of fused attention kernels in each profile, one a block, from the list of layers.
+    """Check the list of kernels and return the number of fused attention kernels per profile.
 
     Raises:
-        FusionError: a block has none or several in some profile, or one of another type.
+        FusionError: in some profile, a block does not have exactly one fused attention kernel, or
+            has one of another precision.
     """
     kernels: dict[int, Counter[int]] = defaultdict(Counter)
     for profile, line in _with_profile(layers.splitlines()):
@@ -108,8 +112,8 @@ def check_kernels(
         odd = [block for block in range(depth) if kernels[index][block] != 1]
         if odd:
             raise FusionError(
-                f"profile {name} has not exactly one fused attention kernel in {_blocks(odd)}; "
-                "the plan is not kept"
+                f"profile {name} does not have exactly one fused attention kernel in "
+                f"{_blocks(odd)}; the plan is rejected"
             )
     return depth
 
@@ -125,7 +129,7 @@ def _input_types(trt: Any, layer: Any) -> set[str]:
 
 
 def _with_profile(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    """Each line with its profile: only some state it, and hold for those that follow."""
+    """Each line with its profile; a line without a profile belongs to the last one named."""
     profile = 0
     for line in lines:
         if match := _PROFILE.search(line):
@@ -138,7 +142,7 @@ def _check_type(line: str, block: int, precision: Precision) -> None:
     if _TYPE_NAMES[precision] not in types:
         raise FusionError(
             f"the builder computes the attention of blocks.{block} in {', '.join(types)}, the "
-            f"graph says {precision}; the plan is not kept"
+            f"graph says {precision}; the plan is rejected"
         )
 
 

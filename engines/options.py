@@ -1,4 +1,4 @@
-"""What `build` can be told."""
+"""The options of `build`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,17 +10,17 @@ from dinov2rt.errors import InputError
 
 
 class HardwareCompatibility(StrEnum):
-    """Which GPUs besides the one it was built on may run a plan."""
+    """The GPUs that may run a plan, besides the model that it was built on."""
 
     AMPERE_PLUS = "ampere-plus"
-    """Any GPU from Ampere on; costs speed, see docs/adr/0006."""
+    """Any GPU of the Ampere generation or later; costs speed, see docs/adr/0006."""
     SAME_COMPUTE_CAPABILITY = "same-compute-capability"
     """Any GPU of the same compute capability."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
-    """How to build a plan. What a flavour lacks is refused, not ignored.
+    """How to build a plan. An option that the flavour does not support is an error.
 
     `target` is a compute capability ("sm80"), "current" (that of this machine's GPU) or "open" (any
     that the flavour's plans may run on). `profiles` names presets or ranges, see `parse_profiles`;
@@ -29,7 +29,7 @@ class BuildOptions:
     default one, see `timing_cache.default_file`.
 
     Raises:
-        InputError: a number out of its range, or int8.
+        InputError: a number is out of range, or the precision is int8.
     """
 
     target: str = "sm80"
@@ -58,12 +58,12 @@ class BuildOptions:
             _check_least("memory limit in MiB", self.memory_limit_mib, 1)
         if self.optimization_level not in (None, 0, 1, 2, 3, 4, 5):
             raise InputError(
-                f"optimization level {self.optimization_level} does not exist; allowed are 0 "
-                "(shortest build) to 5 (longest search), TensorRT's own default is 3"
+                f"unknown optimization level {self.optimization_level}; allowed are 0 (shortest "
+                "build) to 5 (longest search); TensorRT's own default is 3"
             )
 
     def recorded(self) -> dict[str, str]:
-        """Those that change the plan and are not at their defaults, for the manifest."""
+        """The options for the manifest: those that change the plan and differ from the default."""
         flags = ("version_compatible", "strip_weights", "weight_streaming")
         values = {name: "true" for name in flags if getattr(self, name)}
         for name in ("optimization_level", "hardware_compatible", "memory_limit_mib"):

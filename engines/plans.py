@@ -1,4 +1,4 @@
-"""Plans on disk: into the bundle whole or not at all, then into its manifest."""
+"""Writes plans into a bundle atomically, and records them in its manifest."""
 
 import contextlib
 import dataclasses
@@ -16,7 +16,7 @@ def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
     """Write the bytes of `plan` to `BUNDLE/plans/NAME`, replacing what is there.
 
     Raises:
-        BuildError: they cannot be written.
+        BuildError: the file cannot be written.
     """
     path = f"{FOLDER}/{name}"
     file = bundle / path
@@ -37,7 +37,7 @@ def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
 
 
 def record_plan(bundle: Path, entry: PlanEntry) -> None:
-    """Put `entry` into the manifest, in place of one for the same machine, version and precision.
+    """Add `entry` to the manifest; it replaces the plan of the same target, version and precision.
 
     The manifest is read anew: another build may have ended since this one began.
     """

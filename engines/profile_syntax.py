@@ -1,4 +1,4 @@
-"""Optimization profiles from what a user writes: presets by name, ranges in full."""
+"""Parses the optimization profiles that a user requests: presets and ranges."""
 
 import re
 
@@ -70,9 +70,8 @@ def _parse_range(name: str) -> ShapeRange:
     profile = ShapeRange(*shapes)
     if profile.opt not in profile or profile.max not in profile:
         raise InputError(
-            f"profile {quoted(name)} must not shrink from MIN to OPT to MAX; no axis may be "
-            "smaller than "
-            "the one before it"
+            f"profile {quoted(name)} must not shrink from MIN to OPT to MAX; each axis of OPT must "
+            "be at least that of MIN, and each axis of MAX at least that of OPT"
         )
     if profile.min.batch < 1 or min(profile.min.height, profile.min.width) < PATCH_SIZE:
         raise InputError(

@@ -1,4 +1,4 @@
-"""How long each kernel took, kept from one build to the next, for builders that time kernels."""
+"""TensorRT's timing cache: keeps kernel timings between builds, for builders that time kernels."""
 
 import contextlib
 import re
@@ -11,10 +11,10 @@ FOLDER = "timing-cache"
 
 
 def default_file(bundle: Path, toolkit: Toolkit, target: str) -> Path:
-    """Beside the bundle, so that all variants share it; named after what its times hold for.
+    """The default timing cache: beside the bundle, so that all bundles in the folder share it.
 
-    They hold for one GPU model and one version of TensorRT (its guide, "Optimizing Builder
-    Performance").
+    Timings are valid for one GPU model and one version of TensorRT (its guide, "Optimizing Builder
+    Performance"), and the file's name has both.
     """
     gpu = re.sub(r"\W+", "-", toolkit.gpu.name).lower() if toolkit.gpu else "no-gpu"
     name = f"{toolkit.flavour}-{toolkit.version}-{target}-{gpu}.cache"
@@ -22,7 +22,7 @@ def default_file(bundle: Path, toolkit: Toolkit, target: str) -> Path:
 
 
 def attach(config: Any, file: Path) -> None:
-    """Let the builder start from `file`; from nothing if it is missing, or was made elsewhere."""
+    """Load `file` into the builder; start empty if it is missing or from another GPU or version."""
     content = b""
     with contextlib.suppress(FileNotFoundError):
         content = file.read_bytes()
@@ -32,7 +32,7 @@ def attach(config: Any, file: Path) -> None:
 
 
 def save(config: Any, file: Path) -> None:
-    """Write what the builder knows now to `file`, whole or not at all.
+    """Write the builder's timings to `file`, atomically.
 
     Raises:
         OSError: it cannot be written.

@@ -1,1 +1,1 @@
-"""Checkpoint to eager PyTorch model to ONNX bundle."""
+"""Exports a checkpoint to an ONNX bundle, by way of the eager PyTorch model."""

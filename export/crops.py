@@ -1,4 +1,4 @@
-"""Crops of photographs, those that ship with the project: as many as wanted, always the same."""
+"""Draws any number of reproducible crops of photographs."""
 
 from itertools import groupby
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The graph for ONNX Runtime CUDA as a part of a bundle: written at export, or added later."""
+"""Writes the graph for ONNX Runtime CUDA into a bundle, at export or later."""
 
 import dataclasses
 import tempfile
@@ -21,16 +21,16 @@ NOT_CAPTURED = (
 )
 
 _INLINE_BYTES = 1024
-"""Smaller tensors stand in the graph's own file."""
+"""Smaller tensors are stored in the graph's own file."""
 
 
 def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: None) -> GraphEntry:
-    """Write the form for ONNX Runtime CUDA of the bundle's fp16 graph into the bundle.
+    """Add the fused form of the bundle's fp16 graph, for ONNX Runtime CUDA, to the bundle.
 
-    It needs no torch. The files of the bundle are replaced whole or not at all, the manifest last.
+    It needs no torch. Files of the bundle are replaced atomically, the manifest last.
 
     Raises:
-        BundleError: the bundle is unreadable or altered, or holds no fp16 graph.
+        BundleError: the bundle is unreadable or altered, or has no fp16 graph.
     """
     with not_replaced(bundle) as watch:
         manifest = Manifest.read(bundle)
@@ -55,7 +55,7 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
 def write_cuda_graph(bundle: Path, variant: Variant, graph: GraphEntry) -> GraphEntry:
     """Write the form for ONNX Runtime CUDA of `graph`, the fp16 graph in `bundle`.
 
-    Weights that it takes over unchanged stay in the file that they are in.
+    Weights that do not change stay in their file.
     """
     source, *weights = graph.files
     model = ir.load(bundle / source.path)
@@ -69,7 +69,7 @@ def write_cuda_graph(bundle: Path, variant: Variant, graph: GraphEntry) -> Graph
 
 
 def _save(model: ir.Model, folder: Path) -> None:
-    """Write the graph, and the tensors that stand in no file yet."""
+    """Write the graph, and the tensors that are not in a file yet."""
     own = [
         value
         for value in model.graph.initializers.values()

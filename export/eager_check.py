@@ -1,4 +1,4 @@
-"""The eager model computed afresh, on any images: what `verify --eager` compares a bundle with."""
+"""Runs the eager model on any images, as the reference of `verify --eager`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,8 +40,8 @@ def eager_cases(
         weights: where the weights are now; None takes the source that the manifest names.
 
     Raises:
-        InputError: an image that cannot be read, or is smaller than one of the sizes.
-        WeightsError: the weights cannot be had, or are not those of the bundle.
+        InputError: an image cannot be read, or is smaller than one of the sizes.
+        WeightsError: the weights cannot be loaded, or are not those of the bundle.
     """
     crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
     state = weights_of(manifest, weights).state_dict
@@ -54,10 +54,10 @@ def eager_cases(
 
 
 def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
-    """The weights that a bundle was exported from, loaded again, from `source` if they moved.
+    """Load the weights that a bundle was exported from; from `source` if they were moved.
 
     Raises:
-        WeightsError: they cannot be had, or are others by now.
+        WeightsError: they cannot be loaded, or have changed.
     """
     exported = manifest.weights
     source = exported.pinned_source if source is None else source

@@ -1,4 +1,4 @@
-"""`export`: weights in, a complete bundle out, or nothing."""
+"""Exports weights to a bundle, atomically."""
 
 import dataclasses
 import os
@@ -89,7 +89,7 @@ class ExportOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Reference:
-    """What the eager model says, how large its activations grow, and how far off is too far."""
+    """Facts from the eager model: golden outputs, ranges of activations, and accuracy limits."""
 
     golden: FileEntry
     heads: tuple[EagerHead, ...]
@@ -115,12 +115,12 @@ def export_bundle(
         out: the bundle; made beside itself and renamed when complete.
         options: the graph's input and extra outputs.
         force: replace a bundle that is there already.
-        progress: told what is being done.
+        progress: called with a line of text at each step.
 
     Raises:
         InputError: `out` is in use, or cannot be replaced.
-        WeightsError: the weights cannot be had or do not fit.
-        ExportError: the exported graph is not what it must be, or int8 cannot run here.
+        WeightsError: the weights cannot be loaded, or do not fit.
+        ExportError: the exported graph is not valid, or int8 cannot run here.
     """
     out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
     _check_target(out, force=force)
@@ -158,10 +158,10 @@ def export_bundle(
 
 
 def _check_int8(options: ExportOptions) -> None:
-    """An int8 graph is measured where it is made, before minutes are spent on it."""
+    """Refuse int8 early if this machine cannot run int8 graphs, which export must measure."""
     reason = cannot_run_int8() if Precision.INT8 in options.precisions else None
     if reason is not None:
-        raise ExportError(f"int8 graphs are searched for by running them: {reason}")
+        raise ExportError(f"export must run int8 graphs to choose their products: {reason}")
 
 
 def _write_golden(
@@ -171,7 +171,7 @@ def _write_golden(
     options: ExportOptions,
     heads: tuple[EagerHead, ...],
 ) -> _Reference:
-    """Store what the eager model says, and measure what is asked of the graphs."""
+    """Store the eager model's golden outputs, and measure the limits for the graphs."""
     model = load_eager(variant, weights.state_dict, weights.normalization)
     model.task_heads = heads
     with record_ranges(model) as ranges:
@@ -197,7 +197,7 @@ def _write_graphs(
     reference: _Reference,
     progress: Progress,
 ) -> tuple[GraphEntry, ...]:
-    """All graphs from one trace, whose weights they share in memory until one changes them."""
+    """Write all graphs: clones of one trace, which share weights until one changes them."""
     traced = trace(ExportGraph(variant, weights.state_dict, options.extras).eval())
     _describe(traced, variant, weights)
     entries = []
@@ -233,7 +233,7 @@ def _write_graphs(
 def _write_cuda_graph(
     bundle: Path, variant: Variant, graphs: tuple[GraphEntry, ...]
 ) -> GraphEntry | None:
-    """The fp16 graph once more, in the form for ONNX Runtime CUDA."""
+    """Write the fused form of the fp16 graph, for ONNX Runtime CUDA."""
     half = next((graph for graph in graphs if graph.precision is Precision.FP16), None)
     if half is None or half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
         return None
@@ -319,7 +319,7 @@ def _check_target(out: Path, *, force: bool) -> None:
 
 
 def _fixed_place(out: Path) -> str | None:
-    """What a folder is that cannot be renamed, or not without harm to who works in it."""
+    """Why this directory cannot be replaced, or None."""
     if os.path.ismount(out):
         return "a mount point"
     return "the current directory" if out.samefile(".") else None

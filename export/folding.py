@@ -1,6 +1,6 @@
-"""Exact algebra that moves factors out of the graph and into the weights, one named step each.
+"""Exact algebraic steps that move factors of the graph into the weights.
 
-Every step changes the model that it is given and leaves its function as it was.
+Every step changes the given model in place, but not the function that it computes.
 """
 
 import numpy as np
@@ -20,7 +20,7 @@ from dinov2rt.export.surgery import (
 
 
 def fold_layer_scale(model: ir.Model) -> None:
-    """`γ · (x W + b)` is `x (W γ) + b γ`: LayerScale goes into the projection before it."""
+    """Fold LayerScale into the projection before it: `γ · (x W + b)` is `x (W γ) + b γ`."""
     for scale in nodes_of(model, "Mul"):
         added = scale.inputs[0]
         gamma = scale.inputs[1]
@@ -106,9 +106,9 @@ def _bias_of(product: ir.Node) -> ir.Value | None:
 
 
 def _parts(value: ir.Value | None, split: ir.Node) -> list[ir.Value]:
-    """The values that `split` would make of `value`, an initializer or a node of initializers.
+    """Split `value`, an initializer or a node of initializers, as `split` would.
 
-    They are called after it: blocks.0.qkv.weight becomes blocks.0.qkv.weight.0 and so on.
+    The parts are named after it: blocks.0.qkv.weight.0, blocks.0.qkv.weight.1 and so on.
     """
     graph, count = split.graph, len(split.outputs)
     if value is None or graph is None:

@@ -1,4 +1,4 @@
-"""The pixel front end: uint8 RGB in, normalisation inside the graph."""
+"""Adds the pixel input to a graph: uint8 RGB, normalized inside the graph."""
 
 import numpy as np
 import onnx_ir as ir

@@ -1,20 +1,20 @@
-"""The fp16 graph, rewritten for ONNX Runtime's CUDA provider.
+"""Rewrites the fp16 graph with fused operators, for ONNX Runtime's CUDA provider.
 
-The portable graph leaves each transformer block to about 30 kernels there. This form uses the fused
-operators of ONNX Runtime (domain com.microsoft) and takes 13 kernels for a block with an MLP:
+There, each transformer block of the portable graph runs as about 30 kernels. The fused form uses
+ONNX Runtime's own operators (domain com.microsoft) and needs 13 kernels for a block with an MLP:
 
     qkv product · bias and transpose of q, k, v · attention · output product
     · cast, SkipLayerNormalization, cast · up product · BiasGelu · down product
     · cast, SkipLayerNormalization, cast
 
-The precision is that of the portable graph: products and attention in half precision, the residual
-stream and LayerNorm in float32. The casts are the price of the float32 stream: no operator of ONNX
-Runtime adds a float16 branch to it. docs/adr/0012 tells what else was tried, with times.
+The precision is that of the portable graph: matrix products and attention in half precision, the
+residual stream and LayerNorm in float32. The float32 stream needs the casts, because no operator of
+ONNX Runtime adds a float16 branch to it. docs/adr/0012 has the alternatives, with times.
 
-Nothing but arithmetic on shapes runs on the CPU provider and nothing is copied between the
-providers, so a CUDA graph can be captured for every shape of one session; which a test checks. For
-that, everything that depends on the image's size alone is an input, which the runtime computes once
-a shape: the padding, and the matrices that resample the position table.
+Only arithmetic on shapes runs on the CPU provider, and nothing is copied between the providers, so
+that a CUDA graph can be captured for every shape of one session; a test checks this. Therefore
+values that depend only on the image's size are inputs, which the runtime computes once per shape:
+the padding, and the matrices that resample the position table.
 """
 
 import numpy as np
@@ -51,7 +51,7 @@ def fuse(model: ir.Model, variant: Variant) -> None:
 
 
 def _first_head(graph: ir.Graph) -> ir.Node:
-    """The first node behind the blocks, in the order of the graph."""
+    """The first node after the blocks, in the order of the graph."""
     return next(node for node in graph if (node.name or "").startswith(_BEHIND_BLOCKS))
 
 
@@ -86,7 +86,7 @@ def _declare_inputs(write: Writer, images: ir.Value) -> ir.Value:
     """Take out the inputs that the portable graph has besides its images, and declare our own.
 
     Returns:
-        The padding. It has no default: ONNX Runtime binds no address to an input that has one.
+        The padding. It has no default, since ONNX Runtime cannot bind an input that has one.
     """
     graph = write.graph
     graph.initializers.pop(_PADDING, None)
@@ -144,10 +144,10 @@ def _positions(write: Writer, variant: Variant) -> ir.Value:
 
 
 class _Blocks:
-    """All transformer blocks, and the norms behind them.
+    """Writes all transformer blocks, and the norms after them.
 
-    The residual add of one branch and the LayerNorm of the next are one operator, so that each
-    branch is added when the norm after it is written.
+    The residual addition of one branch and the LayerNorm of the next are one operator. Therefore
+    each branch is added when the norm after it is written.
     """
 
     def __init__(self, write: Writer, variant: Variant, tokens: ir.Value) -> None:
@@ -245,7 +245,7 @@ class _Blocks:
         return write("BiasGelu", hidden, bias, name=f"{name}.up/gelu", dtype=_HALF, domain=_CONTRIB)
 
     def _swiglu(self, half: ir.Value, name: str) -> ir.Value:
-        """Two products in place of one, whose parts a Split would copy."""
+        """Two matrix products instead of one, because a Split would copy its parts."""
         write = self._write
         parts = []
         for kind, weight, bias in zip(
@@ -263,11 +263,11 @@ class _Blocks:
         return write("Mul", gate, value, name=f"{name}/gated", dtype=_HALF)
 
     def _product(self, values: ir.Value, name: str, scale: str) -> ir.Value:
-        """The last product of a branch, times LayerScale, in float32; its bias comes later.
+        """The last product of a branch, times LayerScale, in float32; its bias is added later.
 
-        LayerScale goes into the weights. Where its factors are so small that the products would
-        lose digits in float16, the weights are kept larger by a power of two, which the product
-        takes away again, exactly.
+        LayerScale is folded into the weights. If its factors are so small that the weights would
+        lose digits in float16, they are stored multiplied by a power of two, which the product
+        divides out again, exactly.
         """
         write = self._write
         gamma = write.array(f"{scale}.gamma")
@@ -316,7 +316,7 @@ class _Blocks:
 
 
 def _exponent(weight: np.ndarray) -> int:
-    """The power of two that lifts `weight` out of float16's subnormal range, as far as it must."""
+    """The exponent of two that moves `weight` out of float16's subnormal range; 0 if not needed."""
     largest = float(np.abs(weight).max(initial=0))
     lost = weight.astype(np.float16).astype(np.float32) - weight
     if largest == 0 or np.linalg.norm(lost) <= np.linalg.norm(weight) * 2.0**-11:

@@ -1,4 +1,4 @@
-"""Golden outputs: real photographs, and what the eager float32 model makes of them."""
+"""Computes the golden outputs: the eager float32 model on real photographs."""
 
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from dinov2rt.runtime.images import load_image
 
 PHOTOS = Path(__file__).parent / "photos"
 
-# Each tells something apart: a batch at the common size; few and unequal rows and columns; sides
-# that are no multiples of 14; the trained grid, where the position table is used as it is.
+# A batch at the common size; few and unequal rows and columns; sides that are not multiples of 14;
+# and the trained grid, where the position table is not resampled.
 _CASES = (
     (ImageSize(224, 224), ("astronaut.jpg", "coffee.jpg")),
     (ImageSize(98, 126), ("chelsea.jpg",)),
@@ -46,7 +46,7 @@ def eager_case(
     input_format: InputFormat,
     extras: Extras,
 ) -> GoldenCase:
-    """What the eager model says of `pixels` uint8 [B, H, W, 3], one image at a time."""
+    """The eager model's outputs for `pixels`, uint8 [B, H, W, 3], one image at a time."""
     normalized = model.normalization(pixels)
     batches = [eager_outputs(model, torch.from_numpy(image[None]), extras) for image in normalized]
     outputs = {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}

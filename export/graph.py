@@ -1,8 +1,8 @@
-"""The backbone in the form that is traced: the eager model's function, written for export.
+"""The backbone in the form that is traced: the same function as the eager model, for export.
 
-Against `model.py`: the position table is two products, CLS and registers are one constant prefix,
-and matrices are stored [in, out], as ONNX multiplies them. What can be folded into the weights is
-left to `folding.py`, because not every precision wants it.
+Differences to `model.py`: the position table is resampled by two matrix products, CLS and registers
+are one constant prefix, and matrices are stored as [in, out], as in ONNX. Folding into the weights
+is left to `folding.py`, because it depends on the precision.
 """
 
 import torch
@@ -57,7 +57,7 @@ class LayerScale(nn.Module):
 
 
 class GraphBlock(nn.Module):
-    """A transformer block; MLP and SwiGLU under the same names, `up` and `down`."""
+    """A transformer block; both MLP and SwiGLU are called `up` and `down`."""
 
     def __init__(self, variant: Variant, state: StateDict, name: str) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class Head(nn.Module):
 
 
 class ExportGraph(nn.Module):
-    """The whole backbone in three kinds of pieces, which `trace.py` exports and joins."""
+    """The whole backbone as three kinds of modules, which `trace.py` exports and joins."""
 
     def __init__(self, variant: Variant, state: StateDict, extras: Extras = NO_EXTRAS) -> None:
         super().__init__()

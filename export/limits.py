@@ -1,7 +1,7 @@
-"""How far a graph may be off: measured at export, on the same weights and photographs.
+"""Measures the accuracy limits of a graph at export, with its weights, on photographs.
 
-Weights differ in how far they carry an error on. What float32 itself leaves open, and what the
-official regime in half precision does, are both properties of the weights.
+How much a rounding error grows depends on the weights. Therefore both the noise of float32 and the
+error of autocast, the official evaluation's precision, are measured with them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,20 +30,20 @@ from dinov2rt.export.model import Dinov2
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
 
 ALLOWANCE = 1.4
-"""How much larger than the official regime's on a CPU the relative error of a graph may be.
+"""The allowed relative error of a graph, as a multiple of the error of autocast on a CPU.
 
-Correct implementations come to 1.24 times it at most; residual streams in half, the nearest of the
-wrong ones, to 2.2 times. See docs/adr/0007.
+Correct implementations reach at most 1.24; the nearest wrong one, a residual stream in half,
+reaches 2.2. See docs/adr/0007.
 """
 
 _CROP_SIZE = ImageSize(98, 126)
 _PHOTOS = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "hubble.jpg")
 
-# 1 - cos goes with the square of the error, and the worst token of all cases is compared with the
-# worst of few.
+# 1 - cos grows with the square of the error, and the worst token of all cases is compared with the
+# worst token of a few cases.
 _COSINE_ALLOWANCE = 4.0
 
-# Torch's half kernels on a CPU are many times slower than those of float32.
+# Torch's half kernels on a CPU are many times slower than its float32 kernels.
 _MOST_PIXELS = 224 * 224
 
 _NOISE_ALLOWANCE = 2.0
@@ -51,7 +51,7 @@ _NOISE_ALLOWANCE = 2.0
 _NO_LIMITS = Limits(cosine_min=-1.0)
 
 _MOST_ERROR = 1e6
-"""Where the eager outputs are zero, an error relative to them has no bound; a limit must have."""
+"""If the eager outputs are zero, a relative error is unbounded; a limit must be finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def autocast_runs(
 def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> Limits:
     """1e-5, or twice what one unit in the last place of the input makes of the output.
 
-    The first is some ten times the noise of well-behaved weights. Where the second is more, no two
-    float32 implementations agree better, the official one on two machines included.
+    The first is about ten times the noise of well-behaved weights. If the second is larger, no two
+    float32 implementations agree better, not even the official one on two machines.
     """
     return _float32_limits(nudged_runs(model, cases, extras))
 
@@ -134,7 +134,7 @@ def _autocast_limits(runs: Sequence[Run]) -> Limits:
     compared = compare_cases(results, replace(_NO_LIMITS, pooled_l2=np.inf))
     tokens = [each for each in compared if not is_pooled(each.output)]
     pooled = [each for each in compared if each.case == POOLED]
-    # Where autocast is exact (layer scales of 0), float32's own limits are what can be asked.
+    # If autocast is exact (layer scales of 0), the limits of float32 apply.
     return Limits(
         cosine_min=min(
             FLOAT32_LIMITS.cosine_min,

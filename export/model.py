@@ -1,8 +1,8 @@
-"""The eager DINOv2 backbone: the reference that everything else is measured against.
+"""The eager DINOv2 backbone: the reference for all accuracy checks.
 
-Written after `dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2,
-with the same state-dict keys, and kept literal: tricks for export live in `graph.py`. Training-only
-parts (masks, drop path, nested tensors) are left out.
+It follows `dinov2/models/vision_transformer.py` and `dinov2/layers/` of facebookresearch/dinov2
+literally, with the same state-dict keys; changes for export are in `graph.py`. Parts that are only
+for training (masks, drop path, nested tensors) are left out.
 """
 
 from collections.abc import Sequence
@@ -234,7 +234,7 @@ class Dinov2(nn.Module):
         return_class_token: bool = False,
         norm: bool = True,
     ) -> tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor], ...]:
-        """Tokens after some blocks, in block order whatever the order of `n`.
+        """Tokens after some blocks, always in the order of the blocks.
 
         Args:
             images: [B, 3, H, W].
@@ -244,7 +244,7 @@ class Dinov2(nn.Module):
             norm: apply the final norm to every layer.
 
         Raises:
-            InputError: a block index that the model does not have.
+            InputError: the model does not have a block of that index.
         """
         wanted = _block_indices(n, self.variant.depth)
         tokens, outputs = self.prepare_tokens(images), []
@@ -275,9 +275,9 @@ def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
 def load_eager(
     variant: Variant, state_dict: dict[str, Tensor], normalization: Normalization = IMAGENET
 ) -> Dinov2:
-    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy.
+    """The eager model in evaluation mode; it uses the tensors of `state_dict` without a copy.
 
-    `normalization` is what its input has to be normalised with.
+    `normalization` is the normalization of its input.
     """
     with torch.device("meta"):
         model = Dinov2(variant)

@@ -21,8 +21,8 @@ _PAD = 2  # taps reach two rows over the border; repeating the edge stands for c
 def magnitude(value: Tensor) -> Tensor:
     """`|value|`, exactly, without the operator Abs.
 
-    Fused with what surrounds it, Abs returns negative values as they are in OpenVINO 2026.4's CPU
-    plugin, and the table is silently wrong. See docs/adr/0008.
+    In OpenVINO 2026.4's CPU plugin, a fused Abs returns negative values unchanged, so that the
+    table would be silently wrong. See docs/adr/0008.
     """
     return torch.maximum(value, -value)
 

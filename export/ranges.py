@@ -1,7 +1,7 @@
-"""The range audit: how far the activations that a typed graph stores are from overflow.
+"""Records how large the activations get that a typed graph stores in half precision.
 
-Taken while the eager float32 model computes the golden outputs of real photographs, at every place
-where the graph of `typed.py` stores half precision, and on the residual stream, where it does not.
+They are measured while the eager float32 model computes the golden outputs of real photographs: at
+every tensor that the graph of `typed.py` stores in half, and in the residual stream (float32).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +19,17 @@ Ranges = dict[str, float]
 """The largest |activation| by tensor, e.g. `blocks.3.down`."""
 
 _Reading = Callable[[Any, Tensor, Tensor], Tensor]
-"""From a module, its input and its output to the tensor that counts."""
+"""Returns the tensor to measure, given a module, its input and its output."""
 
 
 @contextmanager
 def record_ranges(model: Dinov2) -> Iterator[Ranges]:
-    """Keep the largest |activation| that `model` shows while the block runs.
+    """Record the largest |activation| of each tensor of `model` while the block runs.
 
     Yields:
-        The largest by name: `patch_embed`, `norm`, and for each block `blocks.N.` with `norm1`,
+        The maxima by name: `patch_embed`, `norm`, and for each block `blocks.N.` with `norm1`,
         `qkv`, `attention`, `proj`, `norm2`, `up`, `activation`, `down`, `residual`. `proj` and
-        `down` are products without their bias, which the graph adds in float32.
+        `down` are without their bias, which the graph adds in float32.
     """
     ranges: Ranges = {}
     with ExitStack() as hooks:
@@ -40,13 +40,13 @@ def record_ranges(model: Dinov2) -> Iterator[Ranges]:
 
 
 def worst(ranges: Mapping[str, float]) -> tuple[str, float]:
-    """The largest of what is stored in half precision: its name and value.
+    """Name and value of the largest activation that is stored in half precision.
 
     Raises:
-        ExportError: it overflows float16.
+        ExportError: the value overflows float16.
     """
     stored = {name: value for name, value in ranges.items() if not name.endswith(".residual")}
-    # Not a number sorts first: a value that cannot be compared is the worst there is.
+    # Treat NaN as the maximum.
     name = max(stored, key=lambda key: (stored[key] != stored[key], stored[key]))
     if not stored[name] <= FLOAT16_MAX:
         raise ExportError(
@@ -77,7 +77,7 @@ def _places(model: Dinov2) -> Iterator[tuple[str, nn.Module, _Reading]]:
 def _hook(ranges: Ranges, name: str, reading: _Reading) -> Callable[..., None]:
     def record(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         largest = float(reading(module, inputs[0], output).abs().max())
-        # The order lets a NaN through.
+        # In this order of arguments, max() returns a NaN.
         ranges[name] = max(largest, ranges.get(name, 0.0))
 
     return record
@@ -97,6 +97,6 @@ def _product(module: Any, _given: Tensor, made: Tensor) -> Tensor:
 
 
 def _sums(module: Any, _given: Tensor, made: Tensor) -> Tensor:
-    """The product, and the product with its bias: both are stored."""
+    """The product without and with its bias: the graph stores both."""
     bias = module.bias if made.dim() == 3 else module.bias.reshape(-1, 1, 1)
     return torch.maximum(made.abs(), (made - bias).abs())

@@ -1,4 +1,4 @@
-"""Reading and changing ONNX graphs in memory, one node or one initializer at a time."""
+"""Reads and changes ONNX graphs in memory, one node or one initializer at a time."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def producer_of(value: ir.Value | None) -> ir.Node:
 
 
 def array_of(value: ir.Value | None) -> np.ndarray:
-    """What the initializer `value` holds."""
+    """The array of the initializer `value`."""
     if value is None or value.const_value is None:
         raise ValueError(f"{value} is no initializer")
     return value.const_value.numpy()
@@ -35,14 +35,14 @@ def add_initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
 
 
 def set_array(value: ir.Value | None, array: np.ndarray) -> None:
-    """Replace what the initializer `value` holds."""
+    """Replace the array of the initializer `value`."""
     if value is None:
         raise ValueError("no value to set")
     value.const_value = ir.tensor(np.asarray(array, order="C"), name=value.name)
 
 
 def bypass(graph: ir.Graph, node: ir.Node, replacement: ir.Value) -> None:
-    """Remove `node`, whose only output `replacement` takes the place of."""
+    """Remove `node`, and use `replacement` instead of its only output."""
     ir.convenience.replace_all_uses_with(node.outputs[0], replacement)
     graph.remove(node, safe=True)
 
@@ -58,8 +58,8 @@ Operand = ir.Value | np.ndarray | np.float32 | None
 class Writer:
     """Inserts nodes before the node `before`, or at the end without one, in the order of the calls.
 
-    Numbers and arrays among the operands become initializers, called after the node. Keywords
-    besides the named ones are the operator's attributes.
+    Numbers and arrays among the operands become initializers that are named after the node. Other
+    keyword arguments are the operator's attributes.
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
@@ -74,7 +74,7 @@ class Writer:
         domain: str = "",
         **attributes: Any,
     ) -> ir.Value:
-        """A node of one output, of type `dtype`; both are called `name`."""
+        """Insert a node with one output of type `dtype`; both are called `name`."""
         if op_type == "Cast":
             attributes["to"] = dtype
         self._count += 1
@@ -93,7 +93,7 @@ class Writer:
         domain: str = "",
         **attributes: Any,
     ) -> tuple[ir.Value, ...]:
-        """A node of several float32 outputs; those that are not `used` are left out."""
+        """Insert a node with several float32 outputs; outputs that are not `used` are left out."""
         outputs = self._insert(op_type, operands, name, domain, len(used), attributes)
         for index, (output, is_used) in enumerate(zip(outputs, used, strict=True)):
             output.name = f"{name}_{index}" if is_used else ""
@@ -105,7 +105,7 @@ class Writer:
         return self.graph.initializers[name]
 
     def array(self, name: str) -> np.ndarray:
-        """What the initializer called `name` holds."""
+        """The array of the initializer called `name`."""
         return array_of(self.initializer(name))
 
     def _insert(

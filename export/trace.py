@@ -1,7 +1,7 @@
-"""From the module to an ONNX model in memory, dynamic in batch, height and width.
+"""Traces the module to an ONNX model in memory, dynamic in batch, height and width.
 
-All blocks compute the same, so one is traced and repeated with each block's weights: tracing takes
-seconds for every variant, where torch needs many minutes for the symbolic shapes of 40 blocks.
+All blocks compute the same function, so one block is traced and repeated with each block's weights.
+This takes seconds; for the symbolic shapes of 40 blocks, torch would need many minutes.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     """The graph as an ONNX model: `images` [batch, 3, height, width] to the named outputs.
 
     Raises:
-        ExportError: a dimension that must be dynamic came out as a constant.
+        ExportError: a dimension that must be dynamic was exported as a constant.
     """
     embed_dim = graph.variant.embed_dim
     tokens = torch.zeros(*_EXAMPLE_TOKENS, embed_dim)
@@ -64,10 +64,10 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
 def _export(
     module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], opset: int
 ) -> ir.Model:
-    """One piece, with readable node names and nothing of where it was traced.
+    """Export one module, with readable node names and without metadata of the tracing.
 
-    It is traced with weights that are drawn for it: the exporter merges initializers that are
-    equal, and simplifies what it knows to be zero or one. Its own weights are set afterwards.
+    It is traced with random weights, because the exporter merges equal initializers and simplifies
+    zeros and ones. Its own weights are set afterwards.
     """
     with _quiet():
         program = torch.onnx.export(
@@ -91,7 +91,7 @@ def _export(
 
 
 def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph) -> None:
-    """Append every block with its own weights, and a head where tokens are asked for."""
+    """Append every block with its own weights, and a head after each requested layer."""
     (tokens,) = target.outputs
     tokens.name = "tokens"
     target.outputs.clear()
@@ -172,7 +172,7 @@ def _append(target: ir.Graph, part: ir.Graph, tokens: ir.Value, rename: Rename) 
 
 
 def _adopt(target: ir.Graph, source: ir.Graph, value: ir.Value, rename: Rename) -> None:
-    """Move an initializer; one of the same name, as the final norm's, is shared."""
+    """Move an initializer; if the target has one of the same name, that is used instead."""
     del source.initializers[str(value.name)]
     name = rename(str(value.name))
     if name in target.initializers:
@@ -220,7 +220,7 @@ def _token_axis(name: str, variant: Variant) -> tuple[str | int, ...]:
 
 
 def _forget_inner_shapes(graph: ir.Graph) -> None:
-    """What torch says of them would not hold behind a front end that pads."""
+    """Drop inner shapes: with a front end that pads, they would be wrong."""
     ends = {id(output) for output in graph.outputs}
     for node in graph:
         for value in node.outputs:
@@ -229,7 +229,7 @@ def _forget_inner_shapes(graph: ir.Graph) -> None:
 
 
 def _copy_dimensions(block: ir.Graph) -> None:
-    """Let Reshape copy batch and tokens (0 in ONNX) in place of computing them from Shape nodes."""
+    """Make Reshape copy batch and tokens (0 in ONNX) instead of computing them by Shape nodes."""
     for node in [node for node in block if node.op_type == "Reshape"]:
         shape = node.outputs[0].shape
         if shape is None or node.outputs[0].dtype != ir.DataType.FLOAT:
@@ -253,7 +253,7 @@ def _name_nodes(graph: ir.Graph, root: str) -> None:
 
 
 def _drop_trace_leftovers(model: ir.Model) -> None:
-    """Remove source paths and stack traces, and attributes that stand at their defaults."""
+    """Remove source paths, stack traces, and attributes with default values."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:
@@ -270,7 +270,7 @@ def _drop_trace_leftovers(model: ir.Model) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the exporter says of torchvision and of its own deprecations."""
+    """Silence the exporter's messages about torchvision and its own deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)

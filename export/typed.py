@@ -1,8 +1,8 @@
-"""Strongly typed graphs: precision is written into the graph, as TensorRT 10 and later want it.
+"""Makes strongly typed graphs, which state their precisions, as TensorRT 10 and later require.
 
-The regime is that of the official evaluation, autocast: matrix products and attention in half
-precision; residual stream, LayerNorm, LayerScale and the position table in float32. Every one of
-these choices is measured in docs/adr/0005.
+The precisions are those of autocast, as in the official evaluation: matrix products and attention
+in half precision; residual stream, LayerNorm, LayerScale and the position table in float32.
+docs/adr/0005 has measurements for each of these choices.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from dinov2rt.errors import ExportError
 from dinov2rt.export.surgery import array_of, module_of
 
 Policy = Callable[[ir.Node], bool]
-"""Whether a node that computes in float32 as traced is to compute in half precision."""
+"""Whether a node, which computes in float32 in the trace, shall compute in half precision."""
 
 FLOAT16_MAX = 65504.0
 
@@ -42,7 +42,7 @@ _FORMATS = {
 WAY_OUT = 'leave "fp16" out of the precisions; "bf16" and "fp32" hold it'
 
 _MOVES = ("Concat", "Expand", "Gather", "Reshape", "Slice", "Split", "Transpose")
-"""Operators that compute nothing, and so keep the type that they are given."""
+"""Operators that only move data, and therefore keep the type of their input."""
 
 
 def autocast(node: ir.Node) -> bool:
@@ -64,8 +64,8 @@ def autocast(node: ir.Node) -> bool:
 def to_half(model: ir.Model, precision: Precision, policy: Policy = autocast) -> None:
     """Type `model`, a float32 trace, for "fp16" or "bf16". Its outputs stay float32.
 
-    LayerScale must not be folded before: γ of trained models is small enough to push weights into
-    the subnormal range of float16.
+    LayerScale must not be folded: γ of trained models is so small that weights would become
+    subnormal in float16.
 
     Raises:
         ExportError: a weight does not fit the format.
@@ -74,7 +74,7 @@ def to_half(model: ir.Model, precision: Precision, policy: Policy = autocast) ->
 
 
 def half_outputs(model: ir.Model, precision: Precision) -> None:
-    """Let the outputs be half precision as well, under the same names."""
+    """Cast the outputs to half precision, under the same names."""
     data_type = _FORMATS[precision].data_type
     graph = model.graph
     for index, output in enumerate(graph.outputs):
@@ -88,7 +88,7 @@ def half_outputs(model: ir.Model, precision: Precision) -> None:
 
 
 class _Typing:
-    """One pass over the nodes, in their order, that inserts a cast wherever types meet."""
+    """One pass over the nodes, in order, that inserts a cast wherever types differ."""
 
     def __init__(self, graph: ir.Graph, precision: Precision, policy: Policy) -> None:
         self.graph, self.policy = graph, policy
@@ -97,7 +97,7 @@ class _Typing:
         self.casts: dict[tuple[ir.Value, ir.DataType], ir.Value] = {}
 
     def apply(self) -> None:
-        """Give each node its inputs in the type that it computes in."""
+        """Convert the inputs of each node to the type that it computes in."""
         for node in list(self.graph):
             if node.op_type in ("Shape", "Cast"):
                 continue
@@ -137,7 +137,7 @@ class _Typing:
         return self.casts[key]
 
     def _round(self, weight: ir.Value) -> None:
-        """Replace an initializer's tensor; the original, which clones share, is left as it is."""
+        """Replace an initializer's tensor; the original is not changed, since clones share it."""
         exact = array_of(weight)
         with np.errstate(over="ignore"):
             rounded = exact.astype(self.format.numpy_type)
@@ -147,10 +147,10 @@ class _Typing:
 
 
 def _check_fit(name: str, exact: np.ndarray, rounded: np.ndarray, half: _Format) -> None:
-    """Refuse what overflows, and a matrix that loses more than normal numbers can.
+    """Refuse values that overflow, and matrices that lose more than normal numbers do.
 
-    A matrix does so where most of it falls into the subnormal range. A vector is a bias: what it
-    loses there is nothing beside what it is added to.
+    A matrix loses more if most of it is subnormal. A vector is a bias, whose loss is negligible
+    compared with the values that it is added to.
     """
     largest = float(np.abs(exact).max(initial=0))
     if not largest <= half.largest:

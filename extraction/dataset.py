@@ -127,7 +127,7 @@ class FeatureDataset:
         part = self.part(chunk)
         staged = StagedPart(self._errors(part), part)
         failures = kept_failures(chunk, staged.errors)
-        rows = _sifted(chunk, outcomes, failures)
+        rows = _without_failures(chunk, outcomes, failures)
         scaled: list[ImageSize] = []
         if chunk.only is not None:
             rows = merged(chunk, read_rows(part), rows)
@@ -273,10 +273,10 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sifted(
+def _without_failures(
     chunk: Chunk, outcomes: Iterable[ImageFeatures | Failure], failures: list[Failure]
 ) -> Iterator[ImageFeatures]:
-    """The features alone; what failed is put aside, with the state of its file."""
+    """Yield the features; append failures to `failures`, with the state of their files."""
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             state = outcome.file_state or file_state(chunk.file_of(outcome.key))

@@ -24,7 +24,7 @@ from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.extractor import Extractor
 from dinov2rt.optional import require
 
-_KNOCK_S = 10
+_CONNECT_S = 10
 _BLOCKS_A_WORKER = 64
 """What Ray hands out and retries is a block of chunks; of more than thousands it becomes slow."""
 
@@ -109,14 +109,14 @@ class _ChunkWorker:
 
 @contextlib.contextmanager
 def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
-    """Ray, started or found; left as it was found."""
+    """Connect to Ray, or start it; shut it down afterwards, unless it was running before."""
     if ray.is_initialized():
         yield
         return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody unasked
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no usage statistics by default
     starts = {} if cluster.address else {"include_dashboard": False}
     try:
-        _knock(cluster.address)
+        _check_reachable(cluster.address)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", **starts)
     except (OSError, ray.exceptions.RayError, ValueError) as error:
         raise BackendError(
@@ -129,16 +129,16 @@ def _connected(ray: Any, cluster: Cluster) -> Iterator[None]:
         ray.shutdown()
 
 
-def _knock(address: str | None) -> None:
-    """Is anybody there? Ray itself asks for minutes on end."""
+def _check_reachable(address: str | None) -> None:
+    """Fail quickly if nothing listens at `address`; Ray itself retries for minutes."""
     if address is not None and address != "auto":
         place = urlsplit(address if "://" in address else f"//{address}")
-        with socket.create_connection((place.hostname, place.port), timeout=_KNOCK_S):
+        with socket.create_connection((place.hostname, place.port), timeout=_CONNECT_S):
             pass
 
 
 def _silence(context: Any) -> None:
-    """Ray's own progress; the command shows its."""
+    """Turn Ray's own progress off; the command shows its own."""
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

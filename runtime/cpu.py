@@ -38,7 +38,7 @@ class Cpu:
 
 
 def this_cpu() -> Cpu:
-    """What the system says of it; without /proc/cpuinfo no instruction sets are known."""
+    """This machine's CPU; without /proc/cpuinfo, its instruction sets are unknown."""
     try:
         text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -53,9 +53,9 @@ def this_cpu() -> Cpu:
 
 
 def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...] | None]:
-    """The CPU's model and the instruction sets that matter here, from /proc/cpuinfo.
+    """The CPU's model and its relevant instruction sets, from the text of /proc/cpuinfo.
 
-    Each is None where the text does not say; a CPU that has none of the sets gives an empty tuple.
+    Each is None if the text does not contain it; a CPU without these sets gives an empty tuple.
     """
     first_core = dict(_key_and_value(line) for line in text.partition("\n\n")[0].splitlines())
     flags = first_core.get("flags", "").split()
@@ -64,13 +64,13 @@ def parse_cpuinfo(text: str) -> tuple[str | None, tuple[str, ...] | None]:
 
 
 def is_x86() -> bool:
-    """Whether it is an x86 of 64 bits."""
+    """Whether this is a 64-bit x86 CPU."""
     return platform.machine().lower() in _X86
 
 
 def usable_cores() -> int:
     """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):  # macOS and Windows have none
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 

@@ -1,4 +1,4 @@
-"""Images that lie on the GPU, checked; nothing here touches their elements."""
+"""Checks images that are on the GPU, without reading their elements."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def device_group(
     others where they change nothing.
 
     Raises:
-        InputError: anything else.
+        InputError: shape, dtype or size is not allowed, or `snap` would change the images.
     """
     batch = images[None] if len(images.shape) == 3 else images
     size = _size(batch, input_format)

@@ -1,4 +1,4 @@
-"""What this machine can run, and what would have to be installed for more."""
+"""Examines what this machine can run, and which packages are missing for more."""
 
 import contextlib
 import os
@@ -43,7 +43,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """An NVIDIA GPU, as nvidia-smi tells of it; its memory in MiB."""
+    """An NVIDIA GPU as reported by nvidia-smi; memory in MiB."""
 
     name: str
     driver: str
@@ -52,14 +52,14 @@ class Gpu:
 
     @property
     def target(self) -> str | None:
-        """Its compute capability as in "sm80", or None if nvidia-smi does not know it."""
+        """The compute capability, such as "sm80", or None if nvidia-smi does not report it."""
         digits = self.compute_capability.replace(".", "")
         return f"sm{digits}" if digits.isdigit() else None
 
 
 @dataclass(frozen=True, slots=True)
 class Package:
-    """An optional package: its version (None where it is missing), and what it is for."""
+    """An optional package: its version (None if it is missing), and its purpose."""
 
     name: str
     version: str | None
@@ -69,7 +69,7 @@ class Package:
 
 @dataclass(frozen=True, slots=True)
 class Runner:
-    """A backend on a device, and why it cannot run here (None where it can)."""
+    """A backend on a device, and why it cannot run here (None if it can)."""
 
     name: str
     cannot_run: str | None
@@ -77,9 +77,9 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """This machine; true when something can run on it.
+    """The result of `examine`; true if a backend can run on this machine.
 
-    `memory_mib` is what this process may use, None where the system does not tell.
+    `memory_mib` is the memory that this process may use, or None if it is unknown.
     """
 
     python: str
@@ -98,7 +98,7 @@ class Diagnosis:
 
 
 def examine() -> Diagnosis:
-    """Look at this machine. Of the packages only those that run graphs are imported."""
+    """Examine this machine. Of the optional packages, only those that run graphs are imported."""
     gpus = _gpus()
     driver = gpus[0].driver if gpus else _first_line_of(_NVIDIA_DRIVER)
     packages = tuple(_package(*entry) for entry in _PACKAGES)
@@ -129,7 +129,7 @@ def _memory_mib() -> int | None:
     limits = []
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(ValueError):  # a container's limit; "max" where there is none
+    with contextlib.suppress(ValueError):  # a container's limit; "max" means no limit
         limits.append(int(_text_of(_CGROUP_MEMORY)))
     return min(limits) >> 20 if limits else None
 
@@ -143,7 +143,7 @@ def _gpus() -> tuple[Gpu, ...]:
         answer = subprocess.run(  # noqa: S603 (no shell, and nothing in it comes from outside)
             command, capture_output=True, text=True, check=True, timeout=_NVIDIA_SMI_TIMEOUT_S
         )
-    except (OSError, subprocess.SubprocessError):  # it fails where no driver is loaded
+    except (OSError, subprocess.SubprocessError):  # it fails if no driver is loaded
         return ()
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
     return tuple(Gpu(*row) for row in rows if len(row) == len(_NVIDIA_SMI_QUERY.split(",")))
@@ -162,10 +162,10 @@ def _plan_runner(package: Package, gpus: tuple[Gpu, ...], driver: str | None) ->
 
 
 def _cannot_run_plans(package: Package, gpus: tuple[Gpu, ...], driver: str | None) -> str | None:
-    """Judged by the GPU and by what is installed: no TensorRT is imported.
+    """Why plans cannot run, or None; judged by the GPU and installed packages, without TensorRT.
 
-    The GPU is the one that CUDA uses, as in `load`. If CUDA cannot be asked, `gpus` are those of
-    nvidia-smi.
+    The GPU is the one that CUDA uses, as in `load`. If CUDA does not work, `gpus` from nvidia-smi
+    are used instead.
     """
     flavour = Flavour.TENSORRT_RTX if package.name == "tensorrt-rtx" else Flavour.TENSORRT
     reason = None

@@ -1,4 +1,4 @@
-"""What the model returns, and what its outputs are called."""
+"""The features that a model returns."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -96,7 +96,7 @@ class Features:
 
 
 def scatter(groups: Iterable[tuple[ImageGroup, Features]]) -> list[Features]:
-    """Each image's own features, back in the caller's order."""
+    """The features of each image, in the caller's order."""
     placed = {
         position: features[index]
         for group, features in groups

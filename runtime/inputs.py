@@ -1,4 +1,4 @@
-"""What a caller hands in, checked and grouped into batches that a graph can take."""
+"""Checks a caller's images and groups them into batches for the graph."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ Images = NDArray[Any] | Sequence[NDArray[Any]]
 class ImageGroup:
     """Images that go through the model together.
 
-    `images` is in the graph's own format, `padding` still to be added by the graph, `grid` what the
-    model will see, and `positions` says where each image stood in the caller's list.
+    `images` are in the graph's format. `padding` is left to the graph. `grid` is the patch grid of
+    the padded images. `positions` are the images' positions in the caller's list.
     """
 
     images: NDArray[Any]
@@ -33,7 +33,7 @@ class ImageGroup:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where height, width and channels stand in a batch of one dtype."""
+    """The axes of height, width and channels in a batch of one dtype."""
 
     dtype: str
     shape: str
@@ -116,7 +116,7 @@ def _prepare_one(
 
 
 def _checked(images: Any, input_format: InputFormat) -> NDArray[Any]:
-    """`images` as a batch of four axes, or one line that says what is wrong with it."""
+    """`images` as a batch with four axes; an `InputError` says what is wrong."""
     allowed = _allowed(input_format)
     array = _as_array(images, allowed)
     layout = _layout_of(array, input_format)
@@ -140,7 +140,7 @@ def _as_array(images: Any, allowed: str) -> NDArray[Any]:
         )
     try:
         return np.asarray(images)
-    except Exception as error:  # other libraries' own, e.g. of a tensor on a GPU
+    except Exception as error:  # other libraries have their own, e.g. for a tensor on a GPU
         reason = first_line(error)
         raise InputError(
             f"got {type(images).__name__} that is no numpy array ({reason}); allowed is {allowed}"
@@ -211,7 +211,7 @@ def _format(
     padding: Padding,
     normalization: Normalization,
 ) -> tuple[NDArray[Any], Padding]:
-    """The batch as the graph takes it; a graph without a padding input gets it padded."""
+    """The batch in the graph's format, padded here if the graph has no padding input."""
     if input_format is InputFormat.PIXELS:
         return batch, padding
     images = normalization(batch) if batch.dtype == np.uint8 else batch

@@ -37,17 +37,17 @@ from dinov2rt.runtime.selection import Choice, select
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
 
 _WARM_UP_CALLS = 3
-"""On a GPU a shape is prepared when it comes for the second time, and captured by that call."""
+"""On a GPU, the second call of a shape captures its CUDA graph; the third runs it."""
 
 _PAUSE_S = 0.05
 
 DEFAULT_MAX_PIXELS = 2**22
-"""Pixels of one forward pass unless the caller says otherwise: one image of 2048 × 2048."""
+"""The default limit on pixels of one forward pass: one image of 2048 × 2048."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """What was asked of `load`, so that another process can ask the same."""
+    """The arguments of `load`, so that another process can load the same model."""
 
     device: str = "auto"
     backend: str | None = None
@@ -58,10 +58,10 @@ class LoadOptions:
 
 @dataclass(slots=True, eq=False)
 class Model:
-    """A bundle, loaded. Made by `load`; a context manager; safe to call from several threads.
+    """A loaded bundle. Made by `load`; a context manager; safe to call from several threads.
 
-    Pickling keeps the bundle's path or URL and the options, and unpickling loads it again. `path`
-    is where it lies on this machine.
+    A pickled model holds the bundle's path or URL and the options; unpickling loads it again.
+    `path` is the bundle's folder on this machine.
     """
 
     path: Path
@@ -125,13 +125,13 @@ class Model:
                 model card's), "center-crop", "pad" (zeros after normalisation, centred, as the
                 depth heads do), "resize" (to the nearest multiple), or "error".
             device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
-                for DLPack, and the stream that takes it over waits for it, not the host.
+                for DLPack. The consumer's stream waits for it; the host does not.
 
         Returns:
             `Features` with B images, or for a list a list of `Features` with B = 1 each.
 
         Raises:
-            InputError: images or arguments that cannot be used.
+            InputError: the images or arguments cannot be used.
         """
         names = self._output_names(outputs)
         groups = self._groups(images, Snap.parse(snap))
@@ -199,16 +199,16 @@ class Model:
         return answers[name]
 
     def warm_up(self, shapes: Iterable[tuple[int, int, int]]) -> None:
-        """Prepare for batches of these shapes, so that their first call is as fast as later ones.
+        """Prepare batches of these shapes, so that their first call is as fast as later calls.
 
-        A service calls it before it takes requests. On a GPU, memory is allocated and a CUDA graph
-        captured for each shape; eight are kept, and the least recently used is evicted.
+        Call it in a service before it accepts requests. On a GPU, memory is allocated and a CUDA
+        graph is captured for each shape; eight are kept, and the least recently used is evicted.
 
         Args:
             shapes: batch, height and width in pixels, e.g. `[(1, 224, 224), (32, 224, 224)]`.
 
         Raises:
-            InputError: a shape that cannot be run.
+            InputError: a shape cannot be run.
         """
         for batch, height, width in shapes:
             images = np.zeros((batch, height, width, 3), dtype=np.uint8)
@@ -222,10 +222,10 @@ class Model:
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
     ) -> Iterator[Features | list[Features]]:
-        """Features of one batch after the other, in their order; see `__call__`.
+        """Features of the batches, in order; see `__call__`.
 
-        The next batch is read while this one runs, and with a TensorRT plan its copies overlap with
-        the computation. A few batches are in memory at a time, however many there are.
+        The next batch is read while one runs, and with a TensorRT plan, copies overlap with
+        computation. Only a few batches are in memory at a time.
         """
         calls = self._backend.concurrent_calls
         pending: deque[Future[Features | list[Features]]] = deque()
@@ -241,15 +241,15 @@ class Model:
             pool.shutdown(cancel_futures=True)
 
     def verify(self, cases: Sequence[GoldenCase] | None = None) -> AccuracyReport:
-        """Compare this model with the eager float32 one, by default on the bundle's golden outputs.
+        """Compare this model with eager float32 outputs, by default the bundle's golden outputs.
 
-        No torch is needed: what the eager model says was stored at export. A TensorRT plan that
-        passes on the bundle's own is noted down in the manifest as verified on this GPU.
+        No torch is needed, because the eager model's outputs were stored at export. If a TensorRT
+        plan passes on the golden outputs, the manifest records it as verified on this GPU.
 
         Raises:
             BundleError: the golden outputs are missing, altered, or of another export.
         """
-        # The plan alone: what stands behind it must not answer for it.
+        # Only the plan: its fallback graph must not run in its place.
         backend = self._choice.plan or self._backend
         if cases is not None:
             return compare_all(backend, self.graph, cases)
@@ -269,7 +269,7 @@ class Model:
         return "\n".join(lines)
 
     def close(self) -> None:
-        """Free the backend. The model cannot be called afterwards."""
+        """Free the backend; the model cannot be called afterwards."""
         self._backend.close()
 
     def __enter__(self) -> Self:
@@ -389,18 +389,19 @@ def load(
         bundle: its directory, or any URL that fsspec reads, e.g. s3://models/dinov2_vits14, whose
             files are copied to this machine once (`$DINOV2RT_CACHE`, or ~/.cache/dinov2rt).
         device: "auto" (the best that runs here), "cpu", "cuda", or a GPU by number, "cuda:1".
-        backend: "openvino", "onnxruntime" or "tensorrt"; None chooses.
-        precision: that of the graph, e.g. "fp32"; None chooses.
-        threads: threads of the CPU backend; None leaves it to the backend.
-        max_pixels: the most pixels (B · H · W) of one forward pass. A larger batch is run in
+        backend: "openvino", "onnxruntime" or "tensorrt"; None chooses the best.
+        precision: the precision of the graph, e.g. "fp32"; None chooses the best.
+        threads: number of threads of the CPU backend; None leaves it to the backend.
+        max_pixels: the most pixels (B · H · W) of one forward pass. A larger batch runs in
             several passes; a single larger image is refused, since memory grows with it.
         verify: compare with the golden outputs before returning.
 
     Raises:
-        BundleError: no bundle there, it cannot be copied, or a missing, altered or newer file.
-        BackendError: what was asked for by name cannot run here.
-        InputError: an option that does not exist.
-        AccuracyError: `verify` was asked for and failed.
+        BundleError: there is no bundle, it cannot be copied, or a file is missing, altered or of a
+            newer version.
+        BackendError: the requested device, backend or precision cannot run here.
+        InputError: an option has an unknown value.
+        AccuracyError: `verify` is set and failed.
     """
     location = str(bundle) if is_url(bundle) else str(Path(bundle).absolute())
     model = _reload(location, LoadOptions(device, backend, precision, threads, max_pixels))
@@ -427,7 +428,7 @@ def _reload(location: str, options: LoadOptions) -> Model:
 
 
 def _load_once(location: str, path: Path, options: LoadOptions) -> Model:
-    """Read the manifest and open what it names, all of one and the same bundle."""
+    """Read the manifest and open its files; fail if the bundle is replaced meanwhile."""
     with contextlib.ExitStack() as opened:
         with not_replaced(path) as watch:
             manifest = Manifest.read(path)

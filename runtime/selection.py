@@ -1,4 +1,4 @@
-"""Which graph of a bundle runs on what: the best that works here, and why not a better one."""
+"""Selects the best plan or graph that runs here, with the reasons against better ones."""
 
 import contextlib
 import re
@@ -36,14 +36,14 @@ from dinov2rt.runtime.tensorrt.backend import TensorRTBackend, open_plan
 BACKENDS = ("openvino", "onnxruntime", "tensorrt")
 DEVICES = ("auto", "cpu", "cuda")
 CUDA_TARGET = "onnxruntime-cuda"
-"""What `build` calls the graph for ONNX Runtime CUDA."""
+"""The target of `build` that adds the graph for ONNX Runtime CUDA."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs, and each better candidate with the reason why it does not.
+    """The selected backend, and each better candidate with the reason why it does not run.
 
-    With a `plan`, `graph` is the one that it was built from.
+    If a `plan` runs, `graph` is the graph that it was built from.
     """
 
     graph: GraphEntry
@@ -56,7 +56,7 @@ class Choice:
 class _Runner:
     """A library that executes graphs, on a device, in a precision.
 
-    `is_fused` stands for the graph in the form for ONNX Runtime CUDA.
+    `is_fused` selects the fused graph for ONNX Runtime CUDA.
     """
 
     backend: str
@@ -69,7 +69,7 @@ class _Runner:
         return f"{self.backend} {self.device} {self.precision}{fused}"
 
     def graph_of(self, manifest: Manifest) -> GraphEntry | None:
-        """The graph of the bundle that it runs."""
+        """The graph of the bundle that this runs."""
         if self.is_fused:
             return manifest.cuda_graph
         graphs = manifest.graphs
@@ -132,12 +132,12 @@ def select(
     precision: str | None,
     threads: int | None,
 ) -> Choice:
-    """Open the best of what fits what was asked for, which is the first that really starts here.
+    """Open the best plan or graph that meets the request and starts on this machine.
 
     Raises:
-        InputError: a name that does not exist.
+        InputError: a name is unknown.
         BundleError: a file is missing or altered.
-        BackendError: nothing that fits can run here; the message gives every reason.
+        BackendError: no matching plan or graph can run here; the message gives every reason.
     """
     kind, ordinal = parse_device(device)
     _check_name("backend", backend or BACKENDS[0], BACKENDS)
@@ -149,10 +149,10 @@ def select(
 
 
 def parse_device(device: str) -> tuple[str, int | None]:
-    """The kind of a device, and the number of the GPU where one is named, as in "cuda:1".
+    """The kind of a device, and the number of the GPU if the name has one, as in "cuda:1".
 
     Raises:
-        InputError: there is no such device.
+        InputError: the device is unknown.
     """
     named = re.fullmatch(r"cuda:(\d{1,4})", device)
     if named is not None:
@@ -206,7 +206,7 @@ def _asked_for(request: _Request) -> str:
 
 
 def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
-    """Check and load a plan; where nothing was asked for by name, with a graph behind it."""
+    """Check and load a plan; add a fallback graph unless a device or backend was requested."""
     rebuild = rebuild_command(request.bundle, entry)
     graph = graph_of(request.manifest, entry, rebuild)
     plan = open_plan(request.bundle, entry, graph)
@@ -218,7 +218,7 @@ def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
 
 def _no_plan(request: _Request) -> Choice:
     if request.device == "cpu":
-        raise BackendError('plans run on NVIDIA GPUs alone; use device="cuda"')
+        raise BackendError('plans run only on NVIDIA GPUs; use device="cuda"')
     if request.precision is Precision.INT8:
         raise BackendError('int8 is for OpenVINO on the CPU; use backend="openvino"')
     kind = f"{request.precision} plan" if request.precision else "plan"
@@ -228,7 +228,7 @@ def _no_plan(request: _Request) -> Choice:
 
 
 def _open_graph(request: _Request, runner: _Runner) -> Choice:
-    """Load the graph, its files compared with the manifest."""
+    """Load the graph and compare its files with the manifest."""
     graph = runner.graph_of(request.manifest)
     reason = runner.cannot_run() if graph else _no_graph(request, runner)
     if graph is None or reason is not None:
@@ -246,10 +246,10 @@ def _no_graph(request: _Request, runner: _Runner) -> str:
 
 
 def _open_while_hashing(request: _Request, graph: GraphEntry, runner: _Runner) -> Backend:
-    """Hash the weights in a thread while the library loads them, since each takes as long.
+    """Hash the weights in a thread while the library loads them, since both take equally long.
 
-    The graph is checked before it is parsed. Of the weights, plain numbers, the size is, and no
-    call is served before their hash was compared.
+    The graph is hashed before it is parsed. Weights are plain numbers: their size is checked before
+    the load, and their hash before the first call.
     """
     rebuild = request.manifest.rebuild_command(request.bundle)
     graph_file, *weights = graph.files
@@ -267,13 +267,13 @@ def _open_while_hashing(request: _Request, graph: GraphEntry, runner: _Runner) -
                 backend = runner.open(request.bundle / graph_file.path, graph, request)
                 undo.callback(backend.close)
             finally:
-                hashing.result()  # altered weights are the error, whatever the library made of them
+                hashing.result()  # altered weights take precedence over an error of the library
         undo.pop_all()
     return backend
 
 
 def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> None:
-    """Refuse a graph that refers to a file which the manifest does not name for it."""
+    """Refuse a graph that refers to a file that is not among its files in the manifest."""
     name = bundle / graph.files[0].path
     try:
         found = external_files(content)

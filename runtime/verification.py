@@ -1,4 +1,4 @@
-"""Is what runs still what was exported? Compared with the eager model, and noted down for plans."""
+"""Compares a backend with the eager model's golden outputs, and records verified plans."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,12 @@ from dinov2rt.runtime.gpu.cuda import Gpu
 
 
 def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]) -> AccuracyReport:
-    """Every output of `graph` on `backend` against the eager model's, for every case.
+    """Compare every output of `graph` on `backend` with the eager model's, for every case.
 
-    A case of a shape that a plan has no profile for is left out with a warning.
+    A case whose shape fits no profile of a plan is left out with a warning.
 
     Raises:
-        BundleError: a case is not of this graph's export.
+        BundleError: a case is from the export of another graph.
     """
     limits = graph.limits
     results, tasks = [], []
@@ -49,11 +49,11 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
 def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport:
     """Compare the graph for ONNX Runtime CUDA with the golden outputs, on the CPU provider.
 
-    That has its operators too, slowly. It shows that the graph is right; what a GPU's kernels make
-    of it, `verify` shows there.
+    The CPU provider also has this graph's operators, but they are slow. This checks the graph; the
+    GPU's kernels are checked by `verify` on a machine with a GPU.
 
     Raises:
-        BundleError: the bundle holds no such graph, or a file is missing or altered.
+        BundleError: the bundle has no such graph, or a file is missing or altered.
         BackendError: ONNX Runtime cannot load it.
     """
     graph, rebuild = manifest.cuda_graph, manifest.rebuild_command(bundle)

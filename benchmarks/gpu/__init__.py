@@ -1,1 +1,1 @@
-"""Everything that is measured on a GPU machine, in one command."""
+"""Runs all measurements on a GPU machine with one command."""

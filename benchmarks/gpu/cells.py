@@ -1,15 +1,15 @@
-"""Latency on a GPU that can be had for minutes: all variants and candidates in one process.
+"""Measures latency on a GPU within a few minutes: all variants and candidates in one process.
 
     python -m dinov2rt.benchmarks.gpu.cells OUT BUNDLE... --budget 300
 
-`dinov2rt bench` starts a process for each candidate and spends most of its time on starting. Here
-one process holds every model, the most telling cells come first, and nothing is begun that is not
-likely to end within the budget; what did not fit is named in the result. For each bundle it writes
+`dinov2rt bench` starts a process for each candidate, which takes most of its time. Here one process
+holds every model, the most important cells come first, and a cell starts only if it is likely to
+end within the budget; the result names the cells that did not fit. For each bundle it writes
 OUT/VARIANT.json, which `dinov2rt report` reads, and OUT/VARIANT.kernels.json.
 
-Device time: images lie in GPU memory and outputs stay there. Some twenty calls are enqueued one
-after the other between two CUDA events. Host time: images come from and outputs return to numpy
-arrays, one call at a time.
+Device time: images are in GPU memory and outputs stay there; about twenty calls are enqueued back
+to back between two CUDA events. Host time: images come from numpy arrays and outputs return to
+numpy arrays, one call at a time.
 """
 
 import argparse
@@ -47,7 +47,7 @@ _MATRIX_SIDE = 8192
 
 
 class Run:
-    """What was measured so far, written out after every cell."""
+    """The results so far, written to disk after every cell."""
 
     def __init__(
         self, out: Path, bundles: Sequence[Path], deadline: float, *, all_peers: bool = False
@@ -65,7 +65,7 @@ class Run:
         self.missing: list[Missing] = []
 
     def measure_all(self) -> None:
-        """Every cell, by importance, for as long as there is time."""
+        """Measure every cell, the most important first, until the budget is spent."""
         longest_s = 0.0
         for batch, side in CELLS:
             for variant, task in self.tasks.items():
@@ -86,7 +86,7 @@ class Run:
             try:
                 contestant.open(cell)
                 contestants.append(contestant)
-            except Exception as error:  # a peer that fails costs its own row alone
+            except Exception as error:  # the failure of a peer affects only its own row
                 row = Row(cell, contestant.name, failure=str(error).partition("\n")[0])
                 self.rows[cell.variant].append(row)
             facts = contestant.facts(cell.variant)
@@ -101,7 +101,7 @@ class Run:
         self._keep_kernels(cell, contestants)
 
     def _keep_kernels(self, cell: Cell, contestants: Sequence[Contestant]) -> None:
-        """What dinov2rt spends its time on at this cell, beside the result."""
+        """Write the GPU kernels of dinov2rt at this cell, with their times, beside the result."""
         own = next(each for each in contestants if not each.is_peer)
         file = self.out / f"{cell.variant}.kernels.json"
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -109,7 +109,7 @@ class Run:
         file.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     def write(self, variant: str) -> None:
-        """What is known of one variant."""
+        """Write the results of one variant."""
         bundle = self.tasks[variant].bundle
         manifest = self.tasks[variant].manifest
         digest = hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()
@@ -137,13 +137,13 @@ _STARTED = time.monotonic()
 
 
 def main() -> int:
-    """Exit status 0 when every cell that fitted was measured, 2 where nothing can run."""
+    """Measure; the exit status is 0, or that of the error."""
     parser = argparse.ArgumentParser(prog="cells", description="latency of all variants on a GPU")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the results")
-    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="what to measure")
+    parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="bundle to measure")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds (default: 600)")
     parser.add_argument(
-        "--all-peers", action="store_true", help="those that compile for minutes as well"
+        "--all-peers", action="store_true", help="include peers that compile for minutes"
     )
     given = parser.parse_args()
     try:

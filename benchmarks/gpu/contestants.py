@@ -1,4 +1,4 @@
-"""What is timed in one process on a GPU: dinov2rt, and PyTorch in the ways that people run it."""
+"""The models that are timed in one process on a GPU: dinov2rt, and common ways to run PyTorch."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +23,13 @@ from dinov2rt.bundle.signature import output_names
 from dinov2rt.runtime.model import Model, load
 
 CELLS = ((1, 224), (32, 224), (8, 518), (128, 224))
-"""Batches and sides, the most telling first."""
+"""Batches and sides, the most important first."""
 
 _EVERY_CELL = 2**40
-"""Pixels of one pass: dinov2rt runs a batch in one, as the peers do."""
+"""Pixels per pass, so high that dinov2rt runs each batch in one pass, as the peers do."""
 
 _SHAPES_AT_MOST = 64
-"""Shapes that are compiled for; the default of 8 is less than all cells of all variants."""
+"""Shapes that torch.compile may compile for; its default of 8 is too low for all cells."""
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -42,30 +42,30 @@ class Contestant(Protocol):
     is_peer: bool
 
     def open(self, cell: Cell) -> None:
-        """Load, compile and prepare for the cell's photographs."""
+        """Load and compile the model, and prepare the cell's photographs."""
 
     def enqueue(self) -> object:
-        """One call on images in GPU memory, whose outputs stay there; nothing waits for it."""
+        """Enqueue one call on images in GPU memory; outputs stay there, and the host goes on."""
 
     def call(self) -> object:
         """One call from host memory to host memory."""
 
     def outputs(self) -> Outputs:
-        """What the model returns for the photographs, by name."""
+        """The model's outputs for the photographs, by name."""
 
     def phases_ms(self) -> tuple[float, float, float]:
-        """GPU time of the copy to the GPU, of the computation and of the copies from it."""
+        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host."""
 
     def facts(self, variant: str) -> CandidateFacts:
-        """What it is."""
+        """Name, version and load time."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchForm:
-    """One way to run the eager model: as it is, under float16 autocast, or half throughout.
+    """One way to run the eager model: in float32, under float16 autocast, or in half.
 
-    `mode` is that of `torch.compile`, None without it. `for_one` and `for_many` say whether the
-    form is measured on single images and on batches even when time is short.
+    `mode` is the mode of `torch.compile`, or None for eager. `for_one` and `for_many` mark the
+    forms that are always measured, on single images and on batches; the others need `all_peers`.
     """
 
     name: str
@@ -80,7 +80,7 @@ class TorchForm:
 REFERENCE = TorchForm("eager", "PyTorch eager, float32", for_one=True, for_many=True)
 
 _GRAPHS = "reduce-overhead"
-"""The mode that captures CUDA graphs, without which one image takes longer to launch than to
+"""The mode that captures CUDA graphs. Without them, one image takes longer to launch than to
 compute."""
 
 PEERS = (
@@ -120,11 +120,11 @@ PEERS = (
         mode="max-autotune",
     ),
 )
-"""The peers, the most telling first: of equal accuracy (autocast), and the fastest (half)."""
+"""The peers, the most important first: equal accuracy (autocast), and the fastest (half)."""
 
 
 def contestants_for(cell: Cell, task: Task, *, all_peers: bool = False) -> Iterator[Contestant]:
-    """The reference, dinov2rt, and the peers that matter most at the cell, or all of them."""
+    """The reference, dinov2rt, and the most important peers at the cell, or all peers."""
     yield TorchContestant(REFERENCE, task.manifest)
     yield OwnContestant(task.bundle)
     for form in PEERS:
@@ -142,7 +142,7 @@ class OwnContestant:
         self._load_ms = 0.0
 
     def open(self, cell: Cell) -> None:
-        """Load the bundle once for all cells."""
+        """Load the bundle, once for all cells, and prepare the photographs."""
         began = time.perf_counter()
         self._model = _own_model(self._bundle)
         self._load_ms = 1e3 * (time.perf_counter() - began)
@@ -151,13 +151,13 @@ class OwnContestant:
         self._model.warm_up([(cell.batch, cell.height, cell.width)])
 
     def enqueue(self) -> object:
-        """Outputs stay on the GPU; torch's stream waits for them, so that its events see them."""
-        model: Any = self._model  # its types are those of numpy; DLPack has none
+        """Enqueue one call; torch's stream waits for the outputs, so that its events time them."""
+        model: Any = self._model  # its signature has only numpy types; there is none for DLPack
         features = model(self._on_gpu, device_outputs=True)
         return [from_dlpack(value) for value in features.outputs.values()]
 
     def call(self) -> object:
-        """Numpy in, numpy out."""
+        """Call with numpy arrays."""
         return self._model(self._pixels)
 
     def outputs(self) -> Outputs:
@@ -165,11 +165,11 @@ class OwnContestant:
         return dict(self._model(self._pixels).outputs)
 
     def phases_ms(self) -> tuple[float, float, float]:
-        """By the backend's own events."""
+        """Measured with the backend's own events."""
         name = self._model.graph.input_name
         normalize = self._model.manifest.normalization
         images = self._pixels if name == "pixels" else normalize(self._pixels)
-        backend: Any = self._model._backend  # no part of the public API: for measuring alone
+        backend: Any = self._model._backend  # not public API; only for measuring
         phases: tuple[float, float, float] = backend.phases_ms(
             {name: images}, self._model.graph.outputs
         )
@@ -194,7 +194,7 @@ class TorchContestant:
         self._first_ms = 0.0
 
     def open(self, cell: Cell) -> None:
-        """Compile for the shape of the cell alone, as dinov2rt captures a graph for it alone."""
+        """Compile for the cell's shape alone, as dinov2rt captures a CUDA graph for each shape."""
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
         module: Any = _module(self._manifest, self._form.half)
@@ -212,12 +212,12 @@ class TorchContestant:
         self._first_ms = 1e3 * (time.perf_counter() - began)
 
     def enqueue(self) -> object:
-        """The forward pass."""
+        """Enqueue the forward pass."""
         with self._mode_of_calls():
             return self._runner.forward(self._on_gpu)
 
     def call(self) -> object:
-        """From a normalised tensor in host memory to tensors in host memory."""
+        """Call with a normalized tensor in host memory, and copy the outputs to the host."""
         return self._runner.run(self._images)
 
     def outputs(self) -> Outputs:
@@ -225,13 +225,13 @@ class TorchContestant:
         return self._runner.outputs(self._runner.run(self._images))
 
     def phases_ms(self) -> tuple[float, float, float]:
-        """By events around each step."""
+        """Measured with events around each step."""
         phases = self._runner.phases(self._images)
         assert phases is not None  # noqa: S101 (it runs on a GPU)
         return phases.host_to_device_ms, phases.compute_ms, phases.device_to_host_ms
 
     def facts(self, variant: str) -> CandidateFacts:
-        """Version; loading is what compiling and the first calls took."""
+        """Version; the load time is the time of compiling and of the first calls."""
         version = f"torch {torch.__version__}"
         facts = _facts(variant, self.name, self._form.title, version, self._first_ms)
         return replace(facts, is_peer=True, precision="fp32" if self.is_reference else "fp16")
@@ -286,7 +286,7 @@ def _facts(variant: str, name: str, title: str, version: str, load_ms: float) ->
 
 
 def kernels_of(call: Callable[[], object]) -> list[dict[str, Any]]:
-    """Name, number and GPU time of every kernel of one call, the longest first."""
+    """Name, count and GPU time of every kernel of one call, the longest first."""
     from torch.profiler import ProfilerActivity, profile
 
     torch.cuda.synchronize()

@@ -1,17 +1,18 @@
-"""All that a machine with an NVIDIA GPU is wanted for, in one command: `make bench-gpu`.
+"""Runs all measurements on a machine with an NVIDIA GPU in one command: `make bench-gpu`.
 
     python -m dinov2rt.benchmarks.gpu.run OUT [--variants V,...] [--budget 600]
 
-All variants are exported side by side on the cores of the CPU. For each follow a plan for this GPU
-and the accuracy of every backend that runs. Then comes latency beside eager and compiled PyTorch
-for all variants, the most telling cells first, for as long as the budget lasts.
+First, all variants are exported in parallel on the CPU. Then, for each variant, a plan is built for
+this GPU, and the accuracy of every available backend is checked. Last, the latency of all variants
+is measured beside eager and compiled PyTorch, the most important cells first, until the budget is
+spent.
 
-Every step is a process of its own. OUT/steps.json holds the last line of each, OUT/logs all that
-they said. A step that fails, or takes the driver with it, ends nothing but itself. A run that was
-cut off goes on: a step that passed is not taken again, unless something that it builds on was, or
-it was asked for differently.
+Every step is a process of its own. OUT/steps.json has the last line of each step's log, OUT/logs
+the complete logs. A step that fails, even one that crashes the driver, does not stop the others. An
+interrupted run can be resumed: a step that passed is skipped, unless a step that it builds on ran
+again, or its command changed.
 
-It needs the python that has torch on that machine, and the packages of `dinov2rt[bench]`.
+It needs the Python that has torch on that machine, and the packages of `dinov2rt[bench]`.
 """
 
 import argparse
@@ -40,7 +41,7 @@ from dinov2rt.runtime.gpu.cuda import find_gpu
 from dinov2rt.runtime.tensorrt.flavour import installed_flavours
 
 _CORES_AN_EXPORT = 4
-_PASSED, _TIMED_OUT = 0, 124  # the latter as timeout(1) says it
+_PASSED, _TIMED_OUT = 0, 124  # 124 is the status of timeout(1)
 
 _SAME_NAME = (
     "jinja2 matplotlib msgspec numpy onnx onnxscript psutil safetensors threadpoolctl torch tqdm"
@@ -52,10 +53,10 @@ _PACKAGES = {name: name for name in _SAME_NAME.split()} | {
     "onnxruntime": "onnxruntime-gpu",
     "PIL": "pillow",
 }
-"""Modules that the steps import, and what brings them."""
+"""Modules that the steps import, and the packages that provide them."""
 
 _running: set[int] = set()
-"""Process groups of the steps that are at work."""
+"""Process groups of the running steps."""
 
 _ending = threading.Event()
 """Set when this run is being ended: a step that starts meanwhile ends at once."""
@@ -63,7 +64,7 @@ _ending = threading.Event()
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a step ended: its exit status, the last line it said, and its JSON document."""
+    """The result of a step: its exit status, the last line of its log, and its JSON document."""
 
     name: str
     command: str
@@ -76,7 +77,7 @@ class Outcome:
 
 
 def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) -> Outcome:
-    """Run a step to its end, or until `timeout_s` is over; `log` gets all that it says."""
+    """Run a step to its end, or for at most `timeout_s`; its log goes to the file `log`."""
     started = time.perf_counter()
     try:
         status, answer = _run_alone(step, log, timeout_s)
@@ -97,7 +98,7 @@ def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) ->
 
 
 def _run_alone(step: Step, log: Path, timeout_s: float | None) -> tuple[int, str]:
-    """Exit status and output of a process; however it ends, none that it started is left."""
+    """Run a process; return its status and output, and end all processes that it started."""
     json_output = ["--json"] if step.module == "dinov2rt" else []
     command = [sys.executable, "-m", step.module, *step.arguments, *json_output]
     with (
@@ -120,14 +121,14 @@ def _run_alone(step: Step, log: Path, timeout_s: float | None) -> tuple[int, str
 
 
 def run(out: Path, names: Sequence[str], asked: Asked) -> bool:
-    """Take every step that is not done yet; true when all of them passed."""
+    """Run every step that is not done yet; true if all passed."""
     ends = time.monotonic() + asked.budget_s
     progress = _Progress(out, asked)
     progress.agenda = list(steps(out, names, asked))
     exports = [step for step in progress.agenda if step.task == EXPORT]
     others = progress.agenda[len(exports) :]
     _side_by_side(progress.take_all, [[step] for step in exports])
-    if not asked.has_tensorrt:  # builders time kernels, so that plans want the GPU for themselves
+    if not asked.has_tensorrt:  # with TensorRT, builds need the GPU alone: they time kernels
         checks = [[step for step in others if step.variant == name] for name in names]
         _side_by_side(progress.take_all, [] if asked.thorough else checks)
     for step in others:
@@ -139,7 +140,7 @@ def run(out: Path, names: Sequence[str], asked: Asked) -> bool:
 
 
 class _Progress:
-    """What was done so far, kept in OUT/steps.json. Steps may be taken by several threads."""
+    """The results so far, kept in OUT/steps.json. Several threads may run steps."""
 
     def __init__(self, out: Path, asked: Asked) -> None:
         self._logs, self._notes = out / "logs", out / "steps.json"
@@ -150,7 +151,7 @@ class _Progress:
         self.agenda: list[Step] = []
 
     def take_all(self, steps_in_order: Sequence[Step]) -> None:
-        """Take each step that is not done, and write down what came of it."""
+        """Run each step that is not done, and record its outcome."""
         for step in steps_in_order:
             self._take_if_due(step)
 
@@ -172,7 +173,7 @@ class _Progress:
             )
 
     def all_passed(self) -> bool:
-        """Whether every step that was taken ended well."""
+        """Whether every recorded step passed."""
         names = [step.name for step in self.agenda if step.name in self._outcomes]
         return all(self._outcomes[name]["status"] == _PASSED for name in names)
 
@@ -180,7 +181,7 @@ class _Progress:
 def _side_by_side(
     take_all: Callable[[Sequence[Step]], None], queues: Sequence[Sequence[Step]]
 ) -> None:
-    """Take each queue in a thread. Whatever ends this thread ends their processes as well."""
+    """Run each queue in a thread. If this thread is interrupted, all steps are ended."""
     pool = ThreadPoolExecutor(max(1, usable_cores() // _CORES_AN_EXPORT))
     try:
         list(pool.map(take_all, queues))
@@ -196,34 +197,34 @@ def _side_by_side(
 
 def _kill(process: int) -> None:
     """End a step and every process that it started."""
-    with contextlib.suppress(ProcessLookupError):  # the rule: all of them are gone
+    with contextlib.suppress(ProcessLookupError):  # usually, all of them have ended
         os.killpg(process, signal.SIGKILL)
 
 
 def _within(step: Step, seconds: float) -> Step:
-    """The step with what is left of the budget; that it was done with another one counts."""
+    """The step with the rest of the budget; a result with another budget does not count as done."""
     return replace(step, arguments=(*step.arguments[:-1], f"{seconds:g}"))
 
 
 def _is_due(step: Step, outcomes: dict[str, Any], machine: str) -> bool:
-    """Whether it is still to be taken, here and as it was asked for."""
+    """Whether `step` must run: it did not pass yet with this command on this machine."""
     if step.instead_of is not None and outcomes[step.instead_of]["status"] == _PASSED:
         return False
     before = outcomes.get(step.name, {})
-    told = [before.get(fact) for fact in ("status", "command", "machine")]
+    facts = [before.get(fact) for fact in ("status", "command", "machine")]
     is_gone = step.made is not None and not step.made.exists()
-    return is_gone or told != [_PASSED, step.command, machine]
+    return is_gone or facts != [_PASSED, step.command, machine]
 
 
 def _forget(outcomes: dict[str, Any], variant: str, later: Sequence[Step]) -> None:
-    """Drop what was found out with something that is no longer there."""
+    """Drop the outcomes of `later` steps, whose inputs have changed."""
     for step in later:
         if step.variant == variant:
             outcomes.pop(step.name, None)
 
 
 def _machine() -> str:
-    """What outcomes hold for; what another GPU or another driver said tells nothing here."""
+    """GPU and driver; outcomes are valid only for this combination."""
     try:
         gpu = find_gpu()
     except (BackendError, MissingDependencyError) as error:
@@ -232,7 +233,7 @@ def _machine() -> str:
 
 
 def _read(notes: Path) -> dict[str, Any]:
-    """The outcomes so far; none where the file is missing or damaged."""
+    """The outcomes so far; empty if the file is missing or damaged."""
     text = ""
     with contextlib.suppress(OSError):
         text = notes.read_text(encoding="utf-8", errors="replace")
@@ -249,29 +250,29 @@ def _write(notes: Path, outcomes: dict[str, Any]) -> None:
 def _document(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:  # a step that failed before it had anything to say
+    except ValueError:  # the step failed before it printed its document
         return None
 
 
 def missing_packages(modules: dict[str, str]) -> str | None:
-    """Which of `modules` are not installed, and the command that adds them; None if all are."""
+    """The `modules` that are missing, with the command that installs them; None if none is."""
     missing = [module for module in modules if find_spec(module) is None]
     if not missing:
         return None
     packages = " ".join(modules[module] for module in missing)
     return (
-        f"{sys.executable} has no {', '.join(missing)}, without which steps would fail; "
+        f"{sys.executable} lacks {', '.join(missing)}, and steps would fail; "
         f"{sys.executable} -m pip install {packages}"
     )
 
 
 def main() -> int:
-    """Print a line a step; the exit status is 0 when all passed, 2 when none can, else 1."""
+    """Print a line per step; return 0 if all passed, 2 if packages are missing, otherwise 1."""
     given = _parser().parse_args()
     if (reason := missing_packages(_PACKAGES)) is not None:
         print(reason, file=sys.stderr)
         return 2
-    for end in (signal.SIGTERM, signal.SIGHUP):  # which ends the step as well, see _run_alone
+    for end in (signal.SIGTERM, signal.SIGHUP):  # exiting also ends the step, see _run_alone
         signal.signal(end, lambda *_: sys.exit(1))
     asked = Asked(
         weights=given.weights,
@@ -298,14 +299,14 @@ def _bench_options(given: argparse.Namespace) -> tuple[str, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="gpu_run", description="prove and measure every variant on the GPU of this machine"
+        prog="gpu_run", description="verify and measure every variant on this machine's GPU"
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of bundles and results")
     parser.add_argument(
         "--variants",
         default=",".join(variant.name for variant in variants()),
         metavar="V,...",
-        help="in this order (default: all, small to giant)",
+        help="variants, in this order (default: all, small to giant)",
     )
     parser.add_argument("--weights", default="synthetic:0", help="as for export")
     parser.add_argument(
@@ -314,16 +315,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--all-peers",
         action="store_true",
-        help="measure beside every form of PyTorch, those that compile for minutes as well",
+        help="include the forms of PyTorch that compile for minutes",
     )
     parser.add_argument(
         "--thorough",
         action="store_true",
-        help="measure with `bench`, a process for each candidate, however long it takes; the "
-        "options below are for it",
+        help="measure with `bench`, with a process for each candidate and no time limit; the "
+        "options below apply only to it",
     )
-    parser.add_argument("--batch", type=_list, default="1,8,32,128", help="images a call")
-    parser.add_argument("--size", type=_list, default="224,518", help="sides")
+    parser.add_argument("--batch", type=_list, default="1,8,32,128", help="images per call")
+    parser.add_argument("--size", type=_list, default="224,518", help="sides or HxW, in pixels")
     parser.add_argument("--peers", default="eager,compile", metavar="P,...", help="as for bench")
     parser.add_argument("--seconds", type=float, help="as for bench")
     parser.add_argument("--turns", type=int, help="as for bench")
@@ -331,13 +332,13 @@ def _parser() -> argparse.ArgumentParser:
         "--step-timeout",
         type=float,
         metavar="S",
-        help="seconds after which a step is ended, and has failed (default: none)",
+        help="seconds after which a step is ended and counts as failed (default: none)",
     )
     return parser
 
 
 def _list(text: str) -> str:
-    """`text` as it is, if it is a list of numbers or of sizes."""
+    """Check that `text` is a list of numbers or sizes, and return it."""
     if re.fullmatch(r"(\d{1,5}(x\d{1,5})?,)*\d{1,5}(x\d{1,5})?", text) is None:
         raise argparse.ArgumentTypeError(f"{text!r}; allowed are numbers as in 1,8 or 224,518x266")
     return text

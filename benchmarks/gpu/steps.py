@@ -1,4 +1,4 @@
-"""What is to be done on a machine with a GPU: the commands of `gpu_run`, in order."""
+"""The commands that `benchmarks.gpu.run` executes on a machine with a GPU, in order."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -8,7 +8,7 @@ from pathlib import Path
 from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE
 
 EXPORT = "export"
-"""The task that needs no GPU: all variants are exported side by side."""
+"""The task that needs no GPU: all variants are exported in parallel."""
 
 _BACKENDS = (
     ("onnxruntime", "fp32"),
@@ -21,11 +21,11 @@ _GOLDEN_SIDE = NATIVE_GRID * PATCH_SIZE
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What was asked for, in the words of `export` and `bench`; a limit of None is none.
+    """The options of a run, in the notation of `export` and `bench`.
 
-    Speed is measured in one process within `budget_s` seconds, or `thorough`: with `bench`, which
-    starts a process for each candidate. With `all_peers` the former takes those as well that
-    compile for minutes.
+    Speed is measured in one process within `budget_s` seconds, or, if `thorough`, with `bench`,
+    which starts a process for each candidate. `all_peers` includes peers that compile for minutes.
+    A `step_timeout_s` of None means no timeout.
     """
 
     weights: str
@@ -41,10 +41,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command for one variant, or for all of them; `module` is what it runs.
+    """One command for one variant, or for all variants; `module` is the Python module that it runs.
 
-    `made` is a file that it leaves. One that `is_built_on` makes what the later ones of its variant
-    use. One that is `instead_of` another is taken when that one failed.
+    `made` is a file that the step creates. Later steps of the variant use the results of a step
+    that `is_built_on`. A step that is `instead_of` another runs only if the other failed.
     """
 
     variant: str
@@ -62,13 +62,13 @@ class Step:
 
     @property
     def command(self) -> str:
-        """As one would type it."""
+        """The command line."""
         words = ["dinov2rt"] if self.module == "dinov2rt" else ["python", "-m", self.module]
         return " ".join([*words, *self.arguments])
 
 
 def steps(out: Path, names: Sequence[str], asked: Asked) -> Iterator[Step]:
-    """What is to be done, in order: whether every variant is right before how fast one is."""
+    """All steps in order: exports, then the accuracy of every variant, then speed."""
     for variant in names:
         yield _export_step(out, variant, asked)
     for variant in names:
@@ -99,7 +99,7 @@ def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
 
 
 def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:
-    """Latency of all variants in one process."""
+    """The step that measures the latency of all variants in one process."""
     bundles = [str(_bundle(out, variant)) for variant in names]
     peers = ("--all-peers",) if asked.all_peers else ()
     arguments = (str(out), *bundles, *peers, "--budget", f"{asked.budget_s:g}")
@@ -107,12 +107,12 @@ def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:
 
 
 def _build_steps(bundle: Path, variant: str, asked: Asked) -> Iterator[Step]:
-    """A plan that takes the largest batch in one pass, as the peers do, and no larger image."""
+    """Build a plan that allows the largest batch in one pass, as for the peers."""
     batch, side = _largest(asked.batches), max(_GOLDEN_SIDE, _largest(asked.sizes))
     build = ("build", str(bundle), "--max-batch", f"{batch}", "--max-size", f"{side}", "--target")
     current = Step(variant, "build", (*build, "current"), is_built_on=True)
     yield current
-    # TensorRT for RTX cannot build for some GPUs by name that its open plans may run on.
+    # Some GPUs are no build target of TensorRT for RTX, but can run its open plans.
     yield Step(variant, "build open", (*build, "open"), is_built_on=True, instead_of=current.name)
 
 

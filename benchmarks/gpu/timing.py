@@ -1,4 +1,4 @@
-"""Times on a GPU: by CUDA events for many calls at once, by the host's clock for single ones."""
+"""Times calls on a GPU: many calls between CUDA events, and single calls by the host's clock."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +25,7 @@ _COPY_BYTES = 2**31
 def measure(
     cell: Cell, manifest: Manifest, contestants: Sequence[Contestant], roof: Roof
 ) -> Iterator[Row]:
-    """A row for each contestant: accuracy first, then times, in turns."""
+    """A row for each contestant: checks accuracy first, then measures times in turns."""
     reference = next(each for each in contestants if each.is_reference)
     want = reference.outputs()
     limits = limits_for(manifest, Precision.FP16)
@@ -69,7 +69,7 @@ def measure(
 
 
 def device_time_ms(enqueue: Callable[[], object], calls: int) -> float:
-    """GPU time of one of `calls` calls that are enqueued one after the other."""
+    """Mean GPU time of a call, over `calls` calls that are enqueued back to back."""
     before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     before.record()
@@ -81,14 +81,14 @@ def device_time_ms(enqueue: Callable[[], object], calls: int) -> float:
 
 
 def host_time_ms(call: Callable[[], object]) -> float:
-    """Time on the host from images in its memory to outputs in its memory."""
+    """Host time of one call, from images in host memory to outputs in host memory."""
     began = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - began)
 
 
 def _calls_a_turn(enqueue: Callable[[], object]) -> int:
-    """As many calls as fill a turn, once everything is compiled and captured."""
+    """The number of calls that fill a turn; compiles and captures everything first."""
     for _ in range(3):
         enqueue()
     one_ms = device_time_ms(enqueue, 3)
@@ -96,7 +96,7 @@ def _calls_a_turn(enqueue: Callable[[], object]) -> int:
 
 
 def matrix_gflops(side: int) -> float:
-    """The rate of a float16 product of two random square matrices."""
+    """The rate of a float16 matrix product of two random square matrices."""
     left, right = (torch.randn(side, side, device="cuda", dtype=torch.float16) for _ in range(2))
     torch.mm(left, right)
     times = [device_time_ms(lambda: torch.mm(left, right), 5) for _ in range(5)]
@@ -104,7 +104,7 @@ def matrix_gflops(side: int) -> float:
 
 
 def copy_gb_per_s() -> float:
-    """Bytes read plus bytes written by a large copy within GPU memory, a second."""
+    """Bytes read plus bytes written per second by a large copy within GPU memory."""
     source = torch.randint(0, 255, (_COPY_BYTES,), dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     target.copy_(source)

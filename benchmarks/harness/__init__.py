@@ -1,1 +1,1 @@
-"""Timing candidates beside each other."""
+"""Measures candidates side by side: processes, accuracy, turns, and the machine's limit."""

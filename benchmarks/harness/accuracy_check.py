@@ -1,4 +1,4 @@
-"""Are a candidate's outputs those of the model? Asked at every cell, before any time is taken."""
+"""Checks a candidate's outputs against eager float32, at every cell and before any timing."""
 
 from collections.abc import Mapping
 
@@ -16,10 +16,11 @@ Outputs = Mapping[str, NDArray[np.float32]]
 
 
 def limits_for(manifest: Manifest, precision: Precision) -> Limits:
-    """What every candidate of `precision` has to hold: the limits of the bundle's own graph.
+    """The accuracy limits for candidates of `precision`, taken from the bundle's graph.
 
     Raises:
-        BundleError: float32's are known without one, others' are not.
+        BundleError: the bundle has no graph of `precision`. Only for float32 there are default
+            limits.
     """
     for graph in manifest.graphs:
         if graph.precision is precision:
@@ -27,15 +28,15 @@ def limits_for(manifest: Manifest, precision: Precision) -> Limits:
     if precision is Precision.FP32:
         return FLOAT32_LIMITS
     raise BundleError(
-        f"the bundle has no {precision} graph, whose limits its candidates must hold; "
+        f"the bundle has no {precision} graph, so the accuracy limits for {precision} are unknown; "
         f"export it with --precision {precision} as well"
     )
 
 
 def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
-    """Compare all that the candidate gives with `reference`, [B, D] or [B, tokens, D] each.
+    """Compare the candidate's outputs with `reference`, [B, D] or [B, tokens, D] each.
 
-    An output that only one of them has is not compared, but CLS and patch tokens must be there.
+    Outputs that only one of them has are ignored; CLS and patch tokens are required.
 
     Raises:
         BundleError: shapes differ.

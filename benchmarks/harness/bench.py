@@ -1,4 +1,4 @@
-"""From bundles to one `BenchmarkRun`: what `dinov2rt bench` does."""
+"""Measures bundles and yields a `BenchmarkRun`: the work of `dinov2rt bench`."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -101,8 +101,8 @@ def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
     for variant in variants:
         if variants.count(variant) > 1:
             raise InputError(
-                f"{variants.count(variant)} bundles of {variant}, whose rows could not be told "
-                "apart; measure one after the other and compare with --against"
+                f"{variants.count(variant)} bundles are of {variant}, so their rows would have the "
+                "same name; measure them one after the other and compare with --against"
             )
 
 

@@ -1,4 +1,4 @@
-"""The time of a call, the time that others took, and the memory that this process holds."""
+"""Times a call, and reads CPU time and memory from /proc."""
 
 import os
 import resource
@@ -10,28 +10,28 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 _USER, _NICE, _SYSTEM, _IRQ, _SOFTIRQ, _STEAL = 1, 2, 3, 6, 7, 8
-"""Of the line "cpu" of /proc/stat, as in proc_stat(5)."""
+"""Columns of the line "cpu" in /proc/stat, see proc_stat(5)."""
 
 
 def timed(call: Callable[[], Result]) -> tuple[float, Result]:
-    """How long `call` takes in ms by a monotonic clock, and what it returns."""
+    """The duration of `call` in ms, by a monotonic clock, and its result."""
     started = time.perf_counter()
     result = call()
     return 1e3 * (time.perf_counter() - started), result
 
 
 def stolen_s() -> float:
-    """CPU time, over all cores and since it started, that a virtual machine did not get.
+    """CPU time that a virtual machine's host gave to others, over all cores since boot.
 
-    Its host gave it to others; 0 where the system does not say.
+    0 if the system does not report it.
     """
     return _cpu_s(_STEAL)
 
 
 def busy_s() -> float:
-    """CPU time, over all cores and since it started, that the processes of this system had.
+    """CPU time of all processes of this system, over all cores since boot.
 
-    0 where the system does not say.
+    0 if the system does not report it.
     """
     return _cpu_s(_USER, _NICE, _SYSTEM, _IRQ, _SOFTIRQ)
 
@@ -45,9 +45,9 @@ def _cpu_s(*columns: int) -> float:
 
 
 def peak_rss_mib() -> float:
-    """The kernel's high-water mark of this process.
+    """The peak resident memory of this process.
 
-    Where it is not told, as in some containers, `ru_maxrss`, which begins with that of the parent.
+    Some containers do not report it; then it is `ru_maxrss`, which starts at the parent's value.
     """
     try:
         return _status_mib("VmHWM")
@@ -56,12 +56,12 @@ def peak_rss_mib() -> float:
 
 
 def rss_mib() -> float:
-    """What this process holds in memory now."""
+    """The resident memory of this process now."""
     return _status_mib("VmRSS")
 
 
 def _status_mib(name: str) -> float:
-    """A line of /proc/self/status, as in proc_pid_status(5), which has it in KiB."""
+    """A value of /proc/self/status, which is in KiB there; see proc_pid_status(5)."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     (line,) = (line for line in status.splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) / 2**10

@@ -1,4 +1,4 @@
-"""Candidates take turns, so that a machine that slows down slows all of them down."""
+"""Candidates take turns, so that a change in the machine's speed affects all of them alike."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -8,19 +8,19 @@ from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.results import STOLEN_AT_MOST
 
 _TURNS = 30
-"""Into how many turns the time of a candidate is cut, where its calls are short enough."""
+"""Turns per candidate, if its calls are short enough."""
 
 _NEEDS_WARM_UP_S = 1.0
-"""A call that is shorter finds caches and thread pools cold after another candidate's turn, so that
-one more goes before it, off the clock; in a longer one that does not show."""
+"""A call shorter than this is preceded by an untimed warm-up call, because caches and thread pools
+are cold after another candidate's turn. In a longer call that does not matter."""
 
-_PATIENCE = 3
-"""How many times the time of a candidate may go into turns that are taken again."""
+_RETRY_FACTOR = 3
+"""Time for repeated turns, as a multiple of a candidate's time."""
 
 
 @dataclass(slots=True, eq=False)
 class Contestant:
-    """A candidate at one cell: its turns, those that were disturbed, or why it gave up."""
+    """A candidate at one cell: its turns, the disturbed turns, and the failure, if any."""
 
     worker: Worker
     turns: list[Turn] = field(default_factory=list)
@@ -29,18 +29,17 @@ class Contestant:
 
     @property
     def spent_s(self) -> float:
-        """Time on the clock so far, in the turns that count."""
+        """Timed seconds so far, in the turns that count."""
         return sum(turn.spent_s for turn in self.turns)
 
 
 def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: int) -> None:
-    """Fill `turns` until one candidate has had `seconds` in them, and each `min_turns` of them.
+    """Fill `turns` until one candidate has `seconds` of timed calls and each has `min_turns` turns.
 
-    The order changes from turn to turn, so that none always follows the same one. In the first turn
-    all warm up, and later all where all of their calls are short, else none: it is the same for
-    everyone. A turn during
-    which the host of a virtual machine gave the cores to others is taken again, while there is
-    patience; by what was stolen, never by how long it took. Who fails is out, and the others go on.
+    The order is shuffled for each turn, so that no candidate always follows the same one. All
+    candidates warm up in the first turn; later, all do if the calls of all are short, otherwise
+    none. A turn is repeated if the host of a virtual machine gave its cores to others meanwhile; a
+    turn is never repeated for its duration. A candidate that fails drops out; the others continue.
     """
     order, warm_up = list(contestants), True
     shuffle: Callable[[list[Contestant]], None] = random.Random(0).shuffle  # noqa: S311
@@ -48,19 +47,19 @@ def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: 
     while order and (turn < min_turns or max(each.spent_s for each in order) < seconds):
         shuffle(order)
         for contestant in order:
-            _take_turn(contestant, seconds / _TURNS, warm_up, patience_s=_PATIENCE * seconds)
+            _take_turn(contestant, seconds / _TURNS, warm_up, retry_s=_RETRY_FACTOR * seconds)
         order = [contestant for contestant in order if contestant.failure is None]
         warm_up = all(min(each.turns[-1].samples_ms) < 1e3 * _NEEDS_WARM_UP_S for each in order)
         turn += 1
 
 
-def _take_turn(contestant: Contestant, seconds: float, warm_up: bool, *, patience_s: float) -> None:
-    """One turn more: again where others had the cores, and the least disturbed where all were."""
+def _take_turn(contestant: Contestant, seconds: float, warm_up: bool, *, retry_s: float) -> None:
+    """Take one turn; repeat it while it is disturbed, and keep the least disturbed try."""
     tries: list[Turn] = []
     try:
         while not tries or (
             tries[-1].stolen > STOLEN_AT_MOST
-            and sum(turn.spent_s for turn in (*tries, *contestant.disturbed)) < patience_s
+            and sum(turn.spent_s for turn in (*tries, *contestant.disturbed)) < retry_s
         ):
             tries.append(contestant.worker.turn(seconds, warm_up=warm_up))
     except CandidateError as error:

@@ -1,4 +1,4 @@
-"""The candidates of one bundle: which of them there are, loaded, and what each is."""
+"""Selects and loads the candidates of one bundle."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -15,7 +15,7 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True, eq=False)
 class Entrant:
-    """A loaded candidate, for all cells."""
+    """A loaded candidate; it stays loaded for all cells."""
 
     worker: Worker
     loaded: Loaded
@@ -23,21 +23,21 @@ class Entrant:
 
     @property
     def candidate(self) -> Candidate:
-        """What was loaded."""
+        """The candidate that is loaded."""
         return self.worker.candidate
 
 
 def own_candidates(own: Sequence[Candidate], task: Task) -> tuple[Candidate, ...]:
-    """Those of dinov2rt's `own` that are for the bundle and the device.
+    """The candidates of dinov2rt, out of `own`, that fit the bundle and the device.
 
     Raises:
-        InputError: none is; the message says why.
+        InputError: no candidate fits; the message gives the reasons.
     """
     found = tuple(candidate for candidate in own if candidate.is_for(task))
     if not found:
         reasons = {str(candidate.cannot_run(task)): None for candidate in own}
         raise InputError(
-            f"of dinov2rt nothing that was asked for is for {task.bundle} on {task.device}: "
+            f"no requested backend of dinov2rt can run {task.bundle} on {task.device}: "
             f"{'; '.join(reasons)}"
         )
     return found
@@ -46,9 +46,9 @@ def own_candidates(own: Sequence[Candidate], task: Task) -> tuple[Candidate, ...
 def enter(
     task: Task, candidates: Sequence[Candidate], stack: ExitStack, say: Say
 ) -> tuple[list[Entrant], list[Missing]]:
-    """Load `candidates` one after the other, for as long as `stack` is open.
+    """Load `candidates` one after the other; they stay loaded until `stack` is closed.
 
-    Who cannot run or be loaded is noted down as missing.
+    Candidates that cannot run or load are returned as missing.
     """
     entrants, missing, variant = [], [], task.manifest.variant.name
     for candidate in candidates:
@@ -70,7 +70,7 @@ def _load(candidate: Candidate, task: Task, stack: ExitStack) -> Entrant:
     for _ in range(0 if candidate.is_peer else LOADS - 1):
         with Worker(candidate, task) as worker:
             times.append(worker.load())
-    with ExitStack() as attempt:  # who cannot be loaded keeps no memory
+    with ExitStack() as attempt:  # a candidate that fails to load must not keep its memory
         worker = attempt.enter_context(Worker(candidate, task))
         times.append(worker.load())
         stack.enter_context(attempt.pop_all())
@@ -85,7 +85,7 @@ def _load(candidate: Candidate, task: Task, stack: ExitStack) -> Entrant:
 
 
 def facts_of(variant: str, entrant: Entrant) -> CandidateFacts:
-    """What an entrant is, and what it holds by now."""
+    """The facts of an entrant, with its memory use so far."""
     candidate, memory = entrant.candidate, _memory(entrant.worker)
     return CandidateFacts(
         variant=variant,
@@ -103,7 +103,7 @@ def facts_of(variant: str, entrant: Entrant) -> CandidateFacts:
 
 
 def _memory(worker: Worker) -> Memory:
-    """What it holds; unknown of a process that has died."""
+    """The memory of the worker's process; unknown if the process died."""
     try:
         return worker.memory()
     except CandidateError:

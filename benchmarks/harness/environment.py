@@ -1,4 +1,4 @@
-"""The machine and its software, and whether it is quiet enough to be measured."""
+"""Describes the machine and its software, and warns if other processes would disturb a run."""
 
 import os
 import re
@@ -33,15 +33,15 @@ _CPU_FILES = {
 }
 _OBSERVED_S = 0.5
 _BUSY_CORES = 0.1
-"""Use by others from which on a warning is given, in cores; a quiet machine shows a tenth of it."""
+"""Threshold of a warning: cores that other processes use; an idle machine shows a tenth of it."""
 
 _NO_NAMES = r"\((r|tm)\)|\b(intel|amd|nvidia|cpu|processor|\d+-core|with .*)\b|@"
 
 
 def describe_environment(device: str) -> Environment:
-    """This machine, with `device` ("cpu" or "cuda") the one that is measured; half a second.
+    """Describe this machine, for measurements on `device` ("cpu" or "cuda"). Takes half a second.
 
-    Others are observed while this process sleeps, so call it before any measurement.
+    Other processes are observed while this one sleeps, so call it before any measurement.
     """
     found = examine()
     affinity = tuple(sorted(psutil.Process().cpu_affinity() or ()))
@@ -70,10 +70,10 @@ def describe_environment(device: str) -> Environment:
 
 
 def machine_name(found: Diagnosis, device: str) -> str:
-    """A short name of what is measured, fit for a folder, e.g. "xeon-2.5ghz-2c-avx512vnni".
+    """A short name of the measured device, fit for a folder, e.g. "xeon-2.5ghz-2c-avx512vnni".
 
-    Of a GPU it is its model, of a CPU its model, the cores of this process, and the best of its
-    instruction sets. Never the host name.
+    For a GPU it is the model; for a CPU the model, the cores of this process, and the newest
+    instruction set. It never contains the host name.
     """
     if device == "cuda" and found.gpus:
         return _slug(found.gpus[0].name)
@@ -102,13 +102,13 @@ def _cpu_details(found: Diagnosis) -> dict[str, str]:
     for name, file in _CPU_FILES.items():
         try:
             details[name] = file.read_text(encoding="ascii").strip()
-        except OSError:  # a virtual machine, or another system, has not all of them
+        except OSError:  # virtual machines and other systems lack some of them
             continue
     return details
 
 
 def _others_cores() -> float:
-    """Cores that others use while this process sleeps."""
+    """Cores that other processes use while this process sleeps."""
     return float(psutil.cpu_percent(interval=_OBSERVED_S)) / 100 * (psutil.cpu_count() or 1)
 
 
@@ -121,7 +121,7 @@ def _busy(others_cores: float, load_average: float, cores: int) -> list[str]:
     if load_average > cores / 2:
         warnings.append(
             f"the load average of the last minute is {load_average:.1f} on {cores} cores; "
-            "wait until it is below half of them and measure again"
+            f"wait until it is below {cores / 2:g} and measure again"
         )
     return warnings
 

@@ -1,4 +1,4 @@
-"""The work in one call of a backbone, and the least time that a machine's measured rates allow."""
+"""Counts the work of one call of a backbone; bounds its time by the machine's measured rates."""
 
 from collections.abc import Sequence
 from statistics import median

@@ -1,4 +1,4 @@
-"""Clocks, power limit, throttling and memory of the NVIDIA GPU, as nvidia-smi tells of them."""
+"""Reads clocks, power limit, throttling and memory of the NVIDIA GPU from nvidia-smi."""
 
 import os
 import re
@@ -21,10 +21,10 @@ _FIELDS = {
     "GPU temperature in C": "temperature.gpu",
     "GPU persistence mode": "persistence_mode",
 }
-# Asked for one by one: the query was renamed, and one unknown name fails the whole command.
+# Queried one by one: the field was renamed, and an unknown field fails the whole command.
 _THROTTLE_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
 
-# Source: nvmlClocksEventReasons in nvml.h. Idle, chosen clocks and display are no throttling.
+# Source: nvmlClocksEventReasons in nvml.h. Idle, application clocks and display are not throttling.
 _THROTTLING = {
     0x4: "power cap",
     0x8: "hardware slowdown",
@@ -35,12 +35,12 @@ _THROTTLING = {
 _TIMEOUT_S = 20
 _SAMPLE = r"(?P<mhz>\d+) MHz, *(?P<use>\d+) %, *(?P<reasons>0x[0-9a-fA-F]+)"
 _LOADED_PERCENT = 50
-"""Use from which on a sample counts as one under load."""
+"""A sample counts as under load from this GPU utilization on."""
 
 
 @dataclass(slots=True)
 class GpuState:
-    """Settings by name, and lines for the reader; both empty where there is no GPU."""
+    """GPU settings by name, and warnings for the reader; both are empty without a GPU."""
 
     details: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -60,9 +60,9 @@ def gpu_state() -> GpuState:
 
 @contextmanager
 def watched() -> Iterator[GpuState]:
-    """Look at the GPU once a second; the result is filled in at the end.
+    """Sample the GPU once a second; the yielded state is filled in at the end.
 
-    A clock or a reason for throttling that was read while nothing runs says nothing of the load.
+    Only samples under load count: clocks and throttling of an idle GPU are meaningless.
     """
     watch = GpuState()
     name = next((name for name in _THROTTLE_FIELDS if _query(name)), None)
@@ -70,7 +70,7 @@ def watched() -> Iterator[GpuState]:
         yield watch
         return
     command = _command(f"--query-gpu=clocks.sm,utilization.gpu,{name}", "--loop=1")
-    # Into a file: a pipe that nobody reads is full after half an hour.
+    # Into a file: a pipe that is not read is full after half an hour.
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(command, stdout=said) as process,  # noqa: S603 (as below)
@@ -101,7 +101,7 @@ def _fill_in(watch: GpuState, said: Iterable[str]) -> None:
 
 
 def memory_held_mib(pid: int) -> float | None:
-    """What a process holds of the GPU; None where it holds none, or the driver does not tell."""
+    """GPU memory of a process; None if it has none, or if the driver does not report it."""
     for answer in _lines("--query-compute-apps=pid,used_memory"):
         if held := re.match(rf"{pid}, *(\d+) MiB", answer.strip()):
             return float(held[1])
@@ -121,7 +121,7 @@ def _reasons(active: int) -> list[str]:
 
 
 def _query(*fields: str) -> list[str]:
-    """The values of `fields` for the GPU; nothing where they cannot be had."""
+    """The values of `fields` for the GPU; empty if nvidia-smi does not report them."""
     rows = [
         [cell.strip() for cell in line.split(",")]
         for line in _lines(f"--query-gpu={','.join(fields)}")
@@ -130,20 +130,20 @@ def _query(*fields: str) -> list[str]:
 
 
 def _lines(query: str) -> Sequence[str]:
-    """What nvidia-smi answers; nothing where there is none, or it fails."""
+    """The output of nvidia-smi; empty if it is not installed or fails."""
     if shutil.which("nvidia-smi") is None:
         return ()
     try:
         answer = subprocess.run(  # noqa: S603 (no shell, and nothing in it comes from outside)
             _command(query), capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
         )
-    except (OSError, subprocess.SubprocessError):  # it fails where no driver is loaded
+    except (OSError, subprocess.SubprocessError):  # it fails if no driver is loaded
         return ()
     return answer.stdout.splitlines()
 
 
 def _command(query: str, *options: str) -> list[str]:
-    """Of the GPU that CUDA takes first; nvidia-smi itself sees all, whatever is visible to CUDA."""
+    """nvidia-smi for the GPU that CUDA uses; nvidia-smi itself ignores CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
     chosen = [f"--id={visible}"] if visible else []
     return ["nvidia-smi", query, "--format=csv,noheader", *chosen, *options]

@@ -1,4 +1,4 @@
-"""One bundle, every candidate, every cell: loaded, checked against eager, then timed."""
+"""Measures one bundle: loads every candidate, and checks and times it at every cell."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,11 +37,12 @@ from dinov2rt.errors import Dinov2rtError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure; a cell ends once a candidate has had `seconds` in it.
+    """What to measure; a cell ends when a candidate has `seconds` of timed calls.
 
-    `reference` gives the outputs that all others are compared with. Of `own`, those that are not
-    for a bundle or device are left out; of the others and of `peers`, each that cannot run is
-    named. `matrix_library` is that of an earlier run to compare with, by precision.
+    `reference` computes the outputs that all others are compared with. Candidates of `own` that do
+    not fit a bundle or device are left out; any other candidate that cannot run, also of `peers`,
+    is reported as missing. `matrix_library` names the libraries of an earlier run to compare with,
+    by precision.
     """
 
     own: tuple[Candidate, ...]
@@ -58,14 +59,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came of bundles so far."""
+    """The results so far."""
 
     rows: tuple[Row, ...] = ()
     candidates: tuple[CandidateFacts, ...] = ()
     missing: tuple[Missing, ...] = ()
 
     def __add__(self, other: "Measured") -> "Measured":
-        """What came of other bundles as well."""
+        """The results of both."""
         return Measured(
             self.rows + other.rows,
             self.candidates + other.candidates,
@@ -74,8 +75,8 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Limit:
-    """The machine's limit for one bundle: the matrix products that take turns in every cell."""
+class _MachineLimit:
+    """The machine's limit for one bundle: matrix products that take turns in every cell."""
 
     manifest: Manifest
     products: dict[Precision, Worker]
@@ -83,12 +84,12 @@ class _Limit:
 
 
 def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iterator[Measured]:
-    """Measure one bundle; gives what came of it so far, after every cell.
+    """Measure one bundle; yields the results so far after every cell.
 
     Raises:
-        InputError: nothing of dinov2rt is for it.
-        CandidateError: the reference cannot be loaded, so that no accuracy can be told.
-        BundleError: no limits are known for the precision of a candidate.
+        InputError: no requested backend of dinov2rt can run the bundle.
+        CandidateError: the reference cannot be loaded, so that accuracy cannot be checked.
+        BundleError: the accuracy limits for the precision of a candidate are unknown.
     """
     task = Task(bundle, request.device, request.threads)
     variant, candidates = task.manifest.variant.name, own_candidates(request.own, task)
@@ -97,7 +98,7 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iter
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
         reference.load()
         entrants, missing = enter(task, (*candidates, *request.peers), stack, say)
-        limit = _enter_limit(task, entrants, roof, stack)
+        limit = _start_matrix_products(task, entrants, roof, stack)
         rows: list[Row] = []
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
@@ -111,8 +112,10 @@ def _cells(variant: str, request: Request) -> Iterator[Cell]:
         yield Cell(variant, batch, size.height, size.width)
 
 
-def _enter_limit(task: Task, entrants: Sequence[Entrant], roof: Roof, stack: ExitStack) -> _Limit:
-    """Start a matrix product in each precision of `entrants` that the machine has a rate for."""
+def _start_matrix_products(
+    task: Task, entrants: Sequence[Entrant], roof: Roof, stack: ExitStack
+) -> _MachineLimit:
+    """Start a matrix product in each precision of `entrants` that `roof` has a rate for."""
     products = {}
     for precision in dict.fromkeys(entrant.candidate.precision for entrant in entrants):
         if precision in roof.matrix_library:
@@ -120,14 +123,14 @@ def _enter_limit(task: Task, entrants: Sequence[Entrant], roof: Roof, stack: Exi
             products[precision] = stack.enter_context(Worker(product_, task))
             products[precision].load()
     if roof.copy_gb_per_s is None:
-        raise AssertionError("a roof that was just measured is whole")
-    return _Limit(task.manifest, products, roof.copy_gb_per_s)
+        raise AssertionError("a roof that was just measured has a copy rate")
+    return _MachineLimit(task.manifest, products, roof.copy_gb_per_s)
 
 
 def _measure_cell(
     cell: Cell,
     entrants: Sequence[Entrant],
-    limit: _Limit,
+    limit: _MachineLimit,
     reference: Worker,
     request: Request,
 ) -> list[Row]:
@@ -135,7 +138,7 @@ def _measure_cell(
     try:
         want = reference.show(pixels).outputs
     except CandidateError as error:
-        failure = f"there is nothing to compare with: {error}"
+        failure = f"the reference failed: {error}"
         return [Row(cell, entrant.candidate.name, failure=failure) for entrant in entrants]
     rows: dict[str, Row] = {}
     contestants = []
@@ -150,7 +153,7 @@ def _measure_cell(
     for contestant in contestants:
         candidate = contestant.worker.candidate
         row = _timed(rows[candidate.name], contestant)
-        rates = products.get(candidate.precision)  # int8 has none: part of its graph is float32
+        rates = products.get(candidate.precision)  # not for int8: part of its graph is float32
         if row.latency is not None and rates is not None:
             row = replace(row, floor=_floor(row, contestant, rates, limit, request.device))
         rows[candidate.name] = row
@@ -164,7 +167,7 @@ def _checked(
     want: Outputs,
     manifest: Manifest,
 ) -> Row:
-    """The row of a candidate before it is timed: its accuracy, or why it has none."""
+    """The row of a candidate before timing: its accuracy, or the failure."""
     candidate = entrant.candidate
     row = Row(cell, candidate.name)
     try:
@@ -181,8 +184,8 @@ def _checked(
 def _inaccuracy(accuracy: Accuracy) -> str:
     return (
         f"not accurate: relative L2 {accuracy.relative_l2:.2e}, smallest cosine "
-        f"{accuracy.cosine_min:.6f}, of CLS tokens {accuracy.cls_cosine_min:.6f}, patch tokens' "
-        f"first percentile {accuracy.patch_cosine_p1:.6f}, allowed are {accuracy.limits}"
+        f"{accuracy.cosine_min:.6f} (CLS tokens {accuracy.cls_cosine_min:.6f}, first percentile of "
+        f"patch tokens {accuracy.patch_cosine_p1:.6f}); allowed are {accuracy.limits}"
     )
 
 
@@ -203,15 +206,15 @@ def _timed(row: Row, contestant: Contestant) -> Row:
 def _with_phases(latency: LatencyReport, worker: Worker) -> LatencyReport:
     try:
         phases = worker.phases()
-    except CandidateError:  # the times of its calls stand, whatever became of it afterwards
+    except CandidateError:  # the measured times remain valid
         phases = None
     return latency if phases is None else replace(latency, **asdict(phases))
 
 
 def _floor(
-    row: Row, contestant: Contestant, product_: Contestant, limit: _Limit, device: str
+    row: Row, contestant: Contestant, product_: Contestant, limit: _MachineLimit, device: str
 ) -> Floor | None:
-    """The distance from the limit, turn by turn; None where the matrix product gave up."""
+    """The least time that the machine allows, turn by turn; None if the matrix product failed."""
     if product_.failure is not None:
         return None
     return floor(

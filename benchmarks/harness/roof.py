@@ -1,8 +1,8 @@
-"""What the machine can do at most: the rate of a large matrix product, and of a copy.
+"""Measures the machine's peak rates: of a large matrix product, and of a copy.
 
-Both are candidates like any other, in processes of their own. They are measured once before a run,
-to find the fastest library; the product of that one then takes turns with the models of each cell,
-so that a machine that slows down lowers the limit and the candidates alike.
+Both run as candidates in processes of their own. They are measured once before a run to find the
+fastest library. That library's matrix product then takes turns with the models of each cell, so
+that a change in the machine's speed affects the limit and the candidates alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,13 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 
 _SHAPE = {"cpu": (2048, 3072, 768), "cuda": (8192, 8192, 8192)}
-"""Rows, summands and columns of the product.
+"""M, K and N of the matrix product.
 
-Of seven large shapes, the one of the CPU was the fastest or within 2 % of it with each library;
-square ones of 2048 reached 3 % less with OpenVINO.
+Of seven large shapes, the CPU's shape was the fastest or within 2 % of it with each library;
+squares of 2048 reached 3 % less with OpenVINO.
 """
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
-"""Far over the last-level cache of a device."""
+"""Much larger than the last-level cache of a device."""
 
 _LIBRARIES = {"cpu": ("numpy", "openvino", "torch"), "cuda": ("torch",)}
 _PRECISIONS = {
@@ -39,40 +39,40 @@ _PRECISIONS = {
 }
 _NONE_CHOSEN: Mapping[str, str] = {}
 _SECONDS, _TURNS = 0.3, 5
-"""Of each rate and library, before the run."""
+"""For each rate and library, before the run."""
 
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """The runner of a candidate that does the same `work` whatever the images."""
+    """The runner of a candidate that does the same `work` for any images."""
 
     work: Callable[[], Any]
     version: str = ""
 
     def prepare(self, pixels: NDArray[np.uint8]) -> None:
-        """There is nothing to prepare."""
+        """Do nothing."""
 
     def run(self, prepared: None) -> Any:  # noqa: ARG002
         """Do the work once."""
         return self.work()
 
     def outputs(self, result: Any) -> dict[str, NDArray[np.float32]]:  # noqa: ARG002
-        """It has none."""
+        """Return no outputs."""
         return {}
 
     def close(self) -> None:
-        """The process ends with it."""
+        """Do nothing; the process ends afterwards."""
 
 
 def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CHOSEN) -> Roof:
-    """The best of the libraries that are there, on a "cpu" or "cuda" device; some seconds.
+    """Measure the installed libraries on a "cpu" or "cuda" device. Takes some seconds.
 
-    A precision that has its library `chosen` takes that one where it is there, as two runs can be
-    compared only by one and the same.
+    For a precision in `chosen`, that library is used if it is installed: two runs compare only if
+    both used the same library. Otherwise the fastest library is used.
 
     Raises:
-        BackendError: no library is there to measure with.
-        CandidateError: one failed.
+        BackendError: no library is installed.
+        CandidateError: a library failed.
     """
     libraries = [name for name in _LIBRARIES[device] if find_spec(name)]
     if not libraries:
@@ -105,7 +105,10 @@ def best_of(
     shape: tuple[int, int, int],
     chosen: Mapping[str, str] = _NONE_CHOSEN,
 ) -> Roof:
-    """The highest of each rate, or that of the library `chosen`, by precision and library."""
+    """The highest of each rate, or the rate of the library in `chosen`.
+
+    `matrix_gflops` is by precision and library, `chosen` by precision.
+    """
     fastest = {
         name: chosen[name] if chosen.get(name) in rates else max(rates, key=rates.__getitem__)
         for name, rates in matrix_gflops.items()
@@ -119,7 +122,7 @@ def best_of(
 
 
 def matrix_product(library: str, precision: Precision) -> Candidate:
-    """A large product by "numpy", "openvino" or "torch"; float32 alone but in torch."""
+    """A large matrix product in "numpy", "openvino" (both only float32) or "torch"."""
     return _candidate(f"matrix product in {precision}", library, precision, _open_product)
 
 
@@ -174,7 +177,7 @@ def _factors(task: Task) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 def _numpy_product(task: Task) -> Callable[[], Any]:
-    """With the BLAS that numpy was built with."""
+    """A product by the BLAS that numpy was built with."""
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(task.threads, user_api="blas")
@@ -184,10 +187,10 @@ def _numpy_product(task: Task) -> Callable[[], Any]:
 
 
 def _openvino_product(task: Task) -> Callable[[], Any]:
-    """With a matrix that is packed beforehand.
+    """A product with a constant matrix, which OpenVINO packs beforehand.
 
-    The two operators behind the product do nothing, but without them OpenVINO leaves it to a
-    library that is slower on some CPUs: see docs/adr/0008.
+    The two operators after the product do nothing, but without them OpenVINO uses a library that is
+    slower on some CPUs: see docs/adr/0008.
     """
     from openvino import opset1
 
@@ -209,7 +212,7 @@ def _openvino_product(task: Task) -> Callable[[], Any]:
 
 
 def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
-    """Without TF32."""
+    """A product without TF32."""
     import torch
 
     torch.set_num_threads(task.threads)
@@ -228,7 +231,7 @@ def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
 def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
     count = _COPY_BYTES[task.device]
     if library == "numpy":
-        # Ones: the system backs zeros that nobody wrote with one and the same page, in a cache.
+        # Ones, not zeros: pages of zeros that were never written share one page, which is cached.
         given, taken = np.ones(count, np.uint8), np.ones(count, np.uint8)
         return Work(lambda: np.copyto(taken, given))
     import torch
@@ -240,7 +243,7 @@ def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # no
 
 
 def _finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
-    """`call`, and a wait for the GPU where that is the device."""
+    """`call`, followed by a synchronization if the device is a GPU."""
     import torch
 
     if device == "cpu":

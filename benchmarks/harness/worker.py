@@ -1,4 +1,4 @@
-"""A candidate in a process of its own, where nothing else is loaded and all memory is its own."""
+"""Runs a candidate in a process of its own, so that its libraries and memory are its own."""
 
 import importlib
 import multiprocessing
@@ -24,18 +24,18 @@ from dinov2rt.errors import Dinov2rtError, first_line
 Outputs = Mapping[str, NDArray[np.float32]]
 
 _PHASE_CALLS = 5
-"""Calls whose phases are taken, the median of which counts."""
+"""Calls whose phases are measured; the median counts."""
 
 
 class CandidateError(Dinov2rtError):
-    """A candidate that could not load or run, or whose process died."""
+    """A candidate failed to load or run, or its process died."""
 
     exit_status = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What came of loading, timed in the fresh process."""
+    """The result of loading, timed in a fresh process."""
 
     version: str
     import_ms: float
@@ -44,7 +44,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """The outputs for the images that were shown, and how long that first call took."""
+    """The outputs for the images, and the duration of that first call."""
 
     outputs: Outputs
     first_call_ms: float
@@ -52,10 +52,11 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The times of calls in a row, and the shares of all cores' time that others had meanwhile.
+    """The times of consecutive calls, and the shares of all cores' time that others used meanwhile.
 
-    `stolen` is what the host of a virtual machine gave to others, `others` what other processes of
-    this machine took; ticks of 10 ms make both inexact in a short turn.
+    `stolen` is the share that the host of a virtual machine gave to others, `others` the share of
+    other processes of this machine. Both are counted in ticks of 10 ms, so that they are inexact in
+    a short turn.
     """
 
     samples_ms: tuple[float, ...]
@@ -64,25 +65,25 @@ class Turn:
 
     @property
     def spent_s(self) -> float:
-        """Time on the clock."""
+        """Timed seconds."""
         return sum(self.samples_ms) / 1e3
 
     @property
     def median_ms(self) -> float:
-        """That of its calls."""
+        """The median time of a call."""
         return median(self.samples_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the process has held, in MiB: at most on the host, and by now on the GPU."""
+    """Memory of the process in MiB: the peak on the host, and the current use of the GPU."""
 
     peak_rss_mib: float | None
     device_mib: float | None
 
 
 class Worker:
-    """The parent's end. Every method waits for the process and raises what went wrong there."""
+    """The parent's end. Every method waits for the process and raises its failure."""
 
     def __init__(self, candidate: Candidate, task: Task) -> None:
         self.candidate = candidate
@@ -98,24 +99,24 @@ class Worker:
         return self._ask("load")  # type: ignore[no-any-return]
 
     def show(self, pixels: NDArray[np.uint8]) -> Shown:
-        """Take `pixels` [B, H, W, 3] as the images from now on, and call once."""
+        """Use `pixels` [B, H, W, 3] as the images from now on, and call once."""
         return self._ask("show", pixels)  # type: ignore[no-any-return]
 
     def turn(self, seconds: float, *, warm_up: bool = True) -> Turn:
-        """Call for `seconds`, at least once; with `warm_up` after one call off the clock."""
+        """Call for `seconds`, at least once; with `warm_up`, after one untimed call."""
         return self._ask("turn", seconds, warm_up)  # type: ignore[no-any-return]
 
     def phases(self) -> Phases | None:
-        """Where the time of a call on a GPU goes; None elsewhere, or where it cannot be told."""
+        """The phases of a call on a GPU; None on a CPU, or if the candidate has no phases."""
         return self._ask("phases")  # type: ignore[no-any-return]
 
     def memory(self) -> Memory:
-        """What the process has held so far."""
+        """Memory of the process."""
         return self._ask("memory")  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """End the process."""
-        self._connection.close()  # which it takes as the end
+        self._connection.close()  # the process ends at end of file
         self._process.join(timeout=10)
         if self._process.is_alive():
             self._process.kill()
@@ -137,12 +138,12 @@ class Worker:
             self._connection.send((method, arguments))
             problem, answer = self._connection.recv()
         except (EOFError, OSError):
-            raise CandidateError(f"{self.candidate.name}: {self._death()}") from None
+            raise CandidateError(f"{self.candidate.name}: {self._exit_reason()}") from None
         if problem is not None:
             raise CandidateError(f"{self.candidate.name}: {problem}")
         return answer
 
-    def _death(self) -> str:
+    def _exit_reason(self) -> str:
         self._process.join(timeout=10)
         code = self._process.exitcode
         if code == -signal.SIGKILL:
@@ -151,7 +152,7 @@ class Worker:
 
 
 class _Session:
-    """The child's end: the methods of `Worker`, done."""
+    """The child's end: executes the methods of `Worker`."""
 
     def __init__(self, candidate: Candidate, task: Task) -> None:
         self._candidate = candidate
@@ -168,7 +169,7 @@ class _Session:
     def show(self, pixels: NDArray[np.uint8]) -> Shown:
         self._prepared = self._loaded.prepare(pixels)
         first_ms, result = timed(self._call)
-        # Copied, because a runner may give views of memory that its next call reuses.
+        # Copied, because a runner may return views of memory that its next call reuses.
         outputs = {name: np.array(value) for name, value in self._loaded.outputs(result).items()}
         return Shown(outputs, first_ms)
 
@@ -212,7 +213,7 @@ class _Session:
     @property
     def _loaded(self) -> Runner:
         if self._runner is None:
-            raise CandidateError("it was not loaded")
+            raise CandidateError("it is not loaded")
         return self._runner
 
     def _import_libraries(self) -> None:
@@ -222,7 +223,7 @@ class _Session:
 
 def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
     session = _Session(candidate, task)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     while True:
         try:
             method, arguments = connection.recv()
@@ -231,7 +232,7 @@ def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
             return
         try:
             answer: tuple[str | None, Any] = (None, getattr(session, method)(*arguments))
-        except Exception as error:  # whatever a library raises is this candidate's failure
+        except Exception as error:  # any exception of a library is a failure of the candidate
             traceback.print_exc()
             answer = (first_line(error), None)
         connection.send(answer)

@@ -92,7 +92,7 @@ def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
 
 def _cannot_run_plan(task: Task, precision: Precision) -> str | None:
     if task.device == "cpu":
-        return "plans run on NVIDIA GPUs alone"
+        return "plans run only on NVIDIA GPUs"
     if precision not in [plan.precision for plan in task.manifest.plans]:
         return (
             f"the bundle holds no {precision} plan; make one with: "

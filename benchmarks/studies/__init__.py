@@ -1,1 +1,1 @@
-"""Measurements behind single decisions."""
+"""Measurements behind design decisions; each module is a command."""

@@ -1,9 +1,9 @@
-"""Which opset and which form of attention ONNX Runtime's CPU provider runs fastest.
+"""Finds the opset and the form of attention that ONNX Runtime's CPU provider runs fastest.
 
     python -m dinov2rt.benchmarks.studies.attention_forms dinov2_vits14 dinov2_vitb14
 
-All forms of one variant are timed in turns, so that what else the machine does hits them alike; the
-ratios are those of the medians. The result stands in docs/adr/0004.
+All forms of a variant are timed in turns, so that other work on the machine affects them alike. The
+table shows ratios of medians; the result is in docs/adr/0004.
 """
 
 import argparse
@@ -30,7 +30,7 @@ SHAPES = ((1, 224), (8, 224), (1, 518), (4, 518))
 
 
 def explicit(variant: Variant, opset: int) -> ir.Model:
-    """MatMul, Softmax, MatMul."""
+    """Attention as MatMul, Softmax and MatMul."""
     graph = _graph(variant)
     for block in graph.blocks:
         block._attend = MethodType(_attend_explicitly, block)  # type: ignore[assignment]
@@ -38,12 +38,12 @@ def explicit(variant: Variant, opset: int) -> ir.Model:
 
 
 def operator_4d(variant: Variant) -> ir.Model:
-    """One `Attention` a block on [B, heads, N, head_dim], as the exporter writes it."""
+    """One `Attention` per block on [B, heads, N, head_dim], as the exporter writes it."""
     return trace(_graph(variant))
 
 
 def operator_3d(variant: Variant) -> ir.Model:
-    """One `Attention` a block on [B, N, D], which splits the heads itself."""
+    """One `Attention` per block on [B, N, D]; the operator splits the heads."""
     model = trace(_graph(variant))
     for attention in [node for node in model.graph if node.op_type == "Attention"]:
         (transpose,) = attention.outputs[0].consumers()
@@ -115,7 +115,7 @@ def _graph(variant: Variant) -> ExportGraph:
 
 def _attend_explicitly(block: GraphBlock, tokens: Tensor) -> Tensor:
     query, key, value = (block._heads(part) for part in block.qkv(tokens).chunk(3, dim=-1))
-    # fold() takes the scale out of `Attention`; here the weights hold it, as they would be folded.
+    # No scale here: it is folded into the query weights, as fold() does for `Attention`.
     weights = torch.softmax(query @ key.transpose(2, 3), dim=-1)
     return (weights @ value).transpose(1, 2).flatten(2)
 

@@ -1,9 +1,9 @@
-"""What `model(...)` costs beside the bare ONNX Runtime session, and what `import dinov2rt` costs.
+"""Measures the overhead of `model(...)` over a bare ONNX Runtime session, and of the import.
 
     python -m dinov2rt.benchmarks.studies.call_overhead BUNDLE [--size 224 --batch 1 --repeats 50]
 
-Both sides load the same graph with the same threads and take turns in one process, so that a
-machine that slows down slows down both; each turn begins with the other one.
+Both sides load the same graph with the same threads and take turns in one process, so that a change
+in the machine's speed affects both. The first of the two changes from turn to turn.
 """
 
 import argparse
@@ -117,10 +117,10 @@ def _images(model: Model, shape: tuple[int, int, int, int]) -> NDArray[Any]:
 
 
 def _bare_session(model: Model, images: NDArray[Any]) -> Callable[[], Any]:
-    """What one would write by hand: a session as it comes, and all of its outputs."""
+    """The code that a user would write by hand: a default session, with all outputs."""
     ort = require("onnxruntime", extra="ort", purpose="the bare session")
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors alone
+    options.log_severity_level = 3  # only errors
     session = ort.InferenceSession(
         model.path / model.graph.files[0].path, options, providers=["CPUExecutionProvider"]
     )
@@ -153,11 +153,11 @@ def _import_ms(module: str) -> list[float]:
 def main() -> int:
     """Print the measurement; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="call_overhead", description="what model(...) costs beside the bare session"
+        prog="call_overhead", description="overhead of model(...) over the bare session"
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
-    parser.add_argument("--batch", type=int, default=1, help="images a call (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images per call (default: 1)")
     parser.add_argument("--repeats", type=int, default=50, help="turns (default: 50)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args()

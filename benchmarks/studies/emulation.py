@@ -1,9 +1,9 @@
-"""Half precision on a CPU: stored in the half format, computed and accumulated in float32.
+"""Emulates half precision on a CPU: values stored in half, computed and accumulated in float32.
 
-A typed graph is rewritten so that every operator computes in float32 and each value that the typed
-graph keeps in half precision is rounded to it and widened again. ONNX Runtime executes the result
-with its float32 kernels. That is what tensor cores do, but for the order of summation; fused
-kernels may leave out a rounding, so the emulation is the worse case of the two.
+A typed graph is rewritten so that every operator computes in float32, and so that each value that
+the typed graph stores in half is rounded to half and widened again. ONNX Runtime executes the
+result with its float32 kernels. Apart from the order of summation, tensor cores compute the same.
+Fused kernels may round less often, so the emulation is a conservative estimate.
 """
 
 import tempfile
@@ -21,14 +21,14 @@ _HALF_TYPES = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
 
 def emulated(typed: ir.Model) -> Callable[[FloatArray], dict[str, FloatArray]]:
-    """A typed graph as a function, from its input to its outputs by name, emulated.
+    """An emulation of a typed graph as a function, from its input to its outputs by name.
 
-    The graph itself stays as it is.
+    `typed` itself is not changed.
     """
     model = typed.clone()
     emulate(model)
     options = ort.SessionOptions()
-    # Optimised, ONNX Runtime takes out casts that it thinks cancel each other.
+    # ONNX Runtime's optimizer would remove pairs of casts, and with them the rounding.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "emulated.onnx"
@@ -54,9 +54,9 @@ def emulate(model: ir.Model) -> None:
 
 
 def _decompose(graph: ir.Graph, attention: ir.Node) -> None:
-    """`softmax(s q kᵀ) v`: scores and softmax in float32, probabilities stored as the values are.
+    """`softmax(s q kᵀ) v`: scores and softmax in float32, probabilities rounded to half.
 
-    That is the arithmetic of fused kernels: scores stay in the accumulators.
+    This is the arithmetic of fused kernels, whose scores stay in the accumulators.
     """
     query, key, value = attention.inputs
     insert = Writer(graph, attention)

@@ -1,10 +1,10 @@
-"""How a float32 rounding error grows from block to block, with given weights.
+"""Measures how a float32 rounding error grows from block to block, for given weights.
 
     python -m dinov2rt.benchmarks.studies.error_growth dinov2_vitg14_reg --weights synthetic:0
 
-Prints, after every third block, how far the eager float32 model is from float64, from itself with
-one thread, and from itself with pixels moved by one unit in the last place. Where that exceeds
-1e-5, no two float32 implementations can be asked to agree to 1e-5; see docs/adr/0007.
+Compares the eager float32 model, after every third block, with float64, with itself on one thread,
+and with itself when the pixels change by one unit in the last place. If the difference exceeds
+1e-5, no two float32 implementations can agree to 1e-5; see docs/adr/0007.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Whether `dinov2rt run` keeps up with the model alone, in flat memory, and how Ray scales it.
+"""Compares the rate of `dinov2rt run` with single calls, and measures its memory and Ray's scaling.
 
     python -m dinov2rt.benchmarks.studies.extraction BUNDLE [--images 2000 --turns 3] [--ray]
 
-A folder of JPEG crops goes through the command in a process of its own, in turns with single calls
-at each batch, of which the best counts. With --ray, one and two workers of one core each take turns
-on a cluster that the command starts. The rate of a run is taken between its first and its last
-part, so that starting up, which a collection pays once, is reported on its own.
+The command runs on a folder of JPEG crops in a process of its own, in turns with single calls at
+each batch; the best batch counts. With --ray, one and two workers with one core each take turns on
+a cluster that the command starts. The rate of a run is measured between its first and its last
+part, so that the start-up time, which occurs once per run, is reported separately.
 """
 
 import argparse
@@ -44,8 +44,8 @@ _ONE_CORE = ("--engine", "ray", "--cores", "1", "--workers")
 class Run:
     """One run of the command; rates in images/s, memory of all its processes in MiB.
 
-    `rate` is that between the first part and the last. `early_mib` is the most memory held until
-    half of the parts were there, `peak_mib` that of the whole run.
+    `rate` is measured between the first part and the last. `early_mib` is the peak memory until
+    half of the parts are written, `peak_mib` the peak of the whole run.
     """
 
     rate: float
@@ -57,12 +57,12 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """Medians over the turns; `ratio` is `run` over the best batch of single calls, turn by turn.
+    """Medians over the turns; `ratio` is the rate of `run` over that of the best batch, per turn.
 
-    `decode_rate` is how many of the photographs that ship with dinov2rt one core reads and brings
-    to 224 x 224 in a second. `ray_efficiency` is the rate of two workers over twice the rate of
-    one, None where Ray was left out; `ray_start_s` is what a run on one worker takes beyond its
-    images.
+    `decode_rate` is the number of dinov2rt's photographs that one core reads and resizes to
+    224 x 224 per second. `ray_efficiency` is the rate of two workers divided by twice the rate of
+    one, or None without Ray. `ray_start_s` is the time of a run on one worker minus the time for
+    its images.
     """
 
     images: int
@@ -80,7 +80,7 @@ class Extraction:
 
 
 def measure(bundle: Path, images: int, turns: int, *, ray: bool) -> Extraction:
-    """Make the crops, and let both ways take turns.
+    """Write the crops, and measure runs and single calls in turns.
 
     Raises:
         Dinov2rtError: the bundle cannot be loaded, or a run failed.
@@ -140,16 +140,16 @@ def _parts(out: Path) -> list[Path]:
 
 
 def _memory(process: psutil.Popen) -> Iterator[float]:
-    """What the command and its children hold, again and again until it ends.
+    """The resident memory of the command and its children in MiB, sampled until it ends.
 
-    Shared pages are counted in each process that has touched them.
+    Shared pages count in each process that has touched them.
     """
     while process.poll() is None:
         held = 0
         for each in [process, *process.children(recursive=True)]:
             try:
                 held += each.memory_info().rss
-            except psutil.NoSuchProcess:  # it ended meanwhile
+            except psutil.NoSuchProcess:  # it has ended
                 continue
         yield held / 2**20
         time.sleep(_WATCHED_S)
@@ -227,8 +227,8 @@ def main() -> int:
     try:
         if given.images < 2 * _PARTS or given.turns < 1:
             raise InputError(
-                f"{given.images} images, {given.turns} turns; allowed are from {2 * _PARTS} images "
-                "and one turn on"
+                f"{given.images} images, {given.turns} turns; the minimums are {2 * _PARTS} images "
+                "and 1 turn"
             )
         found = measure(given.bundle, given.images, given.turns, ray=given.ray)
     except Dinov2rtError as error:

@@ -1,11 +1,11 @@
-r"""What extracting a very large collection would take: arithmetic, from rates that are given to it.
+r"""Estimates the time and cost of extracting a very large collection, from given rates.
 
     python -m dinov2rt.benchmarks.studies.fleet \
         [--images 1e9 --gpus 64 --tflops 156 --decode-rate 100]
 
-`--tflops` is what one GPU is taken to reach on the model, `--decode-rate` the images that a CPU
-core decodes in a second (`python -m dinov2rt.benchmarks.studies.extraction` measures it). The
-memory that the list of work takes is measured, on a small collection of each kind.
+`--tflops` is the assumed rate of one GPU on the model. `--decode-rate` is the number of images that
+a CPU core decodes per second (`python -m dinov2rt.benchmarks.studies.extraction` measures it). The
+memory for the list of work is measured, on a small collection of each kind.
 """
 
 import argparse
@@ -31,23 +31,24 @@ _SIZE = ImageSize(224, 224)
 _LISTED = 2000
 _HALF_BYTES = 2
 _VECTORS = 2
-"""Of a row: the CLS token and the mean of the patch tokens."""
+"""Vectors per row: the CLS token and the mean of the patch tokens."""
 
 _HEADER = (
     "variant",
-    "GFLOP an image",
+    "GFLOP per image",
     "images/s",
     "hours",
     "GPU hours",
-    "cores a GPU",
+    "cores per GPU",
     "output TB",
 )
 
 
 def estimate(images: float, gpus: int, tflops: float, decode_rate: float) -> Table:
-    """A row for each variant without registers, which change little.
+    """A row for each variant without registers; registers change little.
 
-    `cores a GPU` are those that decoding keeps busy, `output TB` float16 rows without patch tokens.
+    `cores per GPU` is the number of cores that decoding needs, `output TB` the size of float16 rows
+    without patch tokens.
     """
     plain = [variant for variant in variants() if not variant.num_registers]
     rows = tuple(_row(variant, images, gpus, tflops, decode_rate) for variant in plain)
@@ -73,7 +74,7 @@ def _row(
 
 
 def listing_bytes() -> dict[str, float]:
-    """Bytes an image that the list of work takes in the process that starts the run."""
+    """Bytes per image of the list of work, in the process that starts the run."""
     with tempfile.TemporaryDirectory() as scratch:
         return {
             kind: _measured(folder)
@@ -86,10 +87,10 @@ def listing_bytes() -> dict[str, float]:
 
 
 def _measured(folder: Path) -> float:
-    find_chunks([folder])  # what is imported and cached on the way is not counted
+    find_chunks([folder])  # imports and caches on the first call must not count
     tracemalloc.start()
     chunks = find_chunks([folder])
-    gc.collect()  # what reading a tar leaves behind refers to itself
+    gc.collect()  # reading a tar leaves reference cycles behind
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     return held / sum(map(len, chunks))
@@ -134,15 +135,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fleet", description="a very large collection")
     parser.add_argument("--images", type=float, default=1e9, help="default: 1e9")
     parser.add_argument("--gpus", type=int, default=64, help="default: 64")
-    parser.add_argument("--tflops", type=float, default=156, help="of one GPU (default: 156)")
-    parser.add_argument("--decode-rate", type=float, default=100, help="of a core (default: 100)")
+    parser.add_argument(
+        "--tflops", type=float, default=156, help="rate of one GPU on the model (default: 156)"
+    )
+    parser.add_argument(
+        "--decode-rate", type=float, default=100, help="images per second of a core (default: 100)"
+    )
     given = parser.parse_args()
     try:
         if min(given.images, given.gpus, given.tflops, given.decode_rate) <= 0:
             raise InputError("images, GPUs and rates must be more than 0")
         print(estimate(given.images, given.gpus, given.tflops, given.decode_rate))
         for kind, held in listing_bytes().items():
-            print(f"the list of work, {kind}: {held:.1f} bytes an image")
+            print(f"the list of work, {kind}: {held:.1f} bytes per image")
     except Dinov2rtError as error:
         print(f"fleet: {error}", file=sys.stderr)
         return error.exit_status

@@ -1,12 +1,12 @@
-r"""How cost grows with batch and side, and whether `model.map` keeps up with the best batch.
+r"""Measures how cost grows with batch and side, and whether `model.map` is as fast as single calls.
 
     python -m dinov2rt.benchmarks.studies.growth BUNDLE \
         [--batch 1,2,4,... --size 98,224,... --images 1000]
 
-Beside each measured time stand the two terms that it should follow: the FLOPs that grow linearly
-with the tokens and those that grow with their square, both at the rate of a large matrix product
-that took turns with the shape. Where the last column stays level, cost grows as the arithmetic
-says.
+Beside each measured time are the two terms that it should follow: the time of the FLOPs that grow
+linearly with the tokens, and of those that grow with their square, both at the rate of a large
+matrix product that takes turns with the shape. If the last column is constant, cost grows as the
+arithmetic predicts.
 """
 
 import argparse
@@ -54,7 +54,7 @@ class _Request:
 
     @property
     def max_pixels(self) -> int:
-        """Of the largest batch, that of `model.map` included, so that none is run in parts."""
+        """Pixels of the largest batch, including `model.map`'s, so that no batch is split."""
         mapped = [(self.map_batch, _MAP_SIDE)] if self.images else []
         return max(batch * side**2 for batch, side in (*self.shapes, *mapped))
 
@@ -69,7 +69,7 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One shape; times in ms, `fraction` is what the arithmetic needs over what was measured."""
+    """One shape; times in ms, `fraction` is the time of the arithmetic over the measured time."""
 
     batch: int
     side: int
@@ -84,8 +84,8 @@ class Point:
 class MapRate:
     """`model.map` beside single calls with the same batch, in turns; images/s of the whole job.
 
-    `ratio` is the median over the turns; `rss_growth_mib` is what the process held in memory after
-    the last turn, less what it held after the first.
+    `ratio` is the median over the turns; `rss_growth_mib` is the resident memory after the last
+    turn minus that after the first.
     """
 
     batch: int
@@ -97,7 +97,7 @@ class MapRate:
 
 
 def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> list[Point]:
-    """Measure each (batch, side), the shapes in turns, and a matrix product after every call."""
+    """Measure all (batch, side) in turns, with a matrix product after every call."""
     task = Task(Path(), "cpu", model.options.threads or usable_cores())
     library = measure_roof(task.device, task.threads).matrix_library[Precision.FP32]
     times: dict[tuple[int, int], list[_Sample]] = {shape: [] for shape in shapes}
@@ -109,7 +109,7 @@ def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> li
             for (batch, side), taken in times.items():
                 if not _is_enough(taken, seconds):
                     pixels = photo_batch(batch, ImageSize(side, side))
-                    model(pixels)  # off the clock: the product has had the caches
+                    model(pixels)  # not timed: the matrix product has evicted the caches
                     time_ms, _ = timed(lambda pixels=pixels: model(pixels))  # type: ignore[misc]
                     (rate,) = matrix_gflops([product.turn(_PRODUCT_S)], task.device)
                     taken.append(_Sample(time_ms, rate))
@@ -117,7 +117,7 @@ def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> li
 
 
 def map_rate(model: Model, batch: int, images: int) -> MapRate:
-    """The whole job in turns: through `model.map`, and call after call."""
+    """Time the whole job in turns: with `model.map`, and with single calls."""
     crops = photo_batch(batch, ImageSize(_MAP_SIDE, _MAP_SIDE))
     count = -(-images // batch)
     ways: dict[str, Callable[[], None]] = {
@@ -166,7 +166,7 @@ def _point(model: Model, batch: int, side: int, taken: Sequence[_Sample]) -> Poi
 
 
 def _copies(crops: Pixels, count: int) -> Iterator[Pixels]:
-    """A new array each time, as a loader would hand over."""
+    """A new array for each batch, as from a data loader."""
     return (crops.copy() for _ in range(count))
 
 
@@ -194,11 +194,15 @@ def _text(points: Sequence[Point], mapped: MapRate | None) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="growth", description="cost by batch and side")
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument("--batch", default=_BATCHES, help=f"at side 224 (default: {_BATCHES})")
-    parser.add_argument("--size", default=_SIDES, help=f"at batch 1 (default: {_SIDES})")
-    parser.add_argument("--seconds", default="2", help="a shape (default: 2)")
-    parser.add_argument("--images", default="1000", help="for map; 0 leaves it out (default: 1000)")
-    parser.add_argument("--map-batch", default="8", help="for map (default: 8)")
+    parser.add_argument(
+        "--batch", default=_BATCHES, help=f"batches at side 224 (default: {_BATCHES})"
+    )
+    parser.add_argument("--size", default=_SIDES, help=f"sides at batch 1 (default: {_SIDES})")
+    parser.add_argument("--seconds", default="2", help="seconds per shape (default: 2)")
+    parser.add_argument(
+        "--images", default="1000", help="images for map; 0 leaves it out (default: 1000)"
+    )
+    parser.add_argument("--map-batch", default="8", help="batch for map (default: 8)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return parser
 

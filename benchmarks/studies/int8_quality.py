@@ -1,12 +1,12 @@
-r"""What int8 does to features that are searched in: cosines, and whether the nearest stays nearest.
+r"""Measures the effect of int8 on search: cosines to float32, and changes of nearest neighbours.
 
     python -m dinov2rt.benchmarks.studies.int8_quality BUNDLE \
         [--crops 200 --size 224 --photos FOLDER]
 
-Both graphs of the bundle run on the same crops of photographs, one at a time: of those that the
-export knows, or of any others. A crop's nearest
-neighbour is the other crop whose CLS token has the highest cosine; one side's tokens are compared
-among themselves, as in an index that was made anew.
+Both graphs of the bundle run on the same crops of photographs, one at a time; the photographs are
+those of the export, or those in FOLDER. A crop's nearest neighbour is the other crop whose CLS
+token has the highest cosine. Each graph's tokens are compared with each other, as in a search index
+that is built from that graph.
 """
 
 import argparse
@@ -36,9 +36,10 @@ class Quality:
     """Int8 against float32 over all crops.
 
     `patch_cosine_p1` is the first percentile over the patch tokens of all crops,
-    `patch_cosine_p1_min` the smallest of any crop. `same_nearest` counts the crops whose nearest
-    neighbour is the same, `kept_nearest` those whose nearest is as near up to `NEAREST_TIE`;
-    `mean_margin` is by how much the nearest's cosine exceeds the second's in float32, on average.
+    `patch_cosine_p1_min` the smallest first percentile of a crop. `same_nearest` counts the crops
+    whose nearest neighbour is the same, `kept_nearest` those where its cosine is lower by at most
+    `NEAREST_TIE`. `mean_margin` is the mean difference in cosine between the nearest and the second
+    nearest neighbour, in float32.
     """
 
     bundle: str
@@ -62,12 +63,12 @@ class Quality:
                 f"CLS tokens, smallest cosine         {self.cls_cosine_min:.6f}",
                 f"CLS tokens, mean cosine             {self.cls_cosine_mean:.6f}",
                 f"patch tokens, first percentile      {self.patch_cosine_p1:.6f}",
-                f"patch tokens, that of worst crop    {self.patch_cosine_p1_min:.6f}",
+                f"patch tokens, same of worst crop    {self.patch_cosine_p1_min:.6f}",
                 f"same nearest neighbour              {self.same_nearest} of {self.crops}"
                 f" ({self.same_nearest / self.crops:.1%})",
-                f"nearest as near, up to {NEAREST_TIE}        {self.kept_nearest} of {self.crops}"
+                f"nearest, or within {NEAREST_TIE} of it      {self.kept_nearest} of {self.crops}"
                 f" ({self.kept_nearest / self.crops:.1%})",
-                f"float32's nearest before its second {self.mean_margin:.6f} in cosine, on average",
+                f"float32's nearest over its second   {self.mean_margin:.6f} in cosine, on average",
             )
         )
 
@@ -108,7 +109,7 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
 
 
 def _tokens(model: Model, pixels: NDArray[np.uint8]) -> tuple[FloatArray, FloatArray]:
-    """CLS [B, D] and patch tokens [B, P, D], one image a call."""
+    """CLS [B, D] and patch tokens [B, P, D], computed one image at a time."""
     features = [
         model(
             image[None]
@@ -130,7 +131,7 @@ def _cosines(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
 
 
 def _mean_margin(cls_tokens: FloatArray) -> float:
-    """By how much each row's nearest leads its second nearest in cosine, on average."""
+    """The mean difference in cosine between each row's nearest and second nearest."""
     unit = _unit(cls_tokens)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
@@ -146,13 +147,13 @@ def _unit(tokens: FloatArray) -> NDArray[np.float64]:
 def main() -> int:
     """Print the comparison; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="int8_quality", description="how far the int8 graph's features are from float32's"
+        prog="int8_quality", description="compare the int8 graph's features with float32's"
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
-    parser.add_argument("--crops", type=int, default=200, help="how many (default: 200)")
+    parser.add_argument("--crops", type=int, default=200, help="number of crops (default: 200)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
     parser.add_argument(
-        "--photos", type=Path, default=PHOTOS, metavar="FOLDER", help="of which the crops are"
+        "--photos", type=Path, default=PHOTOS, metavar="FOLDER", help="photographs to crop"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args()

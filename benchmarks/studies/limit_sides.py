@@ -1,9 +1,9 @@
-"""Both sides of the limits of fp16: correct implementations that pass, and wrong ones that fail.
+"""Tests the limits of fp16 from both sides: with correct and with wrong implementations.
 
     python -m dinov2rt.benchmarks.studies.limit_sides dinov2_vits14 [...]
 
-Each implementation is emulated in PyTorch on a CPU: products of values rounded to half, summed in
-float32, their results rounded to half. Weights are synthetic, seed 0.
+Each implementation is emulated in PyTorch on a CPU: matrix products take values rounded to half,
+sum in float32, and round their results to half. Weights are synthetic, seed 0.
 """
 
 import sys
@@ -36,12 +36,12 @@ _CASES = (
 
 
 def half(values: Tensor) -> Tensor:
-    """Rounded to float16, held in float32."""
+    """`values` rounded to float16, as float32."""
     return values.half().float()
 
 
 def bfloat16(values: Tensor) -> Tensor:
-    """Rounded to bfloat16, held in float32."""
+    """`values` rounded to bfloat16, as float32."""
     return values.bfloat16().float()
 
 
@@ -51,11 +51,12 @@ def _exact(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Implementation:
-    """A way to compute the backbone in half precision, as what is rounded where.
+    """A way to compute the backbone in half precision: which values are rounded, and how.
 
-    `splits` is into how many parts the summands of a product are divided, each of which is rounded
-    to float32 before they are added: another order of summation. `drop` is a bias that is left out.
-    What is neither correct nor distinguishable from it has None in `is_correct`.
+    `splits` is the number of parts that the sum of a matrix product is divided into; each part is
+    rounded to float32 before the parts are added, which gives another order of summation. `drop`
+    names a bias that is left out. `is_correct` is None if the implementation is not exact but
+    cannot be distinguished from a correct one.
     """
 
     name: str
@@ -93,7 +94,7 @@ class Emulation:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> dict[str, NDArray[np.float32]]:
-        """The outputs by name, for normalised images [B, 3, H, W]."""
+        """The outputs by name, for normalized images [B, 3, H, W]."""
         model, how = self._model, self._how
         tokens = how.stream(self._embed(images))
         for block in cast("Iterable[Block]", model.blocks):
@@ -185,7 +186,7 @@ def _report(
 
 
 def main() -> None:
-    """Print a Markdown table for the variants that the command line names."""
+    """Print a Markdown table for the variants on the command line."""
     for name in sys.argv[1:]:
         variant = find_variant(name)
         model = load_eager(variant, synthetic_state_dict(variant, 0))

@@ -1,11 +1,10 @@
-r"""What `dinov2rt.load` costs in a fresh process, and how much memory it has taken at most.
+r"""Measures the time of `dinov2rt.load` in a fresh process, and its peak memory.
 
     python -m dinov2rt.benchmarks.studies.load_time BUNDLE \
         [--backends openvino,onnxruntime --repeats 7]
 
-Each load has a process of its own, whose modules are imported before the clock starts; the backends
-take turns. The bundle's files are in the page cache from the second load on, and the first is left
-out.
+Each load runs in a process of its own, which imports its modules before the timing starts; the
+backends take turns. The first load is left out, so that the bundle's files are in the page cache.
 """
 
 import argparse
@@ -32,7 +31,7 @@ _BACKENDS: dict[str, Callable[[], object]] = {
     "openvino": openvino.cannot_run,
     "onnxruntime": lambda: ort.cannot_run("cpu"),
 }
-"""By name, what imports the library and says why it cannot run."""
+"""By name, a function that imports the library and returns why it cannot run."""
 _SIDE = 224
 
 
@@ -48,10 +47,10 @@ class _Sample:
 
 @dataclass(frozen=True, slots=True)
 class LoadTime:
-    """Medians over all processes but the first; `load_min_ms` is the shortest load of these.
+    """Medians over all processes except the first; `load_min_ms` is the shortest load.
 
-    Memory is the most that was resident up to then, in MiB: after the imports, after the load, and
-    after one call with one image of 224 x 224. It counts the pages of mapped files.
+    Memory is the peak resident memory in MiB after the imports, after the load, and after one call
+    with one image of 224 x 224. It includes the pages of memory-mapped files.
     """
 
     description: str
@@ -75,7 +74,7 @@ def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[Loa
     """Time `load` of the float32 graph on the CPU, `repeats` times in each of `backends`.
 
     Raises:
-        InputError: no repeat, a backend that there is not, or one of them twice.
+        InputError: `repeats` is below 1, or a backend is unknown or given twice.
         BackendError: a process died.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
@@ -83,7 +82,7 @@ def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[Loa
     if repeats < 1 or not different <= _BACKENDS.keys() or len(different) < len(backends):
         raise InputError(
             f"repeats {repeats}, backends {','.join(backends)}; "
-            f"allowed are from 1 on, and some of {','.join(_BACKENDS)}, each once"
+            f"repeats must be at least 1, and backends some of {','.join(_BACKENDS)}, each once"
         )
     samples: dict[str, list[_Sample]] = {backend: [] for backend in backends}
     for _ in range(1 + repeats):
@@ -99,8 +98,8 @@ def _in_fresh_process(bundle: Path, backend: str) -> _Sample:
             return pool.submit(_sample, bundle, backend).result()
         except BrokenProcessPool as error:
             raise BackendError(
-                f"the process that loaded {bundle} with {backend} died, perhaps of too little "
-                f"memory; free some, or leave {backend} out of --backends"
+                f"the process that loaded {bundle} with {backend} died, perhaps because memory ran "
+                f"out; free some, or leave {backend} out of --backends"
             ) from error
 
 
@@ -134,10 +133,12 @@ def _summarize(samples: Sequence[_Sample]) -> LoadTime:
 
 def main() -> int:
     """Print the measurement; the exit status is 0, or 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="load_time", description="what loading a bundle costs")
+    parser = argparse.ArgumentParser(
+        prog="load_time", description="time and memory of loading a bundle"
+    )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument(
-        "--backends", default=",".join(_BACKENDS), help="which of them (default: all)"
+        "--backends", default=",".join(_BACKENDS), help="backends to measure (default: all)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="loads of each (default: 7)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -1,4 +1,4 @@
-"""The typed graph with one choice changed at a time: more in half precision, or less."""
+"""Variations of the typed graph: one part at a time moves to half precision or to float32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Candidate:
     steps: tuple[Step, ...] = (fold_attention_scale,)
 
     def build(self, trace: ir.Model, variant: Variant, precision: Precision) -> ir.Model:
-        """The typed graph; `trace` stays as it is."""
+        """The typed graph; `trace` is not changed."""
         model = trace.clone()
         for step in self.steps:
             step(model, variant)
@@ -77,12 +77,12 @@ def _of_type(op_type: str) -> Policy:
 
 
 def _half(*parts: Policy) -> Policy:
-    """The regime with further parts in half precision."""
+    """Autocast with further parts in half precision."""
     return lambda node: autocast(node) or any(part(node) for part in parts)
 
 
 def _float(*parts: Policy) -> Policy:
-    """The regime with parts taken out to float32."""
+    """Autocast with some parts in float32."""
     return lambda node: autocast(node) and not any(part(node) for part in parts)
 
 
@@ -91,7 +91,7 @@ def _fold_layer_scale(model: ir.Model, _variant: Variant) -> None:
 
 
 def _scale_query_and_key(model: ir.Model, variant: Variant) -> None:
-    """The root of the scale on both, as TensorRT's parser reads an Attention without one."""
+    """Multiply q and k by the root of the scale, as TensorRT's parser does by default."""
     root = np.float32(variant.head_dim**-0.25)
     for attention in nodes_of(model, "Attention"):
         insert = Writer(model.graph, attention)
@@ -101,7 +101,7 @@ def _scale_query_and_key(model: ir.Model, variant: Variant) -> None:
 
 
 def _spell_out_norms(model: ir.Model, _variant: Variant) -> None:
-    """LayerNorm as mean, difference, square, mean, root, quotient: each a stored tensor."""
+    """Write LayerNorm as single operators, each of which stores its result."""
     for norm in nodes_of(model, "LayerNormalization"):
         insert = Writer(model.graph, norm)
         tokens, weight, bias = norm.inputs
@@ -129,7 +129,7 @@ INTO_HALF = (
     Candidate("products of the position table", _half(_position_products)),
     Candidate("all of the position table", _half(_position)),
 )
-"""FP32 islands, given up one at a time."""
+"""Parts that are in float32, moved to FP16 one at a time."""
 
 INTO_FLOAT = (
     Candidate("patch embedding", _float(_of_type("Conv"))),
@@ -142,4 +142,4 @@ INTO_FLOAT = (
     Candidate("product down", _float(_in("down"))),
     Candidate("all", lambda _node: False),
 )
-"""FP16 parts, taken out to float32 one at a time."""
+"""Parts that are in FP16, moved to float32 one at a time."""

@@ -1,6 +1,6 @@
-"""What each choice of docs/adr/0005 costs in an A100 plan, as TensorRT for RTX builds it.
+"""Measures the memory cost of each choice in docs/adr/0005, in A100 plans of TensorRT for RTX.
 
-`python -m dinov2rt.benchmarks.studies.precision_costs VARIANT`. Needs tensorrt_rtx and no GPU.
+`python -m dinov2rt.benchmarks.studies.precision_costs VARIANT`. Needs tensorrt_rtx but no GPU.
 """
 
 import re
@@ -28,7 +28,7 @@ _MIB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What the builder logged: scratch memory at the largest shape, and weights."""
+    """Figures from the builder's log: scratch memory at the largest shape, and weights."""
 
     scratch_mib: float
     weights_mib: float
@@ -40,7 +40,7 @@ class Cost:
 
 
 def main() -> None:
-    """Print a Markdown table for the variant that the command line names."""
+    """Print a Markdown table for the variant on the command line."""
     variant = find_variant(sys.argv[1])
     traced = trace(ExportGraph(variant, synthetic_state_dict(variant, 0)).eval())
     print("| what | scratch MiB | weights MiB |\n| --- | --- | --- |")
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def plan_cost(model: ir.Model) -> Cost | None:
-    """Build `model` for an A100 at batch 32, 518 × 518; None where there is no plan for it."""
+    """Build `model` for an A100 at batch 32, 518 × 518; None if the build fails."""
     trt = require("tensorrt_rtx", extra="tensorrt-rtx", purpose="building plans")
     logger = _logger(trt)
     builder = trt.Builder(logger)

@@ -1,7 +1,7 @@
-"""The tables of docs/adr/0005: `python -m dinov2rt.benchmarks.studies.precision_study --help`.
+"""Prints the tables of docs/adr/0005: `python -m dinov2rt.benchmarks.studies.precision_study -h`.
 
-Everything is measured on synthetic weights and the photographs that ship with the project, against
-the eager float32 model, with float16 storage emulated on the CPU.
+All errors are relative to the eager float32 model, on synthetic weights and the photographs that
+ship with the project. Half precision is emulated on the CPU.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Outputs = dict[str, FloatArray]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """How far a graph or a regime is from eager float32, on square images of `size` pixels.
+    """The error of a graph, or of torch autocast, on square images of `size` pixels.
 
     `patch_l2` is the relative L2 error of the patch tokens, `worst_l2` the largest over all
     outputs, `cosine_min` the smallest cosine over all tokens of all outputs.
@@ -112,7 +112,7 @@ def study(
 def draw_small_gamma(state: StateDict) -> None:
     """Scale γ by a log-uniform factor from 5e-5 to 5, in place, as in trained models.
 
-    The channels with massive activations keep theirs, or 300 / γ would overflow any half format.
+    The γ of channels with massive activations stays, because 300 / γ would overflow half formats.
     """
     rng = np.random.default_rng(0)
     for key in (key for key in state if key.endswith(".gamma")):
@@ -123,7 +123,7 @@ def draw_small_gamma(state: StateDict) -> None:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """A table with one line for each row, and its error over that of autocast beside it."""
+    """A table with one line per row, which also has the row's error over that of autocast."""
     autocast = {
         (row.variant, row.size): row.patch_l2 for row in rows if row.name == "torch autocast"
     }

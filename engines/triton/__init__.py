@@ -1,1 +1,1 @@
-"""A model repository for Triton."""
+"""Writes a bundle as a model repository for NVIDIA Triton Inference Server."""

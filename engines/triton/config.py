@@ -1,4 +1,4 @@
-"""`config.pbtxt`: what NVIDIA Triton Inference Server is told of a model.
+"""`config.pbtxt`: the configuration of a model in NVIDIA Triton Inference Server.
 
 The fields are those of `ModelConfig` in Triton's `model_config.proto`.
 """
@@ -13,7 +13,7 @@ from dinov2rt.bundle.profiles import BatchShape, ProfileEntry
 from dinov2rt.engines.profile_syntax import tensor_shape
 
 WARMUP_SIDE = 224
-"""Of the image that warms an ONNX model up; a plan is warmed at what its profiles are tuned for."""
+"""Side in pixels of the warm-up image of an ONNX model; a plan uses each profile's opt shape."""
 
 DYNAMIC = -1
 
@@ -21,7 +21,7 @@ Field = tuple[str, Any]
 
 
 class Symbol(StrEnum):
-    """A value that is written without quotes: the name of an enum's member."""
+    """An enum value, which is written without quotes."""
 
     UINT8 = "TYPE_UINT8"
     INT64 = "TYPE_INT64"
@@ -33,9 +33,9 @@ class Symbol(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input or output as the graph has it, batch axis included; -1 is dynamic.
+    """An input or output of the graph; `shape` includes the batch axis, and -1 is dynamic.
 
-    `is_optional`: the graph has a default for it.
+    An input is optional if the graph has a default for it.
     """
 
     name: str
@@ -53,11 +53,11 @@ def onnx_config(
     max_batch: int,
     queue_delay_us: int,
 ) -> str:
-    """Of an ONNX graph.
+    """The configuration of an ONNX graph.
 
-    With `max_batch` 0, Triton leaves batches to the caller: shapes are whole, and inputs that may
-    be left out are listed. Its ONNX Runtime backend refuses such inputs in a model that batches,
-    so that otherwise they are not there, and the graph's default holds.
+    With `max_batch` 0, Triton does not batch: shapes include the batch axis, and optional inputs
+    are listed. Otherwise optional inputs are left out, because Triton's ONNX Runtime backend
+    refuses them in a model that batches; the graph then uses its defaults.
     """
     listed = [tensor for tensor in inputs if not (max_batch and tensor.is_optional)]
     pixels = BatchShape(1, WARMUP_SIDE, WARMUP_SIDE)
@@ -81,10 +81,10 @@ def plan_config(
     profiles: Sequence[ProfileEntry],
     queue_delay_us: int,
 ) -> str:
-    """Of a TensorRT plan, with all its profiles open to every instance.
+    """The configuration of a TensorRT plan; every instance loads all profiles.
 
-    Triton batches up to what every profile takes: which one a request needs, its size decides.
-    Inputs that may be left out are constants in a plan.
+    The size of a request's images decides its profile, so that the largest batch is the smallest
+    maximum of all profiles. Optional inputs are constants in a plan and are left out.
     """
     max_batch = min(profile.shapes.max.batch for profile in profiles)
     required = [tensor for tensor in inputs if not tensor.is_optional]
@@ -157,7 +157,7 @@ def _tensor(tensor: Tensor, max_batch: int) -> list[Field]:
 
 
 def _without_batch(shape: Sequence[int], max_batch: int) -> list[int]:
-    """Triton puts the batch axis before the dims of a model that batches."""
+    """The dims for Triton, which adds the batch axis itself if the model batches."""
     return list(shape[1:] if max_batch else shape)
 
 
@@ -168,7 +168,7 @@ def _dynamic_batching(max_batch: int, queue_delay_us: int) -> list[Field]:
 
 
 def _warmup(name: str, inputs: Sequence[Tensor], shape: BatchShape, max_batch: int) -> list[Field]:
-    """One request of zeros for `inputs`, of which the first takes the images."""
+    """A warm-up request of zeros for `inputs`; the first input takes the images."""
     shapes: Mapping[str, Sequence[int]] = {tensor.name: tensor.shape for tensor in inputs[1:]} | {
         inputs[0].name: tensor_shape(shape, inputs[0].name)
     }

@@ -1,4 +1,4 @@
-"""A bundle as a model repository for NVIDIA Triton Inference Server."""
+"""Writes a bundle as a model repository for NVIDIA Triton Inference Server."""
 
 import contextlib
 import os
@@ -27,17 +27,18 @@ from dinov2rt.optional import require
 _VERSION = "1"
 
 _SERVED = (Precision.FP32, Precision.FP16)
-"""Graphs that ONNX Runtime runs the same whoever opens the session."""
+"""Precisions whose graphs ONNX Runtime runs with default session options."""
 
 
 @dataclass(frozen=True, slots=True)
 class RepositoryOptions:
-    """`max_batch` is for ONNX models alone (plans have their own); 0 leaves batches to the caller.
+    """Batching options of the repository.
 
-    `queue_delay_us` is how long a request waits for others of its shape, in microseconds.
+    `max_batch` applies only to ONNX models, since plans have their own; with 0, Triton does not
+    batch. `queue_delay_us` is how long a request waits for others of its shape, in microseconds.
 
     Raises:
-        InputError: one is negative.
+        InputError: a value is negative.
     """
 
     max_batch: int = 8
@@ -51,7 +52,7 @@ class RepositoryOptions:
 
 @dataclass(frozen=True, slots=True)
 class TritonModel:
-    """One model: the text of its config, and the files of the bundle beside it."""
+    """One model: the text of its `config.pbtxt`, and its files in the bundle."""
 
     name: str
     config: str
@@ -60,7 +61,7 @@ class TritonModel:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """What of the bundle Triton cannot serve, and why."""
+    """A file of the bundle that Triton cannot serve, and why."""
 
     file: str
     reason: str
@@ -68,39 +69,39 @@ class LeftOut:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What `write_repository` has written."""
+    """The models of a repository, and the files that were left out."""
 
     models: tuple[TritonModel, ...]
     left_out: tuple[LeftOut, ...]
 
 
 def write_repository(bundle: Path, out: Path, options: RepositoryOptions) -> Repository:
-    """Make the folder `out`, with a model for each graph and each plan that Triton can load.
+    """Create the folder `out` with a model for each graph and each plan that Triton can load.
 
-    Files are hard links to the bundle's where the file system allows it, and copies elsewhere. The
-    folder appears when complete, or not at all.
+    Files are hard links to the bundle's files, or copies if the file system cannot link. The
+    folder is created atomically.
 
     Raises:
-        InputError: `out` is there, or nothing of the bundle can be served.
+        InputError: `out` exists, or Triton can serve no file of the bundle.
         BundleError: a file is missing or altered.
         Dinov2rtError: `out` cannot be written.
         MissingDependencyError: onnx is not installed.
     """
     if out.exists():
-        raise InputError(f"{out} is there already; remove it, or give another name")
+        raise InputError(f"{out} exists already; remove it, or give another name")
     repository = plan_repository(bundle, options)
     if not repository.models:
         reasons = "; ".join(f"{one.file}: {one.reason}" for one in repository.left_out)
-        raise InputError(f"Triton can serve nothing of {bundle} ({reasons})")
+        raise InputError(f"Triton can serve no graph or plan of {bundle} ({reasons})")
     rebuild = Manifest.read(bundle).rebuild_command(bundle)
-    with _appearing(out) as partial:
+    with _created_whole(out) as partial:
         for model in repository.models:
             _write_model(bundle, partial / model.name, model, rebuild)
     return repository
 
 
 def plan_repository(bundle: Path, options: RepositoryOptions) -> Repository:
-    """What `write_repository` would write.
+    """The repository that `write_repository` would write.
 
     Raises:
         BundleError: a graph is missing or altered.
@@ -122,8 +123,8 @@ def _unservable_graphs(manifest: Manifest) -> Iterator[LeftOut]:
     for graph in manifest.graphs:
         if graph.precision not in _SERVED:
             reason = (
-                f"a graph in {graph.precision}, which ONNX Runtime does not run, or not exactly, "
-                f"unless its session is set up for it; {' and '.join(_SERVED)} need nothing"
+                f"a graph in {graph.precision}, which ONNX Runtime does not run exactly with "
+                f"default session options; use {' or '.join(_SERVED)}"
             )
             yield LeftOut(graph.files[0].path, reason)
 
@@ -137,7 +138,7 @@ def _unservable_plans(manifest: Manifest) -> Iterator[LeftOut]:
             )
             yield LeftOut(plan.file.path, reason)
         elif plan.options.get("strip_weights"):
-            reason = "a plan without weights, which Triton cannot refit; build one with them"
+            reason = "a plan without weights, which Triton cannot refit; build one with weights"
             yield LeftOut(plan.file.path, reason)
 
 
@@ -178,7 +179,7 @@ def _plan_model(
 def _signature(
     bundle: Path, manifest: Manifest, graph: GraphEntry
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Inputs and outputs, read from the graph itself; its weights are not loaded."""
+    """Inputs and outputs, read from the graph; its weights are not loaded."""
     onnx = require("onnx", extra="triton", purpose="reading a graph's inputs and outputs")
     file = graph.files[0].check(bundle, rebuild=manifest.rebuild_command(bundle))
     proto = onnx.load(file, load_external_data=False).graph
@@ -196,8 +197,8 @@ def _tensor(onnx: Any, value: Any, *, optional: bool) -> Tensor:
 
 
 @contextlib.contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
-    """A sibling to fill, which becomes `out` in the end and is removed after an error."""
+def _created_whole(out: Path) -> Iterator[Path]:
+    """A temporary sibling to fill; it is renamed to `out`, or removed after an error."""
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
@@ -221,5 +222,5 @@ def _write_model(bundle: Path, folder: Path, model: TritonModel, rebuild: str) -
 def _link_or_copy(file: Path, to: Path) -> None:
     try:
         to.hardlink_to(file.resolve())
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without hard links
         shutil.copyfile(file, to)

@@ -1,4 +1,4 @@
-"""A plan, and the graph behind it for what the plan cannot take."""
+"""Runs a plan, and falls back to a graph for inputs that the plan does not support."""
 
 import threading
 import warnings
@@ -12,9 +12,9 @@ from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 
 
 class FallbackBackend:
-    """Runs the plan, and says so when it runs the graph instead; for `device="auto"` alone.
+    """Runs the plan, or the graph with a warning; only for `device="auto"`.
 
-    The graph is opened when it is needed for the first time.
+    The graph is opened when it is first needed.
     """
 
     def __init__(self, plan: Backend, open_graph: Callable[[], Backend]) -> None:
@@ -27,30 +27,30 @@ class FallbackBackend:
 
     @property
     def description(self) -> str:
-        """That of the plan, and of the graph once it was needed."""
+        """The plan's description, and the graph's if it is open."""
         graph = self._graph
-        beside = f"; what it cannot take on {graph.description}" if graph else ""
+        beside = f"; unsupported inputs on {graph.description}" if graph else ""
         return self._plan.description + beside
 
     def infer(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
     ) -> dict[str, Any]:
-        """Run the plan, or the graph where the plan cannot; see `Backend.infer`."""
+        """Run the plan, or the graph if the plan lacks support; see `Backend.infer`."""
         try:
             return self._plan.infer(inputs, outputs, device_outputs=device_outputs)
         except PlanInputError as error:
             if device_outputs or any(map(is_on_gpu, inputs.values())):
-                raise  # the graph would take it through the host, which was not asked for
+                raise  # the graph would copy the arrays through the host
             graph = self._opened_graph()
             warnings.warn(f"{error}; {graph.description} is used instead", PlanWarning, 2)
             return graph.infer(inputs, outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:
-        """That of the plan; see `Backend.batch_limit`."""
+        """The plan's limit; see `Backend.batch_limit`."""
         return self._plan.batch_limit(size)
 
     def close(self) -> None:
-        """Close both."""
+        """Close the plan and the graph."""
         self._plan.close()
         with self._lock:
             if self._graph is not None:

@@ -18,10 +18,10 @@ _GRIDS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class GridInputs:
-    """Padding and grid of a call: hashable, so that it tells one prepared shape from another.
+    """Padding and grid of a call; hashable, as the key of a prepared shape.
 
-    `padding` is what ONNX calls `pads`, for images in their own layout. It is negative at the
-    bottom and the right where pixels are dropped, so that whole patches are left.
+    `padding` is ONNX's `pads` for the layout of the images. It is negative at the bottom and at the
+    right if pixels are dropped there to leave whole patches.
     """
 
     variant: Variant

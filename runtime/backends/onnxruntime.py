@@ -18,15 +18,15 @@ from dinov2rt.optional import require
 Device = Literal["cpu", "cuda"]
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Without TF32, its default, in which float32 factors are cut to a fraction of 10 bits.
+# Its default is TF32, which rounds float32 factors to a 10-bit mantissa.
 _WITHOUT_TF32 = {"use_tf32": "0"}
 _ERRORS_ONLY = 3
 _LEAST_ON_CUDA = (1, 31)
-"""The first that releases captured CUDA graphs from Python."""
+"""The first version that can release captured CUDA graphs from Python."""
 
 
 def cannot_run(device: Device) -> str | None:
-    """Why ONNX Runtime cannot run on `device` here, or None where it can."""
+    """Why ONNX Runtime cannot run on `device` here, or None if it can."""
     try:
         ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
     except ImportError as error:
@@ -42,8 +42,8 @@ def cannot_run(device: Device) -> str | None:
 def _too_old(version: str) -> str | None:
     """Why a version is too old for GPUs.
 
-    Before 1.31 a captured CUDA graph cannot be released, so that memory would grow with every
-    shape. Before 1.25, Attention is computed on the CPU without a word.
+    Before 1.31, a captured CUDA graph cannot be released, so that memory would grow with every
+    shape. Before 1.25, Attention is silently computed on the CPU.
     """
     numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
     if numbers is None or tuple(map(int, numbers.groups())) >= _LEAST_ON_CUDA:
@@ -55,9 +55,9 @@ def _too_old(version: str) -> str | None:
 
 
 def load_cuda_libraries(ort: ModuleType) -> None:
-    """Load those of CUDA that only pip brought, where a provider would not look for them."""
+    """Load CUDA libraries that pip installed, since a provider does not search for them there."""
     if hasattr(ort, "preload_dlls"):
-        # What it prints of those that are missing is no part of a verb's output.
+        # It prints missing libraries to stdout, which belongs to the command's own output.
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls()
 
@@ -71,7 +71,7 @@ def new_session(
     threads: int | None = None,
     optimize: bool = True,
 ) -> Any:
-    """A session that runs `graph` on `provider` and on nothing else unasked.
+    """A session that runs `graph` on `provider`, without a fallback to another provider.
 
     Raises:
         BackendError: the library cannot load the graph, or the provider does not start here.
@@ -82,18 +82,18 @@ def new_session(
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        options.intra_op_num_threads = threads or 0  # 0: one a core
-        # Without its own fallback, which moves a failing GPU's work to the CPU unasked.
+        options.intra_op_num_threads = threads or 0  # 0: one per core
+        # ONNX Runtime's fallback would silently move work of a failing GPU to the CPU.
         session = ort.InferenceSession(
             graph,
             options,
             providers=[(provider, dict(provider_options))],
             enable_fallback=False,
         )
-    except Exception as error:  # its errors share no base class
+    except Exception as error:  # ONNX Runtime's errors share no base class
         raise BackendError(f"{description} cannot load {graph}: {first_line(error)}") from error
     if provider not in session.get_providers():
-        # A provider whose libraries are missing is left out with a warning.
+        # ONNX Runtime drops a provider with missing libraries and only prints a warning.
         raise BackendError(
             f"{description} could not be started on this machine; "
             'see `dinov2rt doctor`, or use device="cpu"'
@@ -104,10 +104,10 @@ def new_session(
 class OnnxRuntimeBackend:
     """One session over one graph file. Sessions are safe to run from several threads.
 
-    `complete` adds the inputs that a graph takes besides those of the portable one.
+    `complete` adds the inputs that a graph has in addition to those of the portable graph.
     """
 
-    concurrent_calls = 1  # each uses all cores
+    concurrent_calls = 1  # each call uses all cores
     reads_gpu_arrays = False
 
     def __init__(
@@ -140,14 +140,14 @@ class OnnxRuntimeBackend:
             raise InputError(
                 "this graph returns numpy arrays; device outputs need a plan or the fused graph"
             )
-        session = self._session  # another thread may close it meanwhile
+        session = self._session  # another thread may close the backend during this call
         if session is None:
             raise BackendError("the model is closed; load it again")
         complete = self._complete(inputs)
         feed = {name: np.ascontiguousarray(value) for name, value in complete.items()}
         try:
             values = session.run(list(outputs), feed)
-        except Exception as error:  # its errors share no base class
+        except Exception as error:  # ONNX Runtime's errors share no base class
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in feed.items())
             raise BackendError(
                 f"{self.description} failed on {shapes}: {first_line(error)}"
@@ -155,7 +155,7 @@ class OnnxRuntimeBackend:
         return dict(zip(outputs, values, strict=True))
 
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
-        """None: any batch that fits into memory."""
+        """None: every batch that fits into memory is allowed."""
         return None
 
     def close(self) -> None:

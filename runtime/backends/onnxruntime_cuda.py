@@ -49,15 +49,16 @@ class Memory(Protocol):
 
     @property
     def address(self) -> int:
-        """Where it begins."""
+        """Address of its first byte."""
         ...
 
 
 @dataclass(slots=True, weakref_slot=True)
 class _Bound:
-    """A session's inputs and outputs, bound to addresses; `run_options` tell what to capture.
+    """A session with inputs and outputs bound to addresses; `run_options` name the CUDA graph.
 
-    `kept` holds what the binding refers to: the matrices on the GPU, the padding on the host.
+    `kept` keeps the memory alive that the binding refers to: the matrices on the GPU and the
+    padding on the host.
     """
 
     session: Any
@@ -76,10 +77,10 @@ class _Bound:
 
 
 class SessionProgram:
-    """A session as what a lane executes. The key of a shape is its `GridInputs`.
+    """A session as the `Program` of a lane. The key of a shape is its `GridInputs`.
 
-    `upload` copies a small array to where the session runs; `device` is what ONNX Runtime calls
-    that place.
+    `upload` copies a small array to the session's device; `device` is ONNX Runtime's name for that
+    device.
     """
 
     def __init__(
@@ -102,13 +103,13 @@ class SessionProgram:
         self.ordinal = ordinal
 
     def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """Buffers for a shape that comes for the first time; it runs without a captured graph."""
+        """Bind buffers for a shape that is new; it runs without a CUDA graph."""
         return self._bind(cast(GridInputs, key), shape, lane, _NO_CAPTURE)
 
     def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """Buffers for a shape that comes again; its next launch is captured as a CUDA graph.
+        """Bind buffers for a shape that comes again; its next launch captures a CUDA graph.
 
-        The captured graph is released with what is returned here.
+        The CUDA graph is released together with the returned object.
         """
         number = next(self._numbers)
         bound = self._bind(cast(GridInputs, key), shape, lane, number)
@@ -139,7 +140,7 @@ class SessionProgram:
         binding.bind_input(name, self._device, self.ordinal, spec.dtype, list(spec.shape), address)
 
     def _matrices_of(self, grid: GridInputs) -> dict[str, tuple[TensorSpec, Memory]]:
-        """The matrices of the positions on the GPU; those of the latest grids are kept."""
+        """The position matrices on the GPU; the least recently used grids are evicted."""
         if grid not in self._matrices:
             arrays = {name: each for name, each in grid.arrays().items() if name != "padding"}
             self._matrices[grid] = {
@@ -153,11 +154,10 @@ class SessionProgram:
 
 
 class OnnxRuntimeCudaBackend:
-    """One session over the fused graph; weights are in GPU memory once.
+    """One session over the fused graph; the weights are in GPU memory once.
 
-    Calls of several threads run one after the other, in one stream. A shape is captured as a CUDA
-    graph when it comes for the second time; the least recently used of eight is evicted and
-    released.
+    Concurrent calls are serialized in one stream. A CUDA graph is captured when a shape comes for
+    the second time. Eight CUDA graphs are kept; the least recently used is evicted.
     """
 
     concurrent_calls = 1
@@ -180,8 +180,8 @@ class OnnxRuntimeCudaBackend:
             "CUDAExecutionProvider",
             options,
             description=self.description,
-            # Everything is fused already. What ONNX Runtime would still change, such as turning a
-            # product and its bias into one slower Gemm, is no gain.
+            # The graph is fused already. ONNX Runtime's remaining optimizations are no gain: one of
+            # them replaces MatMul and Add by a slower Gemm.
             optimize=False,
         )
         program = SessionProgram(session, graph, variant, self.gpu.ordinal, self._upload)
@@ -200,7 +200,7 @@ class OnnxRuntimeCudaBackend:
     def phases_ms(
         self, inputs: Mapping[str, Any], outputs: Sequence[str]
     ) -> tuple[float, float, float]:
-        """Time on the GPU of one call's copy to it, computation, and copies from it."""
+        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host."""
         with self._prepared(inputs) as (lane, images, grid):
             watch = Stopwatch(lane.stream, num_marks=4)
             lane.run(images, grid, outputs, watch.mark)
@@ -208,18 +208,18 @@ class OnnxRuntimeCudaBackend:
             return to_device, compute, to_host
 
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
-        """None: any batch that fits into memory."""
+        """None: every batch that fits into memory is allowed."""
         return None
 
     def close(self) -> None:
-        """Free the session once no call runs."""
+        """Free the session when no call is running."""
         with self._lock:
             if self._lane is not None:
                 self._stream.synchronize()
                 self._lane = None
 
     def _upload(self, array: NDArray[np.float32]) -> DeviceMemory:
-        """A copy of a small array on the GPU, complete when this returns."""
+        """Copy a small array to the GPU; the copy is complete when this returns."""
         spec = TensorSpec(array.shape, array.dtype)
         memory, staging = DeviceMemory(spec.num_bytes), PinnedMemory(spec.num_bytes)
         staging.array(0, spec)[...] = array
@@ -229,7 +229,7 @@ class OnnxRuntimeCudaBackend:
 
     @contextmanager
     def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, GridInputs]]:
-        """The lane, for this call alone, with the call's images and what its shape depends on."""
+        """Exclusive use of the lane for one call, with the call's images and its `GridInputs`."""
         with self._lock:
             if self._lane is None:
                 raise BackendError("the model is closed; load it again")
@@ -260,7 +260,7 @@ def _run_options(number: int) -> Any:
     ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
     options = ort.RunOptions()
     options.add_run_config_entry("gpu_graph_id", str(number))
-    # Work in one stream is in order: what reads the outputs is enqueued there, or waits for it.
+    # No synchronization is needed: readers of the outputs are enqueued in the same stream.
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options
 

@@ -1,4 +1,4 @@
-"""OpenVINO, on the CPU."""
+"""The OpenVINO backend, for CPUs."""
 
 import re
 import sys
@@ -17,26 +17,26 @@ from dinov2rt.optional import require
 from dinov2rt.runtime.cpu import is_x86, this_cpu
 
 INT8_GROUP = 128
-"""Channels of a token that share a scale where an int8 graph multiplies: see docs/adr/0009."""
+"""Channels of a token that share a scale in the products of an int8 graph: see docs/adr/0009."""
 
 _LEAST_VERSION = (2026, 2)
-"""That of the extra `openvino`; another package may have brought an older one."""
+"""The minimum of the extra `openvino`; another package may have installed an older version."""
 
 _TELEMETRY = "openvino_telemetry"
-# Modules belong to the process; the lock keeps threads from restoring each other's.
+# sys.modules is shared by all threads; the lock keeps them from overwriting each other's changes.
 _import_lock = threading.Lock()
 _PADS = ("pads_begin", "pads_end")
 _NO_PADS = np.zeros(8, np.int64)
 
 
 def import_openvino() -> ModuleType:
-    """The library, imported so that it sends no telemetry.
+    """Import the library so that it sends no telemetry.
 
     Raises:
         MissingDependencyError: the package is not installed.
     """
     with _import_lock:
-        # Without this package it uses a stub of its own; the only setting is a file in ~/intel.
+        # Without this package OpenVINO uses a stub. The only other way is a file in ~/intel.
         before = sys.modules.get(_TELEMETRY)
         sys.modules[_TELEMETRY] = None  # type: ignore[assignment]
         try:
@@ -48,7 +48,7 @@ def import_openvino() -> ModuleType:
 
 
 def cannot_run() -> str | None:
-    """Why OpenVINO cannot run here, or None where it can."""
+    """Why OpenVINO cannot run here, or None if it can."""
     try:
         openvino = import_openvino()
     except ImportError as error:
@@ -62,9 +62,9 @@ def cannot_run() -> str | None:
 
 
 def cannot_run_int8() -> str | None:
-    """Why OpenVINO cannot run int8 graphs here any faster than float32, or None where it can.
+    """Why int8 graphs are not faster than float32 in OpenVINO here, or None if they are.
 
-    An x86 whose instruction sets are not known, as on Windows and macOS, is taken to be able to.
+    If the instruction sets of an x86 are unknown, as on Windows and macOS, int8 is allowed.
     """
     cpu = this_cpu()
     if is_x86() and (cpu.multiplies_bytes or not cpu.instruction_sets_known):
@@ -76,7 +76,7 @@ def cannot_run_int8() -> str | None:
 
 
 class OpenVinoBackend:
-    """One compiled model of one float32 or int8 graph, and one request, which calls take in turn.
+    """One compiled model of a float32 or int8 graph, with one request; calls are serialized.
 
     OpenVINO gives all of its threads to one call at a time anyway.
     """
@@ -99,7 +99,7 @@ class OpenVinoBackend:
             self._inputs = {value.get_any_name() for value in model.inputs}
             compiled = core.compile_model(model, "CPU", _options(threads))
             self._request: Any = compiled.create_infer_request()
-        except Exception as error:  # its errors share no base class
+        except Exception as error:  # OpenVINO's errors share no base class
             raise BackendError(
                 f"{self.description} cannot load {graph}: {_last_line(error)}"
             ) from error
@@ -116,18 +116,18 @@ class OpenVinoBackend:
                 raise BackendError("the model is closed; load it again")
             try:
                 return self._run(feed, outputs)
-            except Exception as error:  # its errors share no base class
+            except Exception as error:  # OpenVINO's errors share no base class
                 shapes = ", ".join(f"{name} {list(np.shape(inputs[name]))}" for name in inputs)
                 raise BackendError(
                     f"{self.description} failed on {shapes}: {_last_line(error)}"
                 ) from error
 
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
-        """None: any batch that fits into memory."""
+        """None: every batch that fits into memory is allowed."""
         return None
 
     def close(self) -> None:
-        """Free the compiled model, once a call that runs has ended."""
+        """Free the compiled model when no call is running."""
         with self._lock:
             self._request = None
 
@@ -141,7 +141,7 @@ class OpenVinoBackend:
     def _run(
         self, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]
     ) -> dict[str, NDArray[Any]]:
-        if missing := self._inputs - feed.keys():  # it would take those of the call before
+        if missing := self._inputs - feed.keys():  # OpenVINO would use the last call's values
             raise ValueError(f"inputs {sorted(missing)} are missing")
         # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
         # copies made here, have to outlive `infer`. It takes no read-only one.
@@ -153,7 +153,7 @@ class OpenVinoBackend:
 
 
 def _release(openvino: ModuleType) -> str:
-    """Its version without the number and the commit of the build, such as "2026.4.1"."""
+    """OpenVINO's version without build number and commit, such as "2026.4.1"."""
     return str(openvino.__version__).partition("-")[0]
 
 
@@ -169,7 +169,7 @@ def _options(threads: int | None) -> dict[str, str]:
         "INFERENCE_PRECISION_HINT": "f32",
         # For weights that are int8; no other product is touched.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INT8_GROUP),
-        # Every process pins its threads to the same first cores, however many processes there are.
+        # Otherwise every process pins its threads to the same first cores.
         "ENABLE_CPU_PINNING": "NO",
     }
     return options if threads is None else options | {"INFERENCE_NUM_THREADS": str(threads)}
@@ -181,11 +181,11 @@ def _check_operators(model: Any) -> None:
 
 
 def _expose_padding(model: Any) -> bool:
-    """Make inputs of the amounts of padding, if the graph pads; return whether it does.
+    """Turn the padding of the graph, if it has any, into inputs; return whether it has.
 
-    Reading an ONNX graph, OpenVINO takes an input that may be left out for a constant.
+    When OpenVINO reads an ONNX graph, it turns an optional input into a constant.
     """
-    from openvino import opset1  # import_openvino was here before
+    from openvino import opset1  # imported before, by import_openvino
 
     pad = next((node for node in model.get_ops() if node.get_type_name() == "Pad"), None)
     if pad is None or pad.input_value(1).get_node().get_type_name() != "Constant":
@@ -200,12 +200,12 @@ def _expose_padding(model: Any) -> bool:
 
 
 def _steer_products(model: Any) -> None:
-    """Have oneDNN compute the float32 products, which is faster here than MLAS: docs/adr/0008.
+    """Make OpenVINO compute float32 products with oneDNN, which is faster than MLAS: docs/adr/0008.
 
-    OpenVINO leaves products to MLAS unless an element-wise operator follows that it can fuse. So
-    one is put behind those that lack it: PRelu of slope 1, which returns every value as it is.
+    OpenVINO uses MLAS unless an element-wise operator follows that it can fuse. Therefore a PRelu
+    of slope 1, which returns every value unchanged, is added after products that lack one.
     """
-    from openvino import opset1  # import_openvino was here before
+    from openvino import opset1  # imported before, by import_openvino
 
     for node in model.get_ordered_ops():
         if not _is_product_with_bias(node):
@@ -220,7 +220,7 @@ def _steer_products(model: Any) -> None:
 
 
 def _is_product_with_bias(node: Any) -> bool:
-    """Whether it adds to the product of tokens with a float32 matrix."""
+    """Whether `node` adds a bias to the product of tokens and a float32 matrix."""
     if node.get_type_name() != "Add":
         return False
     summands = [node.input_value(index).get_node() for index in range(2)]
@@ -232,6 +232,6 @@ def _is_product_with_bias(node: Any) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    """What went wrong stands behind where in OpenVINO's sources it did."""
+    """The last line of OpenVINO's message; the lines before are places in its sources."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else type(error).__name__

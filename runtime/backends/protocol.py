@@ -1,4 +1,4 @@
-"""What a backend promises to the model."""
+"""The interface between the model and its backends."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -11,33 +11,33 @@ class Backend(Protocol):
 
     @property
     def description(self) -> str:
-        """Library, version and device, for people."""
+        """Library, version and device, for messages."""
         ...
 
     @property
     def concurrent_calls(self) -> int:
-        """How many calls at the same time are faster than one after the other."""
+        """How many concurrent calls are useful; more would not be faster."""
         ...
 
     @property
     def reads_gpu_arrays(self) -> bool:
-        """Whether inputs may lie on the GPU and outputs stay there."""
+        """Whether inputs may be on the GPU, and outputs may stay there."""
         ...
 
     def infer(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
     ) -> dict[str, Any]:
-        """Run the graph on its named inputs and return the outputs that are asked for.
+        """Run the graph on its named inputs and return the requested outputs.
 
-        Arrays are numpy's, unless `reads_gpu_arrays`: then inputs may be any that lie on the GPU,
-        and outputs are `DeviceArray` where `device_outputs`.
+        Arrays are numpy arrays. If `reads_gpu_arrays` is set, inputs may also be arrays on the GPU,
+        and outputs are `DeviceArray` if `device_outputs` is set.
         """
         ...
 
     def batch_limit(self, size: ImageSize) -> int | None:
-        """The most images of `size` that one call may hold, or None for no such limit."""
+        """The largest batch of `size` that one call allows, or None if there is no limit."""
         ...
 
     def close(self) -> None:
-        """Give back what it holds; calling it again does nothing."""
+        """Free all resources; a second call does nothing."""
         ...

@@ -1,1 +1,1 @@
-"""What the GPU backends share."""
+"""CUDA calls, arrays on the GPU and graph capture: shared by the GPU backends."""

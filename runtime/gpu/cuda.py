@@ -1,7 +1,7 @@
-"""The few CUDA calls that the TensorRT backend makes; each failure is one line.
+"""The few CUDA calls that the GPU backends make. A failed call raises an error of one line.
 
-Handles free themselves once nothing refers to them, so that an array on the GPU outlives the model
-that made it for as long as somebody reads it.
+A handle is freed when the last reference to it is gone. An output on the GPU therefore stays valid
+after its model is closed.
 """
 
 import contextlib
@@ -29,9 +29,9 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 class Gpu:
     """The current device.
 
-    `target` is its compute capability as in "sm80", `driver` the version of its driver as in
-    "580.65.06", or "unknown (CUDA 13.0)" where nothing tells it, and `cuda` the newest CUDA that
-    the driver runs, (major, minor).
+    `target` is its compute capability, such as "sm80". `driver` is the driver's version, such as
+    "580.65.06", or "unknown (CUDA 13.0)" if the version cannot be read. `cuda` is the newest CUDA
+    version that the driver supports: (major, minor).
     """
 
     ordinal: int
@@ -45,7 +45,7 @@ def find_gpu() -> Gpu:
     """The current NVIDIA GPU.
 
     Raises:
-        BackendError: there is none, or no driver for it.
+        BackendError: there is no GPU, or no driver for it.
         MissingDependencyError: cuda-python is not installed.
     """
     ordinal = call("cudaGetDevice")
@@ -55,17 +55,18 @@ def find_gpu() -> Gpu:
         ordinal=ordinal,
         name=properties.name.decode().rstrip("\0"),
         target=f"sm{properties.major}{properties.minor}",
-        # Of an unknown one its CUDA is kept: what was verified with another must not count here.
+        # The CUDA version stands in for an unknown driver version: a plan that was verified with
+        # another driver does not count as verified with this one.
         driver=_driver_version() or "unknown (CUDA {}.{})".format(*cuda),
         cuda=cuda,
     )
 
 
 def use_gpu(ordinal: int) -> None:
-    """Make GPU number `ordinal` this thread's current one.
+    """Make GPU `ordinal` the current device of this thread.
 
     Raises:
-        BackendError: there is no GPU of that number, or none at all.
+        BackendError: there is no GPU with that number, or no GPU at all.
         MissingDependencyError: cuda-python is not installed.
     """
     count = call("cudaGetDeviceCount")
@@ -75,18 +76,18 @@ def use_gpu(ordinal: int) -> None:
 
 
 def needed_cuda() -> tuple[int, int]:
-    """The oldest CUDA of a driver that runs the installed libraries.
+    """The lowest CUDA version, (major, minor), that the driver must support.
 
-    Drivers run everything of their own major version ("minor version compatibility" in NVIDIA's
+    A driver runs every library of its own major version ("minor version compatibility" in NVIDIA's
     CUDA Compatibility guide).
     """
     return _major_minor(call("cudaRuntimeGetVersion"))[0], 0
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """Call `function` of the CUDA runtime and return what it returns besides its status.
+    """Call `function` of the CUDA runtime and return its results without the status.
 
-    That is None, a value, or a tuple of several.
+    No result is None, one result is the value, and several are a tuple.
 
     Raises:
         BackendError: the status is not success.
@@ -100,26 +101,26 @@ def call(function: str, *arguments: Any) -> Any:
 
 
 class Stream:
-    """Work that runs in order. It never waits for the legacy default stream."""
+    """A CUDA stream. It does not synchronize with the legacy default stream."""
 
     def __init__(self) -> None:
         self.handle = int(call("cudaStreamCreateWithFlags", _runtime().cudaStreamNonBlocking))
         _free_with(self, "cudaStreamDestroy", self.handle)
 
     def synchronize(self) -> None:
-        """Wait until all that was enqueued is done."""
+        """Wait until all enqueued work is done."""
         call("cudaStreamSynchronize", self.handle)
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
-        """Enqueue a copy between any two addresses, host memory being pinned."""
+        """Enqueue a copy between two addresses; host memory must be pinned."""
         kind = _runtime().cudaMemcpyKind.cudaMemcpyDefault
         call("cudaMemcpyAsync", target, source, num_bytes, kind, self.handle)
 
 
 class Event:
-    """A point in a stream's work; done from the start, until it is recorded.
+    """A CUDA event. It counts as complete until it is recorded.
 
-    One that is `timed` keeps when it was reached, and costs a little more.
+    A `timed` event also keeps a timestamp, which makes it slightly slower.
     """
 
     def __init__(self, *, timed: bool = False) -> None:
@@ -128,37 +129,37 @@ class Event:
         _free_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: int) -> None:
-        """Stand for what was enqueued so far in the stream with this handle."""
+        """Capture the work that is enqueued so far in the stream with this handle."""
         call("cudaEventRecord", self.handle, stream)
 
-    def hold_up(self, stream: int) -> None:
-        """Let what is enqueued from now on in the stream with this handle wait for it."""
+    def wait(self, stream: int) -> None:
+        """Make later work in the stream with this handle wait for this event."""
         call("cudaStreamWaitEvent", stream, self.handle, 0)
 
     def synchronize(self) -> None:
-        """Wait on the host until the work before it is done."""
+        """Block the host until the event is complete."""
         call("cudaEventSynchronize", self.handle)
 
     def ms_since(self, earlier: "Event") -> float:
-        """Time on the GPU from `earlier` until this one, both of them timed and done."""
+        """GPU time from `earlier` to this event; both must be timed and complete."""
         return float(call("cudaEventElapsedTime", earlier.handle, self.handle))
 
 
 class Stopwatch:
-    """Points in the work of `stream`, `num_marks` of them, and the time between them."""
+    """Times the work between `num_marks` marks in `stream`."""
 
     def __init__(self, stream: Stream, num_marks: int) -> None:
         self._stream = stream
-        # All made beforehand: making one in the midst of the work would hold it up.
+        # All events are created up front: creating one between two marks would add to the time.
         self._events = [Event(timed=True) for _ in range(num_marks)]
         self._unused = iter(self._events)
 
     def mark(self) -> None:
-        """Mark what was enqueued so far."""
+        """Record the next mark after the work that is enqueued so far."""
         next(self._unused).record(self._stream.handle)
 
     def laps_ms(self) -> tuple[float, ...]:
-        """From each mark to the next, all of them being set; waits for the last."""
+        """GPU time between consecutive marks; waits for the last one. All marks must be set."""
         self._events[-1].synchronize()
         return tuple(after.ms_since(before) for before, after in pairwise(self._events))
 
@@ -173,29 +174,29 @@ class DeviceMemory:
 
 
 class PooledMemory:
-    """Bytes on the GPU, taken in the order of `stream` and given back in that of `released`.
+    """Stream-ordered memory on the GPU: allocated in `stream`, freed in `released`.
 
-    Nothing waits on the host. `ready` stands for the work in `stream` that fills them.
+    The host never waits. `ready` is the event after the work in `stream` that fills the memory.
     """
 
-    # Not given back in `stream`: whoever drops the last reference may do so while that is captured.
+    # Not freed in `stream`: the last reference may be dropped while `stream` is being captured.
     def __init__(self, size: int, stream: Stream, ready: Event, released: Stream) -> None:
         self.address = int(call("cudaMallocAsync", size, stream.handle))
         self.size = size
         self.ready = ready
         self._readers: set[int] = set()
-        # The callback refers to all it needs, and not to this object.
-        free = weakref.finalize(self, _give_back, self.address, ready, self._readers, released)
+        # The callback must not refer to this object, which would then never be freed.
+        free = weakref.finalize(self, _free_pooled, self.address, ready, self._readers, released)
         free.atexit = False
 
     def lend(self, reader: int) -> None:
-        """Let the stream with the handle `reader` see what was filled in."""
-        self.ready.hold_up(reader)
+        """Make the memory safe to read in the stream with the handle `reader`."""
+        self.ready.wait(reader)
         self._readers.add(reader)
 
 
 class PinnedMemory:
-    """`size` bytes on the host that the GPU copies to and from by itself."""
+    """`size` bytes of page-locked host memory, for asynchronous copies."""
 
     def __init__(self, size: int) -> None:
         self.address = int(call("cudaMallocHost", size))
@@ -203,30 +204,30 @@ class PinnedMemory:
         _free_with(self, "cudaFreeHost", self.address)
 
     def array(self, offset: int, spec: TensorSpec) -> NDArray[Any]:
-        """A view of a part of it; valid no longer than this object."""
+        """A view of this memory at `offset`; valid as long as this object lives."""
         part = (ctypes.c_byte * spec.num_bytes).from_address(self.address + offset)
         return np.ndarray(spec.shape, spec.dtype, buffer=memoryview(part))
 
 
 class CapturedGraph:
-    """Work that was enqueued in a stream once and is launched as a whole from then on."""
+    """A CUDA graph: work that was recorded once and is launched as a whole."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
         _free_with(self, "cudaGraphExecDestroy", handle)
 
     def launch(self, stream: Stream) -> None:
-        """Enqueue it."""
+        """Enqueue the graph."""
         call("cudaGraphLaunch", self._handle, stream.handle)
 
 
 def capture(stream: Stream, enqueue: Callable[[], None]) -> CapturedGraph:
-    """Record what `enqueue` puts into `stream`, run nothing of it, and move it to the GPU.
+    """Record the work that `enqueue` puts into `stream`, without running it, and upload the graph.
 
     Raises:
-        BackendError: it enqueued what cannot be captured, or failed; `stream` is usable again.
+        BackendError: `enqueue` failed or its work cannot be captured; `stream` stays usable.
     """
-    # Thread-local: other threads may allocate meanwhile.
+    # Thread-local: other threads may allocate memory during the capture.
     mode = _runtime().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
     call("cudaStreamBeginCapture", stream.handle, mode)
     try:
@@ -245,18 +246,18 @@ def capture(stream: Stream, enqueue: Callable[[], None]) -> CapturedGraph:
 
 
 def _free_with(owner: object, function: str, handle: Any) -> None:
-    """Call `function` on `handle` when `owner` is gone; its status has nobody to go to."""
-    # Not at exit: the driver is on its way out by then, and frees everything itself.
+    """Call `function` on `handle` when `owner` is gone. Errors are ignored: no caller is left."""
+    # Not at exit: the driver may be gone by then, and frees everything itself.
     weakref.finalize(owner, getattr(_runtime(), function), handle).atexit = False
 
 
-def _give_back(address: int, ready: Event, readers: set[int], released: Stream) -> None:
-    """Free pooled memory once it was filled, and read by those that it was lent to."""
-    ready.hold_up(released.handle)
+def _free_pooled(address: int, ready: Event, readers: set[int], released: Stream) -> None:
+    """Free pooled memory after it is filled and after the work so far in the `readers`' streams."""
+    ready.wait(released.handle)
     done = Event()
     for reader in readers:
         done.record(reader)
-        done.hold_up(released.handle)
+        done.wait(released.handle)
     call("cudaFreeAsync", address, released.handle)
 
 
@@ -265,8 +266,8 @@ def _runtime() -> ModuleType:
 
 
 def _driver_version() -> str | None:
-    """That of the driver, or None where neither NVML nor the driver's own file tells."""
-    # Whatever is wrong with NVML, or with a cuda-core of another age, the GPU is there.
+    """The driver's version from NVML or /proc, or None if neither has it."""
+    # The GPU works even if NVML is broken or cuda-core has another version.
     with contextlib.suppress(Exception):
         system = require("cuda.core.system", extra="tensorrt", purpose="the version of the driver")
         return ".".join(f"{part:02}" for part in system.get_kernel_mode_driver_version())
@@ -278,5 +279,5 @@ def _driver_version() -> str | None:
 
 
 def _major_minor(version: int) -> tuple[int, int]:
-    """CUDA writes 13.2 as 13020."""
+    """Decode CUDA's version number: 13020 is 13.2."""
     return version // 1000, version % 1000 // 10

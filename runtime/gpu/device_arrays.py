@@ -1,4 +1,4 @@
-"""Arrays on the GPU, taken from other libraries and handed to them without touching the host."""
+"""Arrays on the GPU: exchanged with other libraries by DLPack, without a copy to the host."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
 # Device types of DLPack.
 _CUDA, _CUDA_MANAGED = 2, 13
-# Stream handles that DLPack gives a meaning of their own.
+# Stream handles with a special meaning in DLPack.
 _NO_SYNCHRONIZATION, _LEGACY_DEFAULT_STREAM = -1, 1
 
 
 def is_on_gpu(images: Any) -> bool:
-    """Whether `images` lies on a GPU and can be read there (DLPack, `__cuda_array_interface__`)."""
+    """Whether `images` is on a GPU and readable (DLPack or `__cuda_array_interface__`)."""
     device = getattr(images, "__dlpack_device__", None)
     if device is not None:
         return device()[0] in (_CUDA, _CUDA_MANAGED)
@@ -28,7 +28,7 @@ def is_on_gpu(images: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """Somebody else's array on the GPU; `owner` keeps it from being freed."""
+    """An array on the GPU that another library owns; `owner` keeps it alive."""
 
     address: int
     spec: TensorSpec
@@ -36,19 +36,19 @@ class DeviceView:
 
 
 def view_of(images: Any, stream: Stream, ordinal: int) -> DeviceView:
-    """Where `images` lies on GPU `ordinal`; `stream` waits for the work that fills it.
+    """A view of `images` on GPU `ordinal`; `stream` waits for the work that fills it.
 
     Raises:
-        InputError: it lies elsewhere, is not contiguous, or does not let itself be read.
+        InputError: the array is on another GPU, is not contiguous, or cannot be read.
     """
     memory = require("cuda.core.utils", extra="tensorrt", purpose="reading arrays on the GPU")
     try:
         view = memory.StridedMemoryView.from_any_interface(images, stream_ptr=stream.handle)
-    except Exception as error:  # each library has its own
+    except Exception as error:  # each library raises its own type
         raise InputError(f"{type(images).__name__} on the GPU cannot be read: {error}") from error
     if view.device_id != ordinal:
         raise InputError(
-            f"images lie on GPU {view.device_id}, the model on GPU {ordinal}; move them"
+            f"images are on GPU {view.device_id}, the model is on GPU {ordinal}; move the images"
         )
     if not is_contiguous(view.shape, view.strides):
         raise InputError(
@@ -59,7 +59,7 @@ def view_of(images: Any, stream: Stream, ordinal: int) -> DeviceView:
 
 
 def is_contiguous(shape: Sequence[int], strides: Sequence[int] | None) -> bool:
-    """Whether elements follow each other in C order; `strides` count elements."""
+    """Whether the array is C-contiguous; `strides` are in elements."""
     if strides is None or 0 in shape:
         return True
     expected = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
@@ -69,10 +69,10 @@ def is_contiguous(shape: Sequence[int], strides: Sequence[int] | None) -> bool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceArray:
-    """An output that stays on the GPU; contiguous, its own memory, no later call overwrites it.
+    """An output that stays on the GPU: contiguous, in memory of its own, never overwritten.
 
-    It is handed over by DLPack, e.g. with `torch.from_dlpack(array)`: the stream that takes it
-    waits for the model, and the host for nothing.
+    Other libraries take it by DLPack, for example `torch.from_dlpack(array)`. The consumer's
+    stream waits for the model; the host does not wait.
     """
 
     memory: PooledMemory
@@ -94,14 +94,14 @@ class DeviceArray:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> Self:
-        """Some rows that follow each other; a view, not a copy."""
+        """Consecutive rows; a view, not a copy."""
         start, stop, _ = rows.indices(len(self))
         spec = replace(self.spec, shape=(max(stop - start, 0), *self.shape[1:]))
         row_bytes = self.spec.num_bytes // max(len(self), 1)
         return replace(self, spec=spec, offset=self.offset + start * row_bytes)
 
     def reshape(self, *shape: int) -> Self:
-        """The same elements in other axes, one of which may be -1."""
+        """The same elements in another shape; one size may be -1."""
         known = prod(size for size in shape if size != -1)
         count = prod(self.shape)
         sizes = tuple(count // known if size == -1 else size for size in shape)
@@ -122,7 +122,7 @@ class DeviceArray:
     ) -> Any:
         """A DLPack capsule, safe to read in `stream`; see Python's array API standard."""
         if copy or dl_device not in (None, self.__dlpack_device__()):
-            raise BufferError("the array is handed over where it lies, without a copy")
+            raise BufferError("the array stays on its GPU and is not copied")
         if stream != _NO_SYNCHRONIZATION:
             self.memory.lend(_LEGACY_DEFAULT_STREAM if stream is None else stream)
         core = require("cuda.core", extra="tensorrt", purpose="handing out arrays on the GPU")

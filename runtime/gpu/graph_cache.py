@@ -1,4 +1,4 @@
-"""A bounded cache of what was prepared for a shape."""
+"""A bounded least-recently-used cache of prepared shapes, such as captured CUDA graphs."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -8,16 +8,16 @@ Value = TypeVar("Value")
 
 
 class GraphCache(Generic[Value]):
-    """At most `capacity` prepared values, the one that was not used for longest making way.
+    """At most `capacity` prepared values; the least recently used is evicted.
 
-    A key is prepared when it comes for the second time: preparing costs more than it saves for a
-    shape that is seen once, as most are when a folder holds images of many sizes. `settle` is
-    called before a value makes way: it may still be at work.
+    A key is prepared when it is requested for the second time. For a shape that is seen only once,
+    as in a folder of images of many sizes, preparing costs more than it saves. `synchronize` is
+    called before a value is evicted, because the GPU may still be using it.
     """
 
-    def __init__(self, capacity: int, settle: Callable[[], None]) -> None:
+    def __init__(self, capacity: int, synchronize: Callable[[], None]) -> None:
         self._capacity = capacity
-        self._settle = settle
+        self._synchronize = synchronize
         self._prepared: OrderedDict[Hashable, Value] = OrderedDict()
         self._seen_once: OrderedDict[Hashable, None] = OrderedDict()
 
@@ -25,7 +25,7 @@ class GraphCache(Generic[Value]):
         return len(self._prepared)
 
     def get(self, key: Hashable, prepare: Callable[[], Value]) -> Value | None:
-        """The value of `key`, prepared now if this is its second time; None the first time."""
+        """The value for `key`; None on the first request, prepared on the second."""
         if key in self._prepared:
             self._prepared.move_to_end(key)
             return self._prepared[key]
@@ -34,16 +34,16 @@ class GraphCache(Generic[Value]):
             _shrink(self._seen_once, self._capacity)
             return None
         del self._seen_once[key]
-        # Room first: what is evicted frees its memory before more is taken.
+        # Evict first: this frees memory before the new value allocates its own.
         if len(self._prepared) >= self._capacity:
-            self._settle()
+            self._synchronize()
             _shrink(self._prepared, self._capacity - 1)
         value = self._prepared[key] = prepare()
         return value
 
     def clear(self) -> None:
-        """Forget all values, but not which keys were seen."""
-        self._settle()
+        """Drop all values; keys that were seen stay known."""
+        self._synchronize()
         self._seen_once.update(dict.fromkeys(self._prepared))
         self._prepared.clear()
         _shrink(self._seen_once, self._capacity)

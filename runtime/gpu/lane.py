@@ -1,7 +1,7 @@
-"""One stream of work on the GPU: a staged input, a bound shape, outputs on the host or left there.
+"""A lane executes one batch at a time on the GPU: copy the input, launch, copy the outputs.
 
-Both GPU backends run their batches through a `Lane`. What they execute is a `Program`: a TensorRT
-plan, or a session of ONNX Runtime.
+Both GPU backends run their batches through a `Lane`. A lane executes a `Program`: a TensorRT plan,
+or an ONNX Runtime session.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,17 +18,17 @@ from dinov2rt.runtime.gpu.graph_cache import GraphCache
 from dinov2rt.runtime.gpu.memory_layout import MemoryLayout, TensorSpec
 
 _SHAPES_PER_LANE = 8
-"""Prepared shapes, such as captured CUDA graphs, that a lane keeps."""
+"""How many prepared shapes, such as captured CUDA graphs, a lane keeps."""
 
 Mark = Callable[[], None]
 
 
 class Bound(Protocol):
-    """A program with its shape and its addresses set."""
+    """A program whose shape and buffer addresses are set."""
 
     @property
     def addresses(self) -> Mapping[str, int]:
-        """Where the input and each output lie on the GPU."""
+        """GPU addresses of the input and of each output."""
         ...
 
     @property
@@ -42,16 +42,20 @@ class Bound(Protocol):
 
 
 class Program(Protocol):
-    """What a lane executes. `key` says what a bound shape depends on, besides the input's shape."""
+    """A network that a lane executes.
+
+    `key` and the input's shape together identify a prepared shape. For a TensorRT plan, `key` is
+    the index of the optimization profile; for ONNX Runtime, it is padding and grid.
+    """
 
     @property
     def input_name(self) -> str:
-        """Name of the images."""
+        """Name of the input that takes the images."""
         ...
 
     @property
     def input_dtype(self) -> np.dtype[Any]:
-        """Type of the images' elements."""
+        """Dtype of the images."""
         ...
 
     @property
@@ -60,11 +64,11 @@ class Program(Protocol):
         ...
 
     def bind(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
-        """Set shape and addresses, for a call or two."""
+        """Set shape and addresses for a shape that is new; cheap, without a CUDA graph."""
         ...
 
     def prepare(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
-        """Set shape and addresses for many calls, where possible with a captured CUDA graph."""
+        """Set shape and addresses for many calls, with a captured CUDA graph if possible."""
         ...
 
 
@@ -73,9 +77,9 @@ def _no_mark() -> None:
 
 
 class Lane:
-    """Runs one batch at a time, in order. Two lanes run beside each other.
+    """Runs one batch at a time in `stream`. Several lanes may run concurrently.
 
-    All memory is allocated once and grows only when a larger shape comes.
+    Memory is allocated once and grows only for a larger shape.
     """
 
     def __init__(self, program: Program, stream: Stream) -> None:
@@ -91,10 +95,10 @@ class Lane:
     def run(
         self, images: Any, key: Hashable, outputs: Sequence[str], mark: Mark = _no_mark
     ) -> dict[str, NDArray[Any]]:
-        """The outputs that are asked for, on the host.
+        """The requested outputs, on the host.
 
-        `mark` is called four times: before the copy of the input is enqueued and after it, after
-        the program is, and after the copies of the outputs are.
+        `mark` is called four times: before and after enqueuing the input's copy, after enqueuing
+        the program, and after enqueuing the outputs' copies.
         """
         bound = self._enqueue(images, key, mark)
         specs = {name: bound.outputs[name] for name in outputs}
@@ -113,7 +117,7 @@ class Lane:
     def run_on_device(
         self, images: Any, key: Hashable, outputs: Sequence[str]
     ) -> dict[str, DeviceArray]:
-        """The outputs that are asked for, left on the GPU; nothing waits for them here."""
+        """The requested outputs, on the GPU. The host does not wait for them."""
         bound = self._enqueue(images, key)
         ready, arrays = Event(), {}
         for name in outputs:
@@ -125,11 +129,11 @@ class Lane:
         return arrays
 
     def reserve(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Addresses on the GPU for parts of these sizes; every shape shares the same memory."""
+        """GPU addresses for parts of these sizes, in bytes; all shapes share the same memory."""
         layout = MemoryLayout.of(sizes)
         if self._arena is None or self._arena.size < layout.total_bytes:
-            self._shapes.clear()  # they hold addresses in the old memory
-            self._arena = None  # freed before more is taken
+            self._shapes.clear()  # prepared shapes hold addresses in the old memory
+            self._arena = None  # free the old memory before allocating the new
             self._arena = DeviceMemory(layout.total_bytes)
         return {name: self._arena.address + offset for name, offset in layout.offsets.items()}
 
@@ -149,8 +153,8 @@ class Lane:
         return bound
 
     def _source(self, images: Any) -> tuple[int, int]:
-        """Address and bytes of what the GPU can copy: `images` there, or staged on the host."""
-        # What the last call copied from may be overwritten or freed only once it was read.
+        """Address and size in bytes of `images`: on the GPU, or copied into pinned memory."""
+        # The last call's input must be read before it is overwritten or freed.
         self._input_read.synchronize()
         if is_on_gpu(images):
             view = view_of(images, self.stream, self._program.ordinal)

@@ -1,1 +1,1 @@
-"""TensorRT plans."""
+"""Runs TensorRT plans."""

@@ -1,4 +1,4 @@
-"""TensorRT, of either flavour: runs a plan on the GPU that it was built for."""
+"""The TensorRT backend, for both flavours: runs a plan on the GPU that it was built for."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ from dinov2rt.runtime.tensorrt.program import LoadedPlan, PlanProgram
 
 
 class TensorRTBackend:
-    """One plan. Calls at the same time each run in a lane of their own, with its own context.
+    """Runs one plan. Each concurrent call has a lane with its own execution context.
 
-    A lane that a call gave back serves the next one: there are as many as calls were ever made at
-    the same time, and a thread that calls alone always gets the same.
+    Lanes are pooled; the pool grows to the peak number of concurrent calls. A thread that calls
+    alone always gets the same lane.
     """
 
-    concurrent_calls = 2  # the copies of one overlap with the computation of the other
+    concurrent_calls = 2  # the copies of one call overlap with the computation of the other
     reads_gpu_arrays = True
 
     def __init__(self, plan: LoadedPlan) -> None:
@@ -54,7 +54,8 @@ class TensorRTBackend:
         """Run the plan; see `Backend.infer`.
 
         Raises:
-            PlanInputError: a shape outside every profile, or padding, which plans cannot do.
+            PlanInputError: the shape is outside every profile, or the call needs padding, which
+                plans cannot do.
         """
         with self._prepared(inputs) as (lane, images, profile):
             run = lane.run_on_device if device_outputs else lane.run
@@ -63,7 +64,7 @@ class TensorRTBackend:
     def phases_ms(
         self, inputs: Mapping[str, Any], outputs: Sequence[str]
     ) -> tuple[float, float, float]:
-        """Time on the GPU of one call's copy to it, computation, and copies from it.
+        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host.
 
         Raises:
             PlanInputError: as `infer` does.
@@ -75,24 +76,24 @@ class TensorRTBackend:
             return to_device, compute, to_host
 
     def batch_limit(self, size: ImageSize) -> int | None:
-        """The most images of `size` that a profile allows; see `Backend.batch_limit`."""
+        """The largest batch of `size` that a profile allows; see `Backend.batch_limit`."""
         return largest_batch(self.entry.profiles, size)
 
     def close(self) -> None:
-        """Free the plan once no call runs and no context is in use."""
+        """Free the plan when no call is running and no execution context is in use."""
         self._plan = None
         while self._idle:
             self._idle.pop().stream.synchronize()
 
     @contextmanager
     def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, int]]:
-        """A lane for one call, and the images and the profile that it runs."""
-        plan = self._plan  # another thread may close it meanwhile
+        """A lane for one call, with the call's images and the index of its profile."""
+        plan = self._plan  # another thread may close the backend during this call
         if plan is None:
             raise BackendError("the model is closed; load it again")
         images = plan_input(plan.entry, inputs)
         profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
-        call("cudaSetDevice", plan.gpu.ordinal)  # the current device is a thread's own
+        call("cudaSetDevice", plan.gpu.ordinal)  # every thread has its own current device
         with self._lane(plan) as lane:
             yield lane, images, profile
 
@@ -103,7 +104,7 @@ class TensorRTBackend:
         except IndexError:
             lane = Lane(PlanProgram(plan), Stream())
         yield lane
-        # Not after an error: who knows what state it left.
+        # A lane whose call failed is dropped: its state is unknown.
         self._idle.append(lane)
         if self._plan is None:
             self.close()
@@ -115,7 +116,8 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     A plan without weights gets them from `graph`, the one that it was built from.
 
     Raises:
-        BackendError: it cannot run here; the message names what differs and what rebuilds it.
+        BackendError: the plan cannot run here; the message names the difference and the command
+            that rebuilds the plan.
         BundleError: the file is missing or altered.
         MissingDependencyError: a package is missing.
     """
@@ -126,13 +128,13 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     trt = import_tensorrt(entry.flavour)
     log = error_log(trt)
     runtime = trt.Runtime(log)
-    # A version-compatible plan brings a runtime of its own.
+    # A version-compatible plan contains its own runtime.
     runtime.engine_host_code_allowed = "version_compatible" in entry.options
-    # Ask before gigabytes are read. An altered header is the fault of the file: its hash tells.
+    # Checked before gigabytes are read. A malformed header is left to the hash check below.
     reason = invalidity(trt, runtime, file, log)
     if reason not in (None, MALFORMED):
         raise _does_not_load(entry, reason, rebuild)
-    # It runs native code: nothing that the manifest does not vouch for gets further than this.
+    # A plan contains native code: only a file whose hash is in the manifest is deserialized.
     content = entry.file.read(bundle, rebuild=rebuild)
     engine = runtime.deserialize_cuda_engine(content) if reason is None else None
     if engine is None:
@@ -140,7 +142,7 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     if "strip_weights" in entry.options:
         onnx_file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
         _refit(trt, engine, onnx_file, log)
-    if "weight_streaming" in entry.options:  # settled before the first context, or never
+    if "weight_streaming" in entry.options:  # must be set before the first execution context
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     contexts = contexts_of(trt, engine, entry.flavour)
     return TensorRTBackend(LoadedPlan(entry, machine.gpu, trt, engine, contexts, log))
@@ -170,8 +172,8 @@ def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:
         PlanInputError: the call needs an input that plans do not have.
     """
     if "padding" in inputs:
-        # TensorRT folds the graph's padding to its default, none; zeros after normalisation cannot
-        # be written as uint8 pixels either.
+        # TensorRT folds the graph's padding to its default, which is zero. Padding the pixels
+        # instead is not possible: no uint8 value is exactly zero after normalization.
         raise PlanInputError(
             'snap="pad" is not possible in a TensorRT plan of a graph that takes pixels; export '
             'with --input normalized, or load with backend="onnxruntime"'
@@ -187,7 +189,7 @@ def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:
 
 
 def batch_shape(entry: PlanEntry, images: Any) -> BatchShape:
-    """Batch, height and width of what the plan takes."""
+    """Batch size, height and width of the plan's input."""
     rows, cols = _axes(entry)
     return BatchShape(images.shape[0], images.shape[rows], images.shape[cols])
 

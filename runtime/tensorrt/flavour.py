@@ -1,4 +1,4 @@
-"""Where the two TensorRTs differ: the data-centre product, and TensorRT for RTX."""
+"""The differences between the two flavours of TensorRT: TensorRT, and TensorRT for RTX."""
 
 import importlib.util
 import threading
@@ -17,42 +17,42 @@ from dinov2rt.optional import require
 _EXTRAS = {Flavour.TENSORRT: "tensorrt", Flavour.TENSORRT_RTX: "tensorrt-rtx"}
 
 _RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
-"""Where plans of TensorRT for RTX run, besides what is newer; see `cannot_run_on`."""
+"""TensorRT for RTX supports these compute capabilities and all newer ones; see `cannot_run_on`."""
 
 MALFORMED = "MALFORMED_ENGINE"
 UNSUPPORTED_GPU = "UNSUPPORTED_CC"
-"""Two of the reasons that `invalidity` may give."""
+"""Two of the reasons that `invalidity` may return."""
 
 OTHER_LIBRARIES = (
     "use ONNX Runtime CUDA (backend=\"onnxruntime\"; pip install 'dinov2rt[cuda]'), "
     "or build a plan on this GPU with --flavour tensorrt"
 )
-"""The way out where TensorRT for RTX does not support the GPU."""
+"""The alternatives if TensorRT for RTX does not support the GPU."""
 
 
 def import_tensorrt(flavour: Flavour) -> ModuleType:
-    """The package of `flavour`; nothing imports one before it is needed.
+    """Import the package of `flavour`.
 
     Raises:
-        MissingDependencyError: it is not installed.
+        MissingDependencyError: the package is not installed.
     """
     return require(flavour.value, extra=_EXTRAS[flavour], purpose=f"a plan of flavour {flavour}")
 
 
 def installed_flavours() -> tuple[Flavour, ...]:
-    """The flavours whose packages are there, without importing them."""
+    """The flavours whose packages are installed; imports none of them."""
     return tuple(flavour for flavour in Flavour if importlib.util.find_spec(flavour.value))
 
 
 def cannot_run_on(flavour: Flavour, gpu_name: str, target: str) -> str | None:
-    """Why no plan of `flavour` can run on a GPU, or None where no reason is known.
+    """Why no plan of `flavour` can run on a GPU, or None if no reason is known.
 
-    `target` is the compute capability as in "sm80".
+    `target` is the compute capability, such as "sm80".
 
-    TensorRT for RTX 1.7.1 lists where its plans run when it refuses one, here on an H100: "The
-    engine cannot run on this GPU, which has compute capability 9.0. Supported compute capabilities:
-    8.0 8.6 8.9 12.0 12.1 >12.0". NVIDIA's guide adds 7.5 for a plan that was built for it alone,
-    but the builder refuses our graphs for it: "FP32 GEMM is not supported".
+    When TensorRT for RTX 1.7.1 refuses a plan, it lists the supported GPUs; on an H100: "The engine
+    cannot run on this GPU, which has compute capability 9.0. Supported compute capabilities: 8.0
+    8.6 8.9 12.0 12.1 >12.0". NVIDIA's guide adds 7.5 for plans that are built only for it, but for
+    7.5 the builder refuses our graphs: "FP32 GEMM is not supported".
     """
     if flavour is Flavour.TENSORRT or target in _RTX_TARGETS:
         return None
@@ -70,12 +70,12 @@ def _number(target: str) -> int:
 
 
 def _dotted(target: str) -> str:
-    """A target as a compute capability: 12.0 for "sm120"."""
+    """The compute capability of a target: "12.0" for "sm120"."""
     return "{}.{}".format(*divmod(_number(target), 10))
 
 
 def error_log(trt: ModuleType) -> Any:
-    """A logger that keeps the latest error in its `last`, for the message of an exception."""
+    """A TensorRT logger whose `last` is the latest error, for the message of an exception."""
 
     class ErrorLog(trt.ILogger):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -95,10 +95,10 @@ def error_log(trt: ModuleType) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Contexts:
-    """Makes execution contexts that bring no scratch memory of their own.
+    """Creates execution contexts, whose scratch memory the caller supplies.
 
-    `changing` makes one whose shapes change from call to call, `fixed` one that keeps its first
-    shape. Where `captures`, a fixed one turns its work into a CUDA graph by itself.
+    `changing` creates a context for shapes that change between calls, `fixed` a context for one
+    shape. If `captures` is set, a fixed context captures its own CUDA graph.
     """
 
     changing: Callable[[], Any]
@@ -107,7 +107,7 @@ class Contexts:
 
 
 def contexts_of(trt: ModuleType, engine: Any, flavour: Flavour) -> Contexts:
-    """How contexts of `engine` are made."""
+    """Factories for execution contexts of `engine`."""
     create = _one_at_a_time(engine.create_execution_context)
     if flavour is Flavour.TENSORRT_RTX:
         return _contexts_of_rtx(trt, engine, create)
@@ -116,7 +116,7 @@ def contexts_of(trt: ModuleType, engine: Any, flavour: Flavour) -> Contexts:
 
 
 def _one_at_a_time(create: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Threads share the engine, and nothing says that it makes several contexts at once."""
+    """Serialize calls of `create`: TensorRT does not document it as safe for concurrent calls."""
     lock = threading.Lock()
 
     def create_alone(how: Any) -> Any:
@@ -127,7 +127,7 @@ def _one_at_a_time(create: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _contexts_of_rtx(trt: ModuleType, engine: Any, create: Callable[[Any], Any]) -> Contexts:
-    # One cache for all: what was compiled for a shape is not compiled again in another context.
+    # All contexts share one cache, so that kernels for a shape are compiled only once.
     cache = engine.create_runtime_config().create_runtime_cache()
 
     def creator(graphs: Any) -> Callable[[], Any]:
@@ -136,14 +136,14 @@ def _contexts_of_rtx(trt: ModuleType, engine: Any, create: Callable[[Any], Any])
         config.set_execution_context_allocation_strategy(
             trt.ExecutionContextAllocationStrategy.USER_MANAGED
         )
-        # Not lazily: the kernels that `verify` compares must be those that run later.
+        # Eager, not lazy: `verify` must run the same kernels as later calls.
         kernels = trt.DynamicShapesKernelSpecializationStrategy
         config.dynamic_shapes_kernel_specialization_strategy = kernels.EAGER
         config.cuda_graph_strategy = graphs
         return partial(create, config)
 
     strategies = trt.CudaGraphStrategy
-    # Its own capture knows which allocations and compilations must not fall into it.
+    # RTX captures the graph itself, because it may allocate and compile during the first launch.
     return Contexts(
         changing=creator(strategies.DISABLED),
         fixed=creator(strategies.WHOLE_GRAPH_CAPTURE),
@@ -152,10 +152,10 @@ def _contexts_of_rtx(trt: ModuleType, engine: Any, create: Callable[[Any], Any])
 
 
 def invalidity(trt: ModuleType, runtime: Any, plan: Path, log: Any) -> str | None:
-    """Why TensorRT for RTX says that the file `plan` cannot run here, or None where it can.
+    """Why TensorRT for RTX refuses the file `plan` on this machine, or None if it can run.
 
-    Only the header is read: the answer depends on nothing else, and a plan may have gigabytes. The
-    other flavour cannot be asked; for it the answer is always None.
+    Only the header is read, which is all that the answer depends on. TensorRT has no such query;
+    for its plans the answer is always None.
     """
     if not hasattr(runtime, "get_engine_validity"):
         return None
@@ -168,7 +168,7 @@ def invalidity(trt: ModuleType, runtime: Any, plan: Path, log: Any) -> str | Non
 
 
 def _start_of(file: Path, num_bytes: int) -> bytes:
-    """The first bytes of `file`; none if it cannot be read, which makes it a malformed plan."""
+    """The first bytes of `file`, or b"" (a malformed plan) if it cannot be read."""
     try:
         with open_regular(file) as stream:
             return stream.read(num_bytes)

@@ -1,4 +1,4 @@
-"""May this machine run this plan? Asked before any of the plan's bytes is handed to TensorRT."""
+"""Checks whether this machine can run a plan, before TensorRT reads any of the plan's bytes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ _AMPERE = 80
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a plan finds here.
+    """The facts of this machine that decide whether a plan can run.
 
-    `version` is that of the installed TensorRT of the plan's flavour, None where there is none,
-    `flavours` are those installed, and `needed_cuda` what its libraries ask of the driver.
+    `flavours` are the installed flavours of TensorRT. `version` is the installed version of the
+    plan's flavour, or None. `needed_cuda` is the lowest CUDA version that the driver must support.
     """
 
     gpu: Gpu
@@ -30,7 +30,7 @@ class Machine:
         """This machine, for plans of `flavour`.
 
         Raises:
-            BackendError: no GPU, or no driver.
+            BackendError: there is no GPU, or no driver.
             MissingDependencyError: a package is missing.
         """
         flavours = installed_flavours()
@@ -40,7 +40,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A fact of a plan that does not hold here."""
+    """A property of a plan that this machine does not have."""
 
     field: str
     of_plan: str
@@ -52,10 +52,10 @@ class Mismatch:
 
 
 def mismatches(plan: PlanEntry, machine: Machine, rebuild: str) -> Iterator[Mismatch]:
-    """What keeps `plan` from running on `machine`, most telling first.
+    """Why `plan` cannot run on `machine`, the most informative reason first.
 
-    Unless it was built to run more widely, a plan runs with the very version that built it, on the
-    compute capability that it was built for.
+    By default, a plan runs only with the exact TensorRT version that built it, on the compute
+    capability that it was built for.
     """
     if machine.version is None:
         installed = " and ".join(machine.flavours) or "none"
@@ -87,13 +87,13 @@ def _takes_target(plan: PlanEntry, target: str) -> bool:
 
 
 def check_runs(plan: PlanEntry, machine: Machine, rebuild: str) -> None:
-    """Do nothing if `plan` can run on `machine`.
+    """Check that `plan` can run on `machine`.
 
     Raises:
         BackendError: it cannot; the message names the field, both values and the way out.
     """
     reason = cannot_run_on(plan.flavour, machine.gpu.name, machine.gpu.target)
-    if reason is not None:  # no rebuilt plan would run either
+    if reason is not None:  # a rebuilt plan would not run either
         raise BackendError(f"{plan.file.path}: {reason}")
     for mismatch in mismatches(plan, machine, rebuild):
         raise BackendError(f"{plan.file.path}: {mismatch}")

@@ -1,4 +1,4 @@
-"""Which optimization profile takes a shape, and what to say when none does."""
+"""Chooses the optimization profile for a shape, and explains why no profile fits."""
 
 from collections.abc import Sequence
 
@@ -8,12 +8,13 @@ from dinov2rt.errors import PlanInputError
 
 
 def choose_profile(profiles: Sequence[ProfileEntry], shape: BatchShape) -> int:
-    """Index of the profile to run `shape` with: of those that allow it, the narrowest.
+    """Index of the narrowest profile that allows `shape`.
 
-    A profile pinned to one size so goes before a wide one, whose kernels are slower.
+    A profile for a single size is preferred to a wide one, whose kernels are slower.
 
     Raises:
-        PlanInputError: none allows it; the message gives every range and the nearest allowed shape.
+        PlanInputError: no profile allows `shape`; the message gives every range and the nearest
+            allowed shape.
     """
     fitting = [index for index, profile in enumerate(profiles) if shape in profile.shapes]
     if not fitting:
@@ -22,7 +23,7 @@ def choose_profile(profiles: Sequence[ProfileEntry], shape: BatchShape) -> int:
 
 
 def largest_batch(profiles: Sequence[ProfileEntry], size: ImageSize) -> int | None:
-    """The most images of `size` in one pass, or None where no profile allows the size."""
+    """The largest batch of images of `size`, or None if no profile allows the size."""
     one = BatchShape(1, size.height, size.width)
     batches = [
         profile.shapes.max.batch
@@ -33,7 +34,7 @@ def largest_batch(profiles: Sequence[ProfileEntry], size: ImageSize) -> int | No
 
 
 def _width(profile: ProfileEntry) -> tuple[int, int]:
-    """How many pixels lie between the ends of the range, then how large the largest shape is."""
+    """Sort key: pixels between the smallest and the largest size, then pixels of a full batch."""
     low, high = profile.shapes.min, profile.shapes.max
     return high.size.pixels - low.size.pixels, high.batch * high.size.pixels
 
@@ -51,6 +52,6 @@ def _outside(profiles: Sequence[ProfileEntry], shape: BatchShape) -> str:
 
 
 def _distance(left: BatchShape, right: BatchShape) -> int:
-    """Pixels by which the sides differ, then images; a side is what a caller can least change."""
+    """Difference in sides first, then in batch: the batch size is easier to change for a caller."""
     sides = abs(left.height - right.height) + abs(left.width - right.width)
     return sides * 10_000 + abs(left.batch - right.batch)

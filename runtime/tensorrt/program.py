@@ -1,4 +1,4 @@
-"""A TensorRT plan as what a lane executes: its contexts, its profiles and its CUDA graphs."""
+"""A TensorRT plan as the `Program` of a lane: execution contexts, profiles and CUDA graphs."""
 
 import warnings
 from collections.abc import Hashable, Mapping
@@ -20,7 +20,7 @@ _SCRATCH = "scratch memory"
 
 @dataclass(frozen=True, slots=True)
 class LoadedPlan:
-    """A deserialised plan. Its engine is shared by all threads, contexts never are."""
+    """A deserialized plan. Threads share its engine, but never an execution context."""
 
     entry: PlanEntry
     gpu: Gpu
@@ -30,12 +30,12 @@ class LoadedPlan:
     log: Any
 
     def require(self, done: bool, what: str) -> None:
-        """Raise the reason that TensorRT gave, unless it is `done`."""
+        """Raise a `BackendError` with TensorRT's reason, unless `done`."""
         if not done:
             raise BackendError(f"{self.entry.file.path}: {what} failed: {self.log.last}")
 
     def dtype(self, tensor: str) -> np.dtype[Any]:
-        """Type of an input's or output's elements."""
+        """Dtype of an input or output."""
         kind = self.engine.get_tensor_dtype(tensor)
         try:
             dtype: np.dtype[Any] = np.dtype(self.trt.nptype(kind))
@@ -48,7 +48,7 @@ class LoadedPlan:
 
 @dataclass(slots=True)
 class _Bound:
-    """A context with its profile, shapes and addresses set; `graph` is its captured work."""
+    """A context whose profile, shapes and addresses are set; `graph` is its CUDA graph, if any."""
 
     plan: LoadedPlan
     stream: Stream
@@ -66,7 +66,7 @@ class _Bound:
 
 
 class PlanProgram:
-    """The contexts of one lane. The key of a shape is the number of its optimization profile."""
+    """The contexts of one lane. The key of a shape is the index of its optimization profile."""
 
     def __init__(self, plan: LoadedPlan) -> None:
         self._plan = plan
@@ -76,19 +76,19 @@ class PlanProgram:
 
     @property
     def input_dtype(self) -> np.dtype[Any]:
-        """Type of the images' elements."""
+        """Dtype of the images."""
         return self._plan.dtype(self.input_name)
 
     def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """The context whose shapes change, set to this one."""
+        """Set the context that serves changing shapes to this shape."""
         return self._bind(self._context, cast(int, key), shape, lane)
 
     def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """A context for this shape alone, its work captured as a CUDA graph."""
+        """Create a context for this shape alone and capture its CUDA graph."""
         bound = self._bind(self._plan.contexts.fixed(), cast(int, key), shape, lane)
         if self._plan.contexts.captures:
             return bound
-        bound.launch()  # settles what a new shape left undone, which a capture must not hold
+        bound.launch()  # deferred work of a new shape must run before the capture
         try:
             bound.graph = capture(lane.stream, bound.launch)
         except BackendError as error:
@@ -100,10 +100,10 @@ class PlanProgram:
         return bound
 
     def _bind(self, context: Any, profile: int, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """Set profile, shape, addresses and scratch memory of `context`."""
+        """Set the profile, shape, addresses and scratch memory of `context`."""
         plan, entry = self._plan, self._plan.entry
         if context.active_optimization_profile != profile:
-            # In the stream that executes, so that no further synchronisation is due.
+            # In the stream of the execution, so that no further synchronization is needed.
             done = context.set_optimization_profile_async(profile, lane.stream.handle)
             plan.require(done, f"switching to profile {entry.profiles[profile].name}")
         plan.require(context.set_input_shape(entry.input_name, shape), f"setting shape {shape}")

@@ -8,7 +8,7 @@ CLASSES = np.array(["ant", "bee", "cat"])
 
 
 def points(count: int, seed: int, noise: float = 1.2) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors around a centre a class, and their labels."""
+    """Unit vectors around one centre per class, and their labels."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).normal(size=(3, 16))
     classes = rng.integers(0, 3, count)
@@ -20,7 +20,7 @@ def points(count: int, seed: int, noise: float = 1.2) -> tuple[np.ndarray, np.nd
 def voted(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, count: int, temperature: float
 ) -> np.ndarray:
-    """What `dinov2/eval/knn.py` computes: a softmax over the nearest cosines, summed by class."""
+    """The result of `dinov2/eval/knn.py`: a softmax over the nearest cosines, summed by class."""
     cosines = test.astype(np.float64) @ train.T.astype(np.float64)
     nearest = np.argsort(-cosines, axis=1)[:, :count]
     weights = np.exp(np.take_along_axis(cosines, nearest, axis=1) / temperature)
@@ -47,7 +47,7 @@ def test_the_temperature_decides_between_one_near_and_two_far() -> None:
     assert (cold, hot) == ("near", "far")
 
 
-def test_a_regression_tells_apart_what_can_be_told_apart() -> None:
+def test_a_regression_separates_separable_classes() -> None:
     (train, labels), (test, truth) = points(300, 0, noise=0.3), points(100, 1, noise=0.3)
     assert (logistic_regression(train, labels, test) == truth).mean() > 0.97
 
@@ -61,13 +61,13 @@ def test_a_regression_tells_apart_what_can_be_told_apart() -> None:
         ({"temperature": float("nan")}, "temperature nan; it must be"),
     ],
 )
-def test_impossible_votes_are_refused(options: dict[str, float], message: str) -> None:
+def test_bad_options_of_knn_are_refused(options: dict[str, float], message: str) -> None:
     train, labels = points(10, 0)
     with pytest.raises(InputError, match=message):
         knn(train, labels, train, **{"neighbours": 5} | options)
 
 
-def test_one_class_is_nothing_to_regress_on() -> None:
+def test_a_regression_needs_two_classes() -> None:
     train, _ = points(10, 0)
-    with pytest.raises(InputError, match="all training images have the label ant; two are"):
+    with pytest.raises(InputError, match="all training images have the label ant; at least two"):
         logistic_regression(train, ["ant"] * 10, train)

@@ -78,5 +78,7 @@ def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
 
 def test_classes_that_were_never_trained_are_refused() -> None:
     check_known(["a", "b"], ["b", "a", "c"])
-    with pytest.raises(InputError, match=r"3 test images have labels .* such as x, y; they can"):
+    with pytest.raises(
+        InputError, match=r"3 test images have labels .* such as x, y; no classifier can"
+    ):
         check_known(["x", "a", "x", "y"], ["a"])

@@ -5,7 +5,7 @@ from dinov2rt.analysis.paired_accuracy import accuracy, compare
 
 
 def answers(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two lists of right answers, by how many images which of them has right."""
+    """Two lists of answers, given how many images both, only one, and neither gets right."""
     counts = [both, first, second, neither]
     return np.repeat([True, True, False, False], counts), np.repeat(
         [True, False, True, False], counts
@@ -30,7 +30,7 @@ def test_a_difference_by_hand() -> None:
     assert not found.is_significant
 
 
-def test_the_sign_says_which_is_better() -> None:
+def test_the_difference_is_positive_if_the_second_is_better() -> None:
     better = compare(*answers(50, 0, 10, 40))
     worse = compare(*answers(50, 10, 0, 40))
     assert better.is_significant and better.low > 0
@@ -38,7 +38,7 @@ def test_the_sign_says_which_is_better() -> None:
     assert worse.difference == -better.difference
 
 
-def test_equal_answers_still_leave_a_doubt_that_shrinks_with_more_images() -> None:
+def test_the_interval_of_equal_answers_shrinks_with_more_images() -> None:
     few, many = (compare(*answers(count, 0, 0, 0)) for count in (20, 2000))
     for found in (few, many):
         assert (found.difference, found.p_value) == (0.0, 1.0)
@@ -47,7 +47,7 @@ def test_equal_answers_still_leave_a_doubt_that_shrinks_with_more_images() -> No
 
 
 @pytest.mark.parametrize(("p_first", "p_second"), [(0.05, 0.05), (0.02, 0.05), (0.2, 0.1)])
-def test_intervals_hold_the_truth_as_often_as_they_say(p_first: float, p_second: float) -> None:
+def test_intervals_have_their_nominal_coverage(p_first: float, p_second: float) -> None:
     rng = np.random.default_rng(0)
     table = rng.multinomial(300, [0.6 - p_first, p_first, p_second, 0.4 - p_second], size=400)
     intervals = [compare(*answers(*counts)) for counts in table]

@@ -41,7 +41,7 @@ def lit(colours: np.ndarray) -> np.ndarray:
         box((10, 10), 3, 3, 10, 7),  # reaches one border
     ],
 )
-def test_the_object_is_lit_and_the_background_black(mask: np.ndarray) -> None:
+def test_the_object_has_colours_and_the_background_is_black(mask: np.ndarray) -> None:
     (colours,) = patch_pca([scene(mask)])
     assert colours.shape == (*mask.shape, 3)
     assert colours.min() >= 0
@@ -51,7 +51,7 @@ def test_the_object_is_lit_and_the_background_black(mask: np.ndarray) -> None:
     assert lit(colours)[mask].mean() > 0.9
 
 
-def test_which_side_is_lit_does_not_depend_on_signs() -> None:
+def test_the_foreground_does_not_depend_on_signs() -> None:
     mask = box((16, 16), 4, 4, 12, 12)
     for tokens in (scene(mask), -scene(mask)):
         (colours,) = patch_pca([tokens])

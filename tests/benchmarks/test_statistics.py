@@ -27,7 +27,7 @@ def test_the_interval_holds_the_median_and_is_made_of_samples(values: list[float
 @pytest.mark.parametrize(
     ("count", "low", "high"), [(6, 1, 6), (8, 1, 8), (9, 2, 8), (15, 4, 12), (100, 40, 61)]
 )
-def test_ranks_are_those_of_the_published_tables(count: int, low: int, high: int) -> None:
+def test_ranks_equal_the_published_tables(count: int, low: int, high: int) -> None:
     interval = median_interval(list(range(1, count + 1)))
     assert (interval.low, interval.high) == (low, high)
 
@@ -53,7 +53,7 @@ def test_a_percentile_needs_a_sample_above_it(percent: int, least: int) -> None:
 
 
 @given(samples, st.floats(min_value=0.1, max_value=10))
-def test_the_ratio_of_turns_does_not_mind_a_machine_that_changes_its_speed(
+def test_the_paired_ratio_does_not_depend_on_changes_of_the_machines_speed(
     speeds: list[float], ratio: float
 ) -> None:
     slow = summarise([1.0], [speed * ratio for speed in speeds], 1)
@@ -63,12 +63,12 @@ def test_the_ratio_of_turns_does_not_mind_a_machine_that_changes_its_speed(
         assert (interval.low, interval.high) == pytest.approx((ratio, ratio))
 
 
-def test_turns_that_have_no_partner_are_refused() -> None:
+def test_unequal_numbers_of_turns_are_refused() -> None:
     with pytest.raises(InputError, match=r"^3 turns beside 2; .*; measure again$"):
         paired_ratio(summarise([1.0], [1.0, 2.0, 3.0], 1), summarise([1.0], [1.0, 2.0], 1))
 
 
-def test_a_summary_says_what_the_samples_can_tell() -> None:
+def test_a_summary_has_only_percentiles_with_enough_samples() -> None:
     report = summarise([4.0] * 9 + [5.0] * 3, [4.0, 4.5, 5.0, 4.0, 4.0, 5.0], 8)
     assert (report.p50_ms, report.min_ms, report.samples) == (4.0, 4.0, 12)
     assert (report.p90_ms, report.p99_ms) == (5.0, None)
@@ -87,6 +87,6 @@ def test_a_summary_s_interval_holds_its_median(calls: list[float], turns: list[f
 
 
 @pytest.mark.parametrize(("calls", "turns"), [([], [1.0]), ([1.0], [])])
-def test_nothing_cannot_be_summarised(calls: list[float], turns: list[float]) -> None:
+def test_a_summary_needs_calls_and_turns(calls: list[float], turns: list[float]) -> None:
     with pytest.raises(InputError, match=rf"^{len(calls)} calls in {len(turns)} turns were timed"):
         summarise(calls, turns, 1)

@@ -111,7 +111,7 @@ def test_what_is_not_for_the_bundle_is_refused_by_name(
 ) -> None:
     argv = ["bench", str(bundle_s_reg), "--device", "cpu"]
     assert main([*argv, "--backend", "tensorrt"]) == 2
-    assert "plans run on NVIDIA GPUs alone" in capsys.readouterr().err
+    assert "plans run only on NVIDIA GPUs" in capsys.readouterr().err
     assert main([*argv, "--precision", "int8"]) == 2
     assert "the bundle holds no int8 graph" in capsys.readouterr().err
 

@@ -129,8 +129,8 @@ def test_results_that_would_share_a_page_are_refused(
     ("text", "fragment"),
     [
         (None, "run.json cannot be read (No such file or directory)"),
-        ("[]", "run.json is no result of `dinov2rt bench`"),
-        ("{", "run.json is no result of `dinov2rt bench`"),
+        ("[]", "run.json is not a result of `dinov2rt bench`"),
+        ("{", "run.json is not a result of `dinov2rt bench`"),
     ],
 )
 def test_what_is_no_result_is_one_line(

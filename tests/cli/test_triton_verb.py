@@ -20,5 +20,5 @@ def test_the_command_says_what_it_wrote_and_how_to_serve_it(
 
     assert main(["triton", str(bundle_s_reg), "--out", str(out), "--json"]) == 2
     captured = capsys.readouterr()
-    assert "is there already" in json.loads(captured.out)["error"]["message"]
+    assert "exists already" in json.loads(captured.out)["error"]["message"]
     assert len(captured.err.splitlines()) == 1

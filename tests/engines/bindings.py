@@ -1,4 +1,4 @@
-"""The Python bindings of `tensorrt`, without its library of two gigabytes: names only."""
+"""The names in the Python bindings of `tensorrt`, without its library of two gigabytes."""
 
 import json
 import os
@@ -43,7 +43,7 @@ json.dump([name for name in json.load(sys.stdin) if not exists(name)], sys.stdou
 
 
 def missing(version: str, names: Iterable[str]) -> set[str]:
-    """Those of `names` ("IBuilderConfig.set_flag") that `tensorrt` of `version` lacks."""
+    """The `names`, such as "IBuilderConfig.set_flag", that `tensorrt` of `version` lacks."""
     bindings = _installed(version)
     environment = os.environ | {"PYTHONPATH": str(bindings), "LD_LIBRARY_PATH": str(bindings)}
     answer = subprocess.run(

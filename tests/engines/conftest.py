@@ -1,4 +1,4 @@
-"""TensorRT for RTX, and graphs that were spoilt on purpose."""
+"""TensorRT for RTX, and graphs with deliberate faults."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,7 +16,7 @@ EditGraph = Callable[[ir.Graph], None]
 
 @pytest.fixture
 def edited(bundle_s_reg: Path, copy_of: Callable[[Path], Path]) -> Callable[[EditGraph], Path]:
-    """A copy of the bundle of S whose fp16 graph was edited, and hashed again."""
+    """A copy of the bundle of S with an edited fp16 graph and updated hashes."""
 
     def edit(change: EditGraph) -> Path:
         bundle = copy_of(bundle_s_reg)
@@ -40,7 +40,7 @@ def edited(bundle_s_reg: Path, copy_of: Callable[[Path], Path]) -> Callable[[Edi
 
 @pytest.fixture(scope="session")
 def parse(trt: Any) -> Callable[[Path], tuple[Any, Any]]:
-    """The network of an ONNX file, and all that must outlive it."""
+    """Parses an ONNX file: the network, and the objects that must outlive it."""
 
     def parse(file: Path) -> tuple[Any, Any]:
         log = make_logger(trt)

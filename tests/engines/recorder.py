@@ -1,4 +1,4 @@
-"""Stands before TensorRT's module and notes what is touched, and from which file."""
+"""A proxy for TensorRT's module that records each name that is used, and the file that uses it."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ Touched = dict[str, set[str]]
 
 
 class Recorded:
-    """`target` with every access noted; what it returns is recorded in turn."""
+    """A proxy for `target` that records every access; returned objects are wrapped as well."""
 
     def __init__(self, target: Any, touched: Touched) -> None:
         object.__setattr__(self, "_target", target)
@@ -38,7 +38,7 @@ class Recorded:
 
 
 def _name_of(target: Any) -> str:
-    """The class that an attribute belongs to; none for the module's own."""
+    """The class that an attribute belongs to; empty for the module's own attributes."""
     if isinstance(target, type(sys)):
         return ""
     return target.__name__ if isinstance(target, type) else type(target).__name__
@@ -47,7 +47,7 @@ def _name_of(target: Any) -> str:
 def _wrap(value: Any, touched: Touched) -> Any:
     kind = value if isinstance(value, type) else type(value)
     is_member = hasattr(kind, "__members__") and not isinstance(value, type)
-    # Plans are handed on as buffers, which nothing can stand before.
+    # Plans are passed as buffers, which a proxy cannot wrap.
     if is_member or kind.__name__ == "IHostMemory":
         return value
     is_theirs = kind.__module__.startswith("tensorrt_rtx") or type(value).__name__ in (

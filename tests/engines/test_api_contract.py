@@ -1,7 +1,7 @@
-"""The flavour that cannot be installed here has every name that is used of it.
+"""Checks that every name of TensorRT that the source uses exists, also where it cannot run.
 
-What runs on tensorrt_rtx is recorded while it runs. What needs a GPU is read from the source, by
-what its variables are called.
+Code that runs on tensorrt_rtx is recorded while it runs. For code that needs a GPU, the names are
+read from the source: variables are named after the classes of their values.
 """
 
 import ast
@@ -19,7 +19,7 @@ from dinov2rt.engines.options import BuildOptions
 
 
 def _import_beside(name: str) -> Any:
-    """A helper of these tests; their folder is no package."""
+    """Import a helper of these tests; their folder is not a package."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -60,7 +60,7 @@ Touched = dict[str, set[str]]
 def touched_by_build(
     trt: Any, bundle_s_reg: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Touched:
-    """What a build with every option that RTX takes used, and from which file."""
+    """Names that a build with every option of RTX uses, and the files that use them."""
     touched: Touched = {}
     bundle = tmp_path_factory.mktemp("contract")
     for file in bundle_s_reg.iterdir():
@@ -82,7 +82,7 @@ def touched_by_build(
 
 @pytest.fixture(scope="module")
 def touched_in_source() -> Touched:
-    """What the source uses of the classes that its variables are named after."""
+    """Attributes of TensorRT's classes in the source; variables are named after their class."""
     touched: Touched = {}
     for folder, class_of in _FOLDERS.items():
         files = list((_SOURCES / folder).glob("*.py"))
@@ -120,7 +120,7 @@ def test_tensorrt_has_what_is_used_outside_the_modules_that_own_the_differences(
 
 
 @pytest.mark.parametrize("how", ["touched_by_build", "touched_in_source"])
-def test_what_the_owners_use_is_in_one_flavour_or_the_other(
+def test_names_that_the_owners_use_are_in_one_flavour_or_the_other(
     how: str, trt: Any, request: pytest.FixtureRequest
 ) -> None:
     touched: Touched = request.getfixturevalue(how)
@@ -134,14 +134,14 @@ def test_rtx_has_what_is_used_outside_the_owners(trt: Any, touched_in_source: To
     assert {name for name in shared if not _has(trt, name)} == set()
 
 
-def test_what_tensorrt_11_dropped_would_be_missed() -> None:
+def test_names_that_tensorrt_11_dropped_are_reported() -> None:
     names = {"BuilderFlag.FP16", "BuilderFlag.STRIP_PLAN", "ComputeCapability.SM80"}
     assert bindings.missing("10.16.1.11", names) == {"ComputeCapability.SM80"}
     assert bindings.missing("11.4.0.106", names) == {"BuilderFlag.FP16", "ComputeCapability.SM80"}
 
 
 def _names_in(tree: ast.Module, class_of: Mapping[str, str]) -> Iterator[str]:
-    """`trt.A`, `trt.A.B`, and `Class.b` where a variable named after a class is asked for `b`."""
+    """`trt.A`, `trt.A.B`, and `Class.b` for attribute `b` of a variable named after a class."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Attribute) or node.attr.startswith("__"):
             continue

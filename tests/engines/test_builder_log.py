@@ -31,7 +31,7 @@ def test_figures_are_read_in_the_order_of_the_profiles() -> None:
         (lambda log: parse_layers(log[:-1]), "0 lists of layers"),
     ],
 )
-def test_a_log_that_cannot_be_read_is_an_error_and_no_zero(
+def test_a_log_that_cannot_be_parsed_is_an_error_and_not_zero(
     parse: Callable[[list[str]], object], found: str
 ) -> None:
     with pytest.raises(BuildError, match="writes it differently") as caught:

@@ -34,7 +34,7 @@ def rtx(trt: Any) -> Toolkit:
 
 @pytest.fixture
 def tensorrt(trt: Any) -> Toolkit:
-    """What decides for `tensorrt` on an A100; the module is not asked for that."""
+    """`tensorrt` on an A100; these tests do not use the module itself."""
     return Toolkit(Flavour.TENSORRT, trt, A100)
 
 
@@ -65,8 +65,8 @@ def test_targets_of_rtx(rtx: Toolkit, name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sm90", 'cannot build for \'sm90\'; it knows "sm75", "sm80"'),
-        ("current", 'target "current" needs a GPU, none is here'),
+        ("sm90", 'cannot build for \'sm90\'; allowed are "sm75", "sm80"'),
+        ("current", 'target "current" needs a GPU, and there is none here'),
         ("a100", "unknown target 'a100'; allowed are compute capabilities"),
         ("none", "unknown target 'none'"),
     ],
@@ -77,7 +77,7 @@ def test_targets_that_rtx_lacks(rtx: Toolkit, name: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_current_is_stated_as_what_it_is(rtx: Toolkit) -> None:
+def test_current_is_recorded_as_the_compute_capability(rtx: Toolkit) -> None:
     with_gpu = dataclasses.replace(rtx, gpu=A100)
     assert with_gpu.resolve_target("current") == "sm80"
 
@@ -98,7 +98,7 @@ def test_current_is_any_gpu_for_the_flavour_that_builds_on_it(tensorrt: Toolkit)
 def test_tensorrt_builds_for_the_gpu_that_it_runs_on(tensorrt: Toolkit) -> None:
     assert tensorrt.resolve_target("sm80") == tensorrt.resolve_target("current") == "sm80"
     for other in ("sm90", "open"):
-        with pytest.raises(InputError, match=r"here sm80 \(NVIDIA A100-SXM4-80GB\), not for"):
+        with pytest.raises(InputError, match=r"GPU, sm80 \(NVIDIA A100-SXM4-80GB\), not for"):
             tensorrt.resolve_target(other)
 
 
@@ -116,16 +116,16 @@ def test_a_target_is_set_on_the_builder(rtx: Toolkit, trt: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"version_compatible": True}, "has no version compatible: it ships no lean runtime"),
+        ({"version_compatible": True}, "has no version compatible: it has no lean runtime"),
         (
             {"hardware_compatible": HardwareCompatibility.AMPERE_PLUS},
-            "has no hardware compatible: its builder ignores that",
+            "has no hardware compatible: its builder ignores it",
         ),
-        ({"timing_cache": "times.cache"}, "has no timing cache: its builder times nothing"),
+        ({"timing_cache": "times.cache"}, "has no timing cache: its builder does not time"),
         ({"strip_weights": True}, "needs a GPU for strip weights"),
     ],
 )
-def test_what_a_flavour_lacks_is_refused_with_the_reason(
+def test_an_unsupported_option_is_refused_with_the_reason(
     rtx: Toolkit, tensorrt: Toolkit, options: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(InputError, match=reason):

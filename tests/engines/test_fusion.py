@@ -22,7 +22,10 @@ def _kernel(block: int, profile: int, kind: str = "Half", name: str = "_gemm_mha
 
 
 def _layers(blocks: list[list[int]], **kernel: str) -> str:
-    """What the builder lists for two profiles: only the first line of the second names it."""
+    """The builder's list of kernels for two profiles; only the first line of the second names it.
+
+    Lines without a profile belong to the last profile that was named.
+    """
     lines = ["Layers:"]
     for profile, found in enumerate(blocks):
         mark = f" [profile {profile}]" if profile else ""
@@ -49,7 +52,7 @@ def test_the_network_of_s_has_one_attention_a_block_in_fp16(
 def test_attention_in_float32_is_refused_by_name(
     trt: Any, edited: Callable[..., Path], float_attention: Callable[..., Any], parse: Parse
 ) -> None:
-    """The builder would fuse it, in fp16, without a word: only the network tells."""
+    """The builder would silently fuse it in fp16; only the parsed network shows the fault."""
     network, _ = parse(edited(float_attention(3, 7)) / "fp16.onnx")
     with pytest.raises(FusionError) as caught:
         check_network(read_network(trt, network), DEPTH, Precision.FP16)
@@ -75,7 +78,7 @@ def test_attention_without_the_operator_is_refused_by_name(
         check_network(read_network(trt, network), DEPTH, Precision.FP16)
 
 
-def test_attention_that_may_be_taken_apart_is_refused_by_name(
+def test_decomposable_attention_is_refused_by_name(
     trt: Any, bundle_s_reg: Path, parse: Parse
 ) -> None:
     network, _ = parse(bundle_s_reg / "fp16.onnx")
@@ -103,13 +106,13 @@ def test_one_kernel_a_block_in_every_profile_is_the_proof() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (_layers([[0, 1, 2], [0, 2]]), "profile wide has not .* in blocks.1; the plan is not kept"),
-        (_layers([[0], [0, 1, 2]]), r"profile 224 has not .* in 2 blocks \(blocks.1, blocks.2\)"),
-        (_layers([[0, 1, 1, 2], [0, 1, 2]]), "profile 224 has not .* in blocks.1"),
-        (_layers([[0, 1, 2]]), "profile wide has not .* in 3 blocks"),
-        (_layers([[0, 1, 2], [0, 1, 2]], name="_gemm_softmax"), "profile 224 has not .* 3 blocks"),
+        (_layers([[0, 1, 2], [0, 2]]), "profile wide does not .* in blocks.1; .* is rejected"),
+        (_layers([[0], [0, 1, 2]]), r"profile 224 does not .* in 2 blocks \(blocks.1, blocks.2\)"),
+        (_layers([[0, 1, 1, 2], [0, 1, 2]]), "profile 224 does not .* in blocks.1"),
+        (_layers([[0, 1, 2]]), "profile wide does not .* in 3 blocks"),
+        (_layers([[0, 1, 2], [0, 1, 2]], name="_gemm_softmax"), "profile 224 does not .* 3 blocks"),
         (_layers([[0, 1, 2], [0, 1, 2]], kind="Float"), "blocks.0 in Float, the graph says fp16"),
-        ("", "profile 224 has not .* in 3 blocks"),
+        ("", "profile 224 does not .* in 3 blocks"),
     ],
 )
 def test_a_missing_kernel_is_named_with_its_profile(layers: str, message: str) -> None:

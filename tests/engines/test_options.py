@@ -12,8 +12,8 @@ from dinov2rt.errors import InputError
         ({"max_batch": 0}, "max batch 0 is too small; it must be at least 1"),
         ({"max_size": 13}, "max size 13 is too small; it must be at least 14"),
         ({"memory_limit_mib": 0}, "memory limit in MiB 0 is too small"),
-        ({"optimization_level": 6}, "optimization level 6 does not exist; allowed are 0"),
-        ({"optimization_level": -1}, "optimization level -1 does not exist"),
+        ({"optimization_level": 6}, "unknown optimization level 6; allowed are 0"),
+        ({"optimization_level": -1}, "unknown optimization level -1"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:

@@ -8,7 +8,7 @@ from dinov2rt.engines.flavours import Toolkit
 from dinov2rt.engines.timing_cache import attach, default_file, save
 from dinov2rt.runtime.gpu.cuda import Gpu
 
-# Its caches hold nothing, and it says so; but they are read and written like those of tensorrt.
+# RTX's caches are empty, but they are read and written like the caches of tensorrt.
 pytestmark = pytest.mark.filterwarnings("ignore:.*[Tt]iming cache.*:DeprecationWarning")
 
 
@@ -16,7 +16,7 @@ def _toolkit(trt: Any, gpu: str) -> Toolkit:
     return Toolkit(Flavour.TENSORRT, trt, Gpu(0, gpu, "sm80", "580.65.06", (13, 0)))
 
 
-def test_the_cache_lies_beside_the_bundle_and_is_named_after_what_it_holds_for(
+def test_the_cache_is_beside_the_bundle_and_named_after_gpu_and_version(
     trt: Any, tmp_path: Path
 ) -> None:
     bundle = tmp_path / "dinov2_vits14"

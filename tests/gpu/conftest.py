@@ -1,4 +1,4 @@
-"""A bundle with a plan for the GPU of this machine; without one everything here is skipped."""
+"""A bundle with a plan for this machine's GPU; all tests here are skipped without a GPU."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Asked for these tests alone, a machine that can run none of them has failed."""
+    """If only these tests are selected and all are skipped, the run fails."""
     if session.config.option.markexpr == "gpu" and not _ran:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
@@ -46,7 +46,7 @@ def gpu() -> Gpu:
 
 @pytest.fixture(scope="session")
 def plan_gpu(gpu: Gpu) -> Gpu:
-    """The GPU, if plans of the flavour that would be built can run on it."""
+    """The GPU, if plans of the flavour that `build` chooses here can run on it."""
     reason = cannot_run_on(find_toolkit("auto").flavour, gpu.name, gpu.target)
     if reason is not None:
         pytest.skip(reason)

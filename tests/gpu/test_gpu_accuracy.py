@@ -1,4 +1,4 @@
-"""What a plan says, against golden outputs and against the float32 graph on the CPU."""
+"""A plan's outputs, compared with the golden outputs and with the float32 graph on the CPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +23,8 @@ Noise = Callable[[int, int, int], NDArray[np.uint8]]
 MAX_BATCH = 4
 
 
-# Noise is no photograph: more than 1.25 times autocast on these, far less than a wrong kernel.
+# Noise is harder than photographs: more than 1.25 times the error of autocast, but far less than
+# the error of a wrong kernel.
 NOISE_LIMITS = Limits(cosine_min=0.999, relative_l2=6e-3)
 
 
@@ -73,7 +74,7 @@ def test_one_output_alone_is_the_same(plan: Model, noise: Noise) -> None:
     np.testing.assert_array_equal(alone.cls_token, whole.cls_token)
 
 
-def test_results_are_the_callers_own(plan: Model, noise: Noise) -> None:
+def test_results_are_not_overwritten_by_the_next_call(plan: Model, noise: Noise) -> None:
     first = plan(noise(1, 224, 224))
     kept = first.cls_token.copy()
     plan(np.zeros((1, 224, 224, 3), np.uint8))
@@ -106,7 +107,7 @@ def test_padding_is_refused_for_pixels_and_exact_for_normalized_images(
         assert_agree(normalized(pixels, snap="pad"), exact(pixels, snap="pad"))
 
 
-def test_verify_notes_the_plan_down_and_load_says_what_is_missing(
+def test_verify_records_the_plan_as_verified_and_load_warns_before(
     built: Path, plan: Model, gpu: Gpu
 ) -> None:
     entry = Manifest.read(built).plans[0].verification

@@ -1,4 +1,4 @@
-"""The CUDA calls alone, without TensorRT, so that what fails above them can be told apart."""
+"""The CUDA calls alone, without TensorRT, to separate their failures from those of the backends."""
 
 import gc
 
@@ -64,7 +64,7 @@ class Detour:
 
 
 def pooled(stream: Stream, source: PinnedMemory, size: int = SPEC.num_bytes) -> PooledMemory:
-    """Memory that `stream` fills from `source`; it is given back in a stream of its own."""
+    """Pooled memory that `stream` fills from `source`; it is freed in another stream."""
     ready = Event()
     memory = PooledMemory(size, stream, ready, Stream())
     stream.copy(memory.address, source.address, SPEC.num_bytes)
@@ -77,26 +77,26 @@ def used_bytes() -> int:
     return int(total) - int(free)
 
 
-def test_a_gpu_says_what_it_is(gpu: Gpu) -> None:
+def test_a_gpu_has_a_name_a_target_and_a_driver(gpu: Gpu) -> None:
     assert gpu.name
     assert gpu.target.removeprefix("sm").isdigit()
     assert gpu.driver[0].isdigit(), "NVML or the driver's own file tells it on every Linux"
     assert gpu.cuda >= (12, 0)
 
 
-def test_memory_is_told_free_and_total() -> None:
+def test_free_and_total_memory_are_reported() -> None:
     free, total = call("cudaMemGetInfo")
     assert 0 < free <= total
 
 
-def test_bytes_come_back_from_the_gpu_as_they_went(stream: Stream) -> None:
+def test_bytes_survive_a_copy_to_the_gpu_and_back(stream: Stream) -> None:
     detour = Detour()
     detour.enqueue(stream)
     stream.synchronize()
     assert_holds(detour.target, 1)
 
 
-def test_what_was_captured_runs_when_it_is_launched_and_not_before(stream: Stream) -> None:
+def test_captured_work_runs_only_when_it_is_launched(stream: Stream) -> None:
     detour = Detour()
     graph = capture(stream, lambda: detour.enqueue(stream))
     stream.synchronize()
@@ -117,7 +117,7 @@ def test_a_capture_that_fails_leaves_the_stream_usable(stream: Stream) -> None:
     assert_holds(detour.target, 1)
 
 
-def test_pooled_memory_is_lent_and_given_back(stream: Stream) -> None:
+def test_pooled_memory_is_lent_and_freed(stream: Stream) -> None:
     reader, back = Stream(), PinnedMemory(SPEC.num_bytes)
     before = used_bytes()
     for start in range(200):  # 800 MiB, were they not given back
@@ -131,7 +131,7 @@ def test_pooled_memory_is_lent_and_given_back(stream: Stream) -> None:
     assert used_bytes() - before <= 128 * MIB
 
 
-def test_a_stopwatch_tells_a_long_copy_from_none(stream: Stream) -> None:
+def test_a_stopwatch_measures_a_long_copy_longer_than_no_work(stream: Stream) -> None:
     there, source = DeviceMemory(64 * MIB), PinnedMemory(64 * MIB)
     watch = Stopwatch(stream, num_marks=3)
     watch.mark()
@@ -147,14 +147,14 @@ def test_events_order_two_streams() -> None:
     source, there, back = filled(3), DeviceMemory(SPEC.num_bytes), PinnedMemory(SPEC.num_bytes)
     first.copy(there.address, source.address, SPEC.num_bytes)
     done.record(first.handle)
-    done.hold_up(second.handle)
+    done.wait(second.handle)
     second.copy(back.address, there.address, SPEC.num_bytes)
     second.synchronize()
     assert_holds(back, 3)
 
 
 @needs_torch
-def test_torch_takes_an_array_over_where_it_lies(gpu: Gpu, stream: Stream) -> None:
+def test_torch_takes_an_array_without_a_copy(gpu: Gpu, stream: Stream) -> None:
     source = filled(7)
     array = DeviceArray(pooled(stream, source), gpu.ordinal, SPEC)
     assert is_on_gpu(array)
@@ -179,7 +179,7 @@ class Bare:
 @needs_torch
 @pytest.mark.parametrize("offer", [lambda tensor: tensor, Bare])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_an_array_of_another_library_is_read_where_it_lies(
+def test_an_array_of_another_library_is_read_without_a_copy(
     gpu: Gpu, stream: Stream, offer: type[Bare], dtype: torch.dtype
 ) -> None:
     tensor = torch.arange(24, dtype=dtype, device="cuda").reshape(2, 3, 4)

@@ -38,7 +38,7 @@ def used_bytes() -> int:
     return int(total) - int(free)
 
 
-def test_eight_threads_get_what_one_gets(plan: Model, noise: Noise) -> None:
+def test_eight_threads_get_the_same_results_as_one(plan: Model, noise: Noise) -> None:
     alone = {shape: plan(noise(*shape)) for shape in SHAPES}
     jobs = SHAPES * 50
     with ThreadPoolExecutor(8) as pool:
@@ -71,7 +71,7 @@ def test_graphs_of_many_shapes_stay_bounded(plan: Model, noise: Noise) -> None:
     assert used_bytes() - before <= 64 * MIB
 
 
-def test_closing_gives_the_memory_back(built: Path, noise: Noise) -> None:
+def test_closing_frees_the_memory(built: Path, noise: Noise) -> None:
     before = used_bytes()
     for _ in range(3):
         with load(built, backend="tensorrt", verify=True) as model:
@@ -89,7 +89,7 @@ def test_streamed_batches_come_back_in_their_order(plan: Model, noise: Noise) ->
 
 
 @pytest.mark.usefixtures("plan")  # it is verified by that, or loading it would warn
-def test_the_phases_of_a_call_take_no_longer_than_it(built: Path, noise: Noise) -> None:
+def test_the_phases_of_a_call_sum_to_at_most_its_time(built: Path, noise: Noise) -> None:
     runner = ProductRunner(Task(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
     pixels = noise(4, 518, 518)
     for _ in range(3):  # plain, captured, replayed
@@ -105,7 +105,7 @@ def test_the_phases_of_a_call_take_no_longer_than_it(built: Path, noise: Noise) 
 
 @needs_torch
 @pytest.mark.parametrize("autocast", [False, True])
-def test_the_phases_of_eager_pytorch_take_no_longer_than_the_call(
+def test_the_phases_of_eager_pytorch_sum_to_at_most_the_calls_time(
     built: Path, noise: Noise, autocast: bool
 ) -> None:
     runner = open_eager(Task(built, "cuda", 1), autocast=autocast)
@@ -162,9 +162,7 @@ def test_outputs_stay_on_the_gpu_on_the_callers_stream(plan: Model, noise: Noise
 
 
 @needs_torch
-def test_outputs_on_the_gpu_are_not_overwritten_and_are_given_back(
-    plan: Model, noise: Noise
-) -> None:
+def test_outputs_on_the_gpu_are_not_overwritten_and_are_freed(plan: Model, noise: Noise) -> None:
     kept = torch.from_dlpack(plan(noise(2, 224, 224), device_outputs=True).cls_token)
     copy = kept.clone()
     torch.cuda.synchronize()
@@ -214,7 +212,7 @@ def test_a_plan_for_another_machine_is_refused(
         load(bundle, backend="tensorrt")
 
 
-def test_a_file_that_is_no_plan_is_one_line(built: Path, copy_of: Callable[[Path], Path]) -> None:
+def test_a_file_that_is_not_a_plan_is_refused(built: Path, copy_of: Callable[[Path], Path]) -> None:
     bundle = copy_of(built)
     manifest = Manifest.read(bundle)
     path = manifest.plans[0].file.path

@@ -1,4 +1,4 @@
-"""Does TensorRT for RTX agree with the list of the GPUs that it supports?"""
+"""Checks the list of GPUs that TensorRT for RTX supports against the library itself."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def trt() -> Any:
 
 @pytest.fixture(scope="module")
 def open_plan(trt: Any) -> bytes:
-    """A plan for every GPU that is supported unless another is named."""
+    """A plan for every supported GPU, or for a given target."""
     builder = trt.Builder(error_log(trt))
     network = builder.create_network(0)
     images = network.add_input("images", trt.float32, (1, 3, 14, 14))

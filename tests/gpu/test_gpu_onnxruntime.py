@@ -1,4 +1,4 @@
-"""The fused graph in ONNX Runtime on a GPU: right, on the caller's arrays, bounded, thread-safe."""
+"""The fused graph in ONNX Runtime on a GPU: accuracy, arrays on the GPU, memory and threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +48,7 @@ def assert_near(got: NDArray[np.float32], want: NDArray[np.float32]) -> None:
     assert np.linalg.norm(got - want) < 2e-3 * np.linalg.norm(want)
 
 
-def test_it_is_chosen_unasked_and_passes_its_limits(exported: Path) -> None:
+def test_it_is_chosen_by_default_and_passes_its_limits(exported: Path) -> None:
     with load(exported, backend="onnxruntime") as model:
         assert "fp16 on onnxruntime" in model.describe().splitlines()[0]
         assert model.graph.files[0].path == "cuda.onnx"

@@ -242,7 +242,7 @@ def test_missing_packages_are_named_with_the_command_that_adds_them() -> None:
     of_development = {module: name for module, name in _PACKAGES.items() if module != "cuda"}
     assert missing_packages(of_development) is None
     assert missing_packages({"numpy": "numpy", "no_such": "no-such", "nor_this": "nor-this"}) == (
-        f"{sys.executable} has no no_such, nor_this, without which steps would fail; "
+        f"{sys.executable} lacks no_such, nor_this, and steps would fail; "
         f"{sys.executable} -m pip install no-such nor-this"
     )
 

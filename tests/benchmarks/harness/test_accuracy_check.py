@@ -27,7 +27,7 @@ def test_the_same_outputs_pass() -> None:
     assert accuracy.cls_cosine_min == pytest.approx(1)
 
 
-def test_one_bad_token_fails_and_is_seen_where_it_is() -> None:
+def test_one_bad_token_fails_and_shows_in_its_own_figure() -> None:
     got = tokens()
     got["patch_tokens"][1, 7] *= -1
     accuracy = check(got, tokens(), LIMITS)
@@ -67,7 +67,7 @@ def test_outputs_of_another_shape_are_refused() -> None:
         check(got, tokens(), LIMITS)
 
 
-def test_limits_are_those_of_the_graph_of_the_same_precision(bundle_s: Path) -> None:
+def test_limits_come_from_the_graph_of_the_same_precision(bundle_s: Path) -> None:
     manifest = Manifest.read(bundle_s)
     graphs = {graph.precision: graph.limits for graph in manifest.graphs}
     assert limits_for(manifest, Precision.FP32) == graphs[Precision.FP32]

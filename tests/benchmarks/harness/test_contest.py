@@ -220,7 +220,7 @@ def test_who_fails_is_out_and_the_others_go_on() -> None:
         take_turns(contestants, seconds=0.05, min_turns=6)
     assert contestants[0].failure is None
     assert len(contestants[0].turns) >= 6
-    assert contestants[1].failure == "bad: no more calls"
+    assert contestants[1].failure == "bad: no more calls and a second line"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dinov2rt.export.weights.synthetic import synthetic_state_dict
 def counted_by_torch(variant: Variant, batch: int, size: ImageSize) -> int:
     model = load_eager(variant, synthetic_state_dict(variant, 0))
     images = torch.zeros(batch, 3, size.height, size.width)
-    # the fused attention of a CPU is one that the counter does not know and counts as nothing
+    # torch's counter does not know the fused attention of a CPU and counts it as zero
     plain_attention = sdpa_kernel(SDPBackend.MATH)
     with plain_attention, FlopCounterMode(display=False) as counter, torch.inference_mode():
         model.forward_features(images)
@@ -29,12 +29,12 @@ def counted_by_torch(variant: Variant, batch: int, size: ImageSize) -> int:
 
 @pytest.mark.parametrize("size", [ImageSize(98, 126), ImageSize(231, 56)], ids=str)
 @pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
-def test_flops_are_those_that_torch_counts(name: str, size: ImageSize) -> None:
+def test_flops_equal_torchs_count(name: str, size: ImageSize) -> None:
     variant = find_variant(name)
     assert flops(variant, 2, size) == counted_by_torch(variant, 2, size)
 
 
-def test_flops_of_swiglu_are_those_that_torch_counts(
+def test_flops_of_swiglu_equal_torchs_count(
     toy_variant: Callable[[str], Variant],
 ) -> None:
     variant, size = toy_variant("dinov2_vitg14"), ImageSize(56, 70)
@@ -42,7 +42,7 @@ def test_flops_of_swiglu_are_those_that_torch_counts(
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)
-def test_weights_are_those_of_the_checkpoint_but_for_the_mask_token(variant: Variant) -> None:
+def test_weights_are_counted_without_the_mask_token(variant: Variant) -> None:
     shapes = official_shapes(variant)
     numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
     assert num_weights(variant) == numbers - variant.embed_dim
@@ -69,7 +69,7 @@ def test_the_floor_is_the_longer_of_computing_and_copying() -> None:
     assert bound.floor_ms == pytest.approx(1e4 * bound.gbyte)
 
 
-def test_a_machine_that_slows_down_for_some_turns_leaves_the_share_of_the_limit_alone() -> None:
+def test_the_fraction_of_the_limit_does_not_depend_on_changes_of_the_machines_speed() -> None:
     variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
     limit = partial(floor, variant, cell, Precision.FP32, copy_gb_per_s=1e3)
     steady = limit(turns_ms=[100.0] * 3, matrix_gflops=[200.0] * 3)

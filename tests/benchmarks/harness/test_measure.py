@@ -1,4 +1,4 @@
-"""One candidate's failure ends nothing but itself, and nothing that was measured is lost."""
+"""The failure of a candidate affects only its own rows, and no measured row is lost."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ DIM = 8
 
 
 class Pooling:
-    """Gives means of pixels in place of tokens; may die, or be wrong, from the second shape on."""
+    """Returns means of pixels as tokens; may die, or be wrong, from the second shape on."""
 
     version = "pooling 1"
 
@@ -109,7 +109,7 @@ def rows(so_far: Measured, name: str) -> list[Row]:
     return [row for row in so_far.rows if row.candidate == name]
 
 
-def test_what_is_there_is_given_after_every_cell(bundle_s_reg: Path) -> None:
+def test_results_are_yielded_after_every_cell(bundle_s_reg: Path) -> None:
     first, whole = measured(bundle_s_reg, "", candidate("peer"))
     assert [len(rows(each, "peer")) for each in (first, whole)] == [1, 2]
     assert whole.rows[: len(first.rows)] == first.rows
@@ -117,7 +117,7 @@ def test_what_is_there_is_given_after_every_cell(bundle_s_reg: Path) -> None:
     assert {facts.candidate for facts in first.candidates} == {"own", "peer"}
 
 
-def test_who_dies_has_a_reason_in_its_rows_and_the_others_go_on(bundle_s_reg: Path) -> None:
+def test_a_candidate_that_dies_has_a_reason_and_the_others_continue(bundle_s_reg: Path) -> None:
     *_, whole = measured(bundle_s_reg, "", candidate("dying", "dies"), candidate("peer"))
     timed, dead = rows(whole, "dying")
     assert timed.latency is not None
@@ -128,16 +128,16 @@ def test_who_dies_has_a_reason_in_its_rows_and_the_others_go_on(bundle_s_reg: Pa
     assert facts["peer"].peak_rss_mib is not None
 
 
-def test_without_a_reference_a_cell_has_no_times_and_those_before_stay(bundle_s_reg: Path) -> None:
+def test_a_cell_without_a_reference_has_no_times_and_earlier_cells_stay(bundle_s_reg: Path) -> None:
     *_, whole = measured(bundle_s_reg, "dies", candidate("peer"))
     before, after = rows(whole, "peer")
     assert before.latency is not None
     assert (after.latency, after.accuracy) == (None, None)
     assert after.failure is not None
-    assert after.failure.startswith("there is nothing to compare with: reference: its process")
+    assert after.failure.startswith("the reference failed: reference: its process")
 
 
-def test_who_is_wrong_gets_no_time(bundle_s_reg: Path) -> None:
+def test_a_candidate_that_is_not_accurate_is_not_timed(bundle_s_reg: Path) -> None:
     *_, whole = measured(bundle_s_reg, "", candidate("wrong", "wrong"))
     for row in rows(whole, "wrong"):
         assert row.latency is None
@@ -145,7 +145,7 @@ def test_who_is_wrong_gets_no_time(bundle_s_reg: Path) -> None:
         assert row.failure.startswith("not accurate: relative L2 5.00e-01")
 
 
-def test_who_cannot_run_or_load_is_named(bundle_s_reg: Path) -> None:
+def test_a_candidate_that_cannot_run_or_load_is_missing(bundle_s_reg: Path) -> None:
     *_, whole = measured(
         bundle_s_reg,
         "",

@@ -263,7 +263,7 @@ def test_missing_packages_are_named_with_the_command_that_adds_them() -> None:
 
 def test_what_a_cpu_cannot_run_is_told(bundle_s: Path) -> None:
     task = Task(bundle_s, "cpu", threads=1)
-    assert reason("dinov2rt-tensorrt-fp16", task) == "plans run on NVIDIA GPUs alone"
+    assert reason("dinov2rt-tensorrt-fp16", task) == "plans run only on NVIDIA GPUs"
     assert "fp16 graph is for checking only" in reason("dinov2rt-onnxruntime-fp16", task)
 
 

@@ -54,13 +54,14 @@ def one_operator(op_type: str, half: ir.DataType) -> ir.Model:
 
 @pytest.mark.parametrize("precision", TYPES)
 @pytest.mark.parametrize("op_type", OPERATORS)
-def test_an_operator_is_what_torch_computes_in_half(op_type: str, precision: Precision) -> None:
+def test_an_operator_agrees_with_torch_in_half(op_type: str, precision: Precision) -> None:
     half, torch_type, roundoff = TYPES[precision]
     got = emulated(one_operator(op_type, half))(TOKENS)["result"]
     inputs = (torch.from_numpy(array).to(torch_type) for array in (TOKENS, MATRIX, VECTOR))
     want = OPERATORS[op_type](*inputs).float().numpy()
     assert np.array_equal(got, torch.from_numpy(got).to(torch_type).float().numpy())
-    # Sums in another order may round to the neighbour; a sum near zero is held to its terms.
+    # Sums in another order may round differently; the error of a sum near zero is relative to its
+    # terms.
     assert np.abs(got - want).max() <= 2 * roundoff * np.abs(want).max()
     # Attention kernels round the probabilities before they are normalised, or in blocks.
     assert np.mean(got == want) > (0.7 if op_type == "Attention" else 0.98)

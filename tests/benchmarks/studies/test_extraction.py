@@ -31,6 +31,6 @@ def test_bad_input_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, str(tmp_path), "--images", "39") == 2
-    assert "allowed are from 40 images and one turn on" in capsys.readouterr().err
+    assert "the minimums are 40 images and 1 turn" in capsys.readouterr().err
     assert run(monkeypatch, str(tmp_path)) == 2
     assert "is not a bundle" in capsys.readouterr().err

@@ -15,7 +15,7 @@ def test_the_estimate_is_work_over_rate() -> None:
     assert len(table.rows) == 4
 
 
-def test_parquet_shards_cost_the_starting_process_next_to_nothing() -> None:
+def test_the_list_of_parquet_shards_takes_little_memory() -> None:
     held = fleet.listing_bytes()
     assert held["Parquet shards"] < 5 < held["files"] < held["tar shards"] < 1000
 

@@ -13,7 +13,7 @@ from dinov2rt.bundle.variants import find_variant
 from dinov2rt.runtime.model import Model, load
 
 
-def test_the_quadratic_term_is_the_one_that_grows_with_the_square() -> None:
+def test_the_quadratic_term_grows_with_the_square_of_the_tokens() -> None:
     variant = find_variant("dinov2_vits14")
     # 16 times the patches; with CLS, (1 + 16 · 64)² / (1 + 64)² = 248.7 times the pairs of tokens
     small, large = ImageSize(112, 112), ImageSize(448, 448)
@@ -45,22 +45,22 @@ def test_every_shape_is_measured_beside_its_terms(bundle_s: Path) -> None:
 
 
 class _Leak:
-    """Stands for a model whose `map` keeps 8 MiB of every batch."""
+    """Stands in for a model whose `map` leaks 8 MiB per batch."""
 
     def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
 
     def __call__(self, pixels: np.ndarray) -> None:
-        """Nothing is kept of a single call."""
+        """Leak nothing in a single call."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
-        """Two batches a turn make 16 MiB."""
+        """Leak 8 MiB per batch; two batches per turn make 16 MiB."""
         for _ in batches:
             self._kept.append(np.ones(2**20))
             yield
 
 
-def test_memory_that_map_keeps_is_seen_below_an_earlier_peak() -> None:
+def test_a_leak_of_map_is_seen_below_an_earlier_peak() -> None:
     np.ones(2**24)  # 128 MiB, given back at once
     rate = map_rate(cast(Model, _Leak()), batch=1, images=2)
     assert rate.rss_growth_mib == pytest.approx(2 * 16, abs=4)

@@ -52,7 +52,7 @@ def test_a_process_that_dies_is_one_line() -> None:
     with pytest.raises(BackendError) as error:
         measure(DeadlyBundle("large"), ["openvino"], repeats=1)
     assert str(error.value) == (
-        "the process that loaded large with openvino died, perhaps of too little memory; "
+        "the process that loaded large with openvino died, perhaps because memory ran out; "
         "free some, or leave openvino out of --backends"
     )
 
@@ -71,5 +71,6 @@ def test_bad_input_is_one_line(
     monkeypatch.setattr(sys, "argv", ["load_time", "nowhere", option])
     assert main() == 2
     assert capsys.readouterr().err == (
-        f"load_time: {got}allowed are from 1 on, and some of openvino,onnxruntime, each once\n"
+        f"load_time: {got}repeats must be at least 1, and backends some of openvino,onnxruntime, "
+        "each once\n"
     )

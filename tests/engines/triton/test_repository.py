@@ -36,7 +36,7 @@ CopyOf = Callable[[Path], Path]
 
 @pytest.fixture(scope="session")
 def schema() -> ModuleType:
-    """Triton's `model_config.proto`, without gRPC, which the package around it would import."""
+    """Triton's `model_config.proto`, imported without gRPC, which its package would load."""
     package = importlib.util.find_spec("tritonclient")
     if package is None or not package.submodule_search_locations:
         lacking("tritonclient is not installed; make setup installs it")
@@ -57,7 +57,7 @@ def parsed(schema: ModuleType) -> Callable[[Path], Any]:
 
 
 def add_plan(bundle: Path, **changes: Any) -> PlanEntry:
-    """A plan that is no more than a name in the manifest: Triton alone would open it."""
+    """Add a plan to the manifest; its file is a dummy, since only Triton would open it."""
     graph = next(g for g in Manifest.read(bundle).graphs if g.precision is Precision.FP16)
     entry = PlanEntry(
         file=write_plan(bundle, f"{len(changes)}{changes.get('flavour', '')}.plan", b"plan"),
@@ -84,7 +84,7 @@ def schema_type(tensor: Any) -> str:
 
 
 def described(tensors: Any, max_batch: int) -> list[tuple[str, str, list[int]]]:
-    """As Triton understands them: the batch axis stands before the dims of a model that batches."""
+    """Name, type and full shape of each tensor; Triton adds the batch axis if the model batches."""
     batch = [-1] if max_batch else []
     return [(tensor.name, schema_type(tensor), [*batch, *tensor.dims]) for tensor in tensors]
 
@@ -101,7 +101,7 @@ def graph_tensors(values: Any) -> list[tuple[str, str, list[int]]]:
 
 
 @pytest.mark.parametrize("max_batch", [0, 1, 8])
-def test_a_config_says_what_the_graph_is(
+def test_a_config_matches_the_graph(
     bundle_s_reg: Path, tmp_path: Path, parsed: Callable[[Path], Any], max_batch: int
 ) -> None:
     write_repository(bundle_s_reg, tmp_path / "r", RepositoryOptions(max_batch=max_batch))
@@ -113,7 +113,7 @@ def test_a_config_says_what_the_graph_is(
         assert (config.name, config.platform) == (name, "onnxruntime_onnx")
         assert config.max_batch_size == max_batch
         assert described(config.output, max_batch) == graph_tensors(graph.output)
-        # Triton's backend takes an input with a default only where it does not batch.
+        # Triton's backend accepts an input with a default only in a model that does not batch.
         taken = graph.input if max_batch == 0 else graph.input[:1]
         assert described(config.input, max_batch) == graph_tensors(taken)
         assert [tensor.optional for tensor in config.input] == [False, True][: len(taken)]
@@ -121,13 +121,13 @@ def test_a_config_says_what_the_graph_is(
         assert config.version_policy.latest.num_versions == 1
 
 
-def test_inputs_that_may_be_left_out_are_those_that_onnx_runtime_calls_overridable(
+def test_optional_inputs_are_those_that_onnx_runtime_calls_overridable(
     bundle_s_reg: Path, tmp_path: Path, parsed: Callable[[Path], Any]
 ) -> None:
     write_repository(bundle_s_reg, tmp_path / "r", RepositoryOptions(max_batch=0))
     model = tmp_path / "r" / "dinov2_vits14_reg_fp32"
     config = parsed(model)
-    # The linked files load from where they are now, external data included.
+    # The linked files load from the repository, including the external data.
     session = onnxruntime.InferenceSession(
         model / "1" / config.default_model_filename, providers=["CPUExecutionProvider"]
     )
@@ -203,7 +203,7 @@ def test_a_bundle_with_nothing_to_serve_is_refused(
     graph = dataclasses.replace(manifest.graphs[0], precision=Precision.BF16)
     dataclasses.replace(manifest, graphs=(graph,)).write(bundle)
     with pytest.raises(
-        InputError, match=r"can serve nothing of .* \(fp32\.onnx: a graph in bf16, which"
+        InputError, match=r"can serve no graph or plan of .* \(fp32\.onnx: a graph in bf16, which"
     ):
         write_repository(bundle, tmp_path / "r", RepositoryOptions())
     assert not (tmp_path / "r").exists()
@@ -220,7 +220,7 @@ def test_a_repository_is_written_whole_or_not_at_all(
         write_repository(bundle, tmp_path / "r", RepositoryOptions())
     assert set(tmp_path.iterdir()) == before
     (tmp_path / "taken").mkdir()
-    with pytest.raises(InputError, match="taken is there already; remove it, or give another"):
+    with pytest.raises(InputError, match="taken exists already; remove it, or give another"):
         write_repository(bundle, tmp_path / "taken", RepositoryOptions())
     with pytest.raises(Dinov2rtError, match=r"no/r cannot be written \(No such file"):
         write_repository(bundle_s_reg, tmp_path / "no" / "r", RepositoryOptions())

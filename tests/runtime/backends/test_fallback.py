@@ -63,7 +63,7 @@ def test_the_graph_runs_the_rest_and_says_so(graph: OnnxRuntimeBackend) -> None:
         assert outputs["cls_token"].tolist() == [[5, 5, 5]]
         assert str(warned[0].message) == f"too large; {graph.description} is used instead"
     assert opened == [graph]
-    assert backend.description == f"picky; what it cannot take on {graph.description}"
+    assert backend.description == f"picky; unsupported inputs on {graph.description}"
 
 
 def test_what_was_to_stay_on_the_gpu_is_not_taken_through_the_host(

@@ -32,7 +32,7 @@ class HostMemory:
 
 @dataclass
 class HostLane:
-    """Gives out host memory in place of a GPU's."""
+    """Allocates host memory instead of GPU memory."""
 
     kept: list[NDArray[np.uint8]] = field(default_factory=list)
 
@@ -111,7 +111,7 @@ def test_padding_leaves_whole_patches(
     assert (found.padding, found.grid) == (expected, grid)
 
 
-def test_normalised_images_have_their_sides_elsewhere(model: Model) -> None:
+def test_normalized_images_have_height_and_width_on_the_last_axes(model: Model) -> None:
     images = np.zeros((1, 3, 30, 55), np.float32)
     found = GridInputs.of(model.variant, "images", {"images": images})
     assert found.padding == (0, 0, 0, 0, 0, 0, -2, -13)

@@ -1,4 +1,4 @@
-"""The CUDA calls against the real cuda-python; a machine without a driver answers each with why."""
+"""The CUDA calls against the real cuda-python; without a driver, each call gives the reason."""
 
 import inspect
 import re
@@ -55,7 +55,7 @@ def test_every_function_that_is_called_exists() -> None:
 
 
 @pytest.mark.parametrize(("values", "result"), [((), None), ((7,), 7), ((0,), 0), ((5, 8), (5, 8))])
-def test_what_a_call_returns_besides_its_status(
+def test_a_call_returns_its_results_without_the_status(
     monkeypatch: pytest.MonkeyPatch, values: tuple[int, ...], result: object
 ) -> None:
     success = runtime.cudaError_t.cudaSuccess
@@ -82,14 +82,14 @@ def test_what_a_call_returns_besides_its_status(
     ],
 )
 @pytest.mark.parametrize("system", [SimpleNamespace(), "not to be had"])
-def test_the_drivers_own_file_tells_where_nvml_does_not(
+def test_the_drivers_file_gives_the_version_if_nvml_does_not(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     text: str | None,
     version: str | None,
     system: object,
 ) -> None:
-    """A cuda-core without the call, or without NVML: `find_gpu` goes on."""
+    """`find_gpu` works with a cuda-core that lacks the call, and without NVML."""
 
     def require(*_: object, **__: object) -> object:
         if isinstance(system, str):
@@ -103,13 +103,13 @@ def test_the_drivers_own_file_tells_where_nvml_does_not(
     assert cuda._driver_version() == version
 
 
-def test_nvml_tells_the_driver_as_nvidia_writes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nvml_gives_the_version_in_nvidias_notation(monkeypatch: pytest.MonkeyPatch) -> None:
     system = SimpleNamespace(get_kernel_mode_driver_version=lambda: (580, 65, 6))
     monkeypatch.setattr(cuda, "require", lambda *_, **__: system)
     assert cuda._driver_version() == "580.65.06"
 
 
-def test_a_gpu_is_found_though_nothing_tells_its_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_found_if_its_driver_version_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "cudaGetDevice": 0,
         "cudaGetDeviceProperties": SimpleNamespace(name=b"NVIDIA A100\0", major=8, minor=0),

@@ -16,7 +16,7 @@ PIXELS, IMAGES = InputFormat.PIXELS, InputFormat.IMAGES
 
 
 class Elsewhere:
-    """What a library says of an array on a device; its elements are never asked for."""
+    """A fake array on a GPU: it has a shape, a dtype and a device, but no elements."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str = "uint8") -> None:
         self.shape, self.dtype = shape, dtype
@@ -33,7 +33,7 @@ class Elsewhere:
 
 
 class Lent:
-    """Memory that remembers which streams it was lent to."""
+    """Memory that records the streams that it was lent to."""
 
     address = 4096
 
@@ -52,11 +52,11 @@ def output(*shape: int) -> DeviceArray:
 @pytest.mark.parametrize(
     "array", [np.zeros(3), torch.zeros(3), torch.zeros(3, requires_grad=True), [1], "x", None]
 )
-def test_what_lies_on_the_host_is_not_on_a_gpu(array: object) -> None:
+def test_arrays_on_the_host_are_not_on_a_gpu(array: object) -> None:
     assert not is_on_gpu(array)
 
 
-def test_either_protocol_tells_what_lies_on_a_gpu() -> None:
+def test_arrays_on_a_gpu_are_recognized_by_either_protocol() -> None:
     assert is_on_gpu(Elsewhere((1, 14, 14, 3)))
     assert is_on_gpu(SimpleNamespace(__cuda_array_interface__={"version": 3}))
     pinned = SimpleNamespace(__dlpack_device__=lambda: (3, 0))
@@ -93,7 +93,7 @@ def test_a_reshape_that_does_not_fit_is_one_line() -> None:
 
 def test_an_output_is_not_copied_or_moved_on_the_way_out() -> None:
     for options in ({"copy": True}, {"dl_device": (1, 0)}):
-        with pytest.raises(BufferError, match="without a copy"):
+        with pytest.raises(BufferError, match="is not copied"):
             output(2, 3).__dlpack__(**options)
     assert output(2, 3).__dlpack_device__() == (2, 0)
 

@@ -6,7 +6,7 @@ from dinov2rt.runtime.gpu.graph_cache import GraphCache
 
 
 class Prepared:
-    """Stands for a context and its graph."""
+    """Stands in for an execution context with its CUDA graph."""
 
 
 class Counter:
@@ -23,8 +23,8 @@ def prepare() -> Counter:
     return Counter()
 
 
-def settled() -> None:
-    """Nothing is at work."""
+def idle() -> None:
+    """Nothing to wait for: no work is running."""
 
 
 def use(cache: GraphCache[Prepared], prepare: Callable[[], Prepared], *keys: object) -> None:
@@ -33,7 +33,7 @@ def use(cache: GraphCache[Prepared], prepare: Callable[[], Prepared], *keys: obj
 
 
 def test_a_shape_is_prepared_when_it_comes_for_the_second_time(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(2, settled)
+    cache: GraphCache[Prepared] = GraphCache(2, idle)
     assert cache.get("a", prepare) is None
     first = cache.get("a", prepare)
     assert first is not None
@@ -41,15 +41,15 @@ def test_a_shape_is_prepared_when_it_comes_for_the_second_time(prepare: Counter)
     assert prepare.made == 1
 
 
-def test_shapes_that_come_once_prepare_nothing_and_take_no_room(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(2, settled)
+def test_shapes_that_come_once_are_not_prepared_and_do_not_accumulate(prepare: Counter) -> None:
+    cache: GraphCache[Prepared] = GraphCache(2, idle)
     use(cache, prepare, *range(10_000))
     assert (prepare.made, len(cache)) == (0, 0)
     assert len(cache._seen_once) == 2
 
 
-def test_never_more_than_its_capacity_and_the_longest_unused_goes(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(2, settled)
+def test_the_least_recently_used_is_evicted_at_capacity(prepare: Counter) -> None:
+    cache: GraphCache[Prepared] = GraphCache(2, idle)
     use(cache, prepare, "a", "a", "b", "b", "a", "c", "c")
     assert len(cache) == 2
     made = prepare.made
@@ -61,8 +61,8 @@ def test_never_more_than_its_capacity_and_the_longest_unused_goes(prepare: Count
     assert prepare.made == made + 1
 
 
-def test_what_makes_way_is_freed_before_more_is_taken(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(1, settled)
+def test_an_entry_is_evicted_before_the_next_is_prepared(prepare: Counter) -> None:
+    cache: GraphCache[Prepared] = GraphCache(1, idle)
     use(cache, prepare, "a", "a", "b")
     held = []
 
@@ -75,7 +75,7 @@ def test_what_makes_way_is_freed_before_more_is_taken(prepare: Counter) -> None:
 
 
 def test_a_cleared_cache_prepares_known_shapes_at_once(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(2, settled)
+    cache: GraphCache[Prepared] = GraphCache(2, idle)
     use(cache, prepare, "a", "a")
     cache.clear()
     assert len(cache) == 0
@@ -84,7 +84,7 @@ def test_a_cleared_cache_prepares_known_shapes_at_once(prepare: Counter) -> None
 
 
 def test_a_failed_preparation_leaves_the_others_as_they_are(prepare: Counter) -> None:
-    cache: GraphCache[Prepared] = GraphCache(2, settled)
+    cache: GraphCache[Prepared] = GraphCache(2, idle)
     use(cache, prepare, "a", "a", "b")
 
     def fail() -> Prepared:
@@ -96,7 +96,7 @@ def test_a_failed_preparation_leaves_the_others_as_they_are(prepare: Counter) ->
     assert cache.get("b", prepare) is None, "it counts as not seen"
 
 
-def test_what_makes_way_is_let_finish_first(prepare: Counter) -> None:
+def test_work_is_synchronized_before_an_eviction(prepare: Counter) -> None:
     held = []
     cache: GraphCache[Prepared] = GraphCache(1, lambda: held.append(len(cache)))
     use(cache, prepare, "a", "a")

@@ -1,4 +1,4 @@
-"""Against the real TensorRT for RTX, as far as it goes without a driver."""
+"""Tests against the real TensorRT for RTX, as far as it works without a driver."""
 
 import importlib.util
 from pathlib import Path
@@ -43,7 +43,7 @@ def plan(trt: ModuleType) -> bytes:
     return bytes(builder.build_serialized_network(network, config))
 
 
-def test_the_flavours_that_are_there_are_found_without_importing_them() -> None:
+def test_installed_flavours_are_found_without_importing_them() -> None:
     assert Flavour.TENSORRT_RTX in installed_flavours()
 
 
@@ -80,7 +80,7 @@ def test_a_refusal_says_what_was_found_what_is_allowed_and_the_way_out() -> None
 
 
 def test_rtx_builds_for_the_supported_gpus_and_for_turing(trt: Any) -> None:
-    """A version that knows more GPUs, or fewer, needs another table."""
+    """A TensorRT version that supports other GPUs needs another table."""
     known = {name.lower() for name in trt.ComputeCapability.__members__} - {"none", "current"}
     refused = {name for name in known if cannot_run_on(Flavour.TENSORRT_RTX, "a GPU", name)}
     assert refused == {"sm75"}
@@ -101,7 +101,7 @@ def test_rtx_cannot_multiply_in_float32_on_turing_which_every_graph_does(trt: An
     assert "FP32 GEMM is not supported" in log.last
 
 
-def test_what_is_no_plan_is_called_malformed(trt: ModuleType, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_plan_is_called_malformed(trt: ModuleType, tmp_path: Path) -> None:
     log = error_log(trt)
     runtime = trt.Runtime(log)
     file = tmp_path / "a.plan"
@@ -184,5 +184,5 @@ USED: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize(("kind", "members"), USED.items())
-def test_what_the_backend_calls_exists(trt: Any, kind: str, members: tuple[str, ...]) -> None:
+def test_names_that_the_backend_uses_exist(trt: Any, kind: str, members: tuple[str, ...]) -> None:
     assert [name for name in members if not hasattr(getattr(trt, kind), name)] == []

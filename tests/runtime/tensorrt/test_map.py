@@ -1,4 +1,4 @@
-"""`Model.map`, and what only plans can do, on a model without one."""
+"""`Model.map`, and the refusal of features that need a plan, on a model without a plan."""
 
 import threading
 from collections.abc import Iterator

@@ -90,7 +90,7 @@ def test_a_driver_that_is_too_old_must_be_updated() -> None:
     )
 
 
-def test_a_newer_driver_is_none_of_the_plans_business() -> None:
+def test_a_plan_runs_with_a_newer_driver() -> None:
     check_runs(PLAN, replace(HERE, gpu=replace(A100, cuda=(14, 1))), REBUILD)
 
 
@@ -98,7 +98,7 @@ def test_a_newer_driver_is_none_of_the_plans_business() -> None:
     ("version", "runs"),
     [("11.4.0.106", True), ("11.5.0.1", True), ("11.3.9.9", False), ("12.0.0.1", False)],
 )
-def test_a_version_compatible_plan_runs_with_later_ones_of_its_major_version(
+def test_a_version_compatible_plan_runs_with_later_versions_of_the_same_major(
     version: str, runs: bool
 ) -> None:
     plan = replace(PLAN, options={"version_compatible": "true"})

@@ -31,7 +31,7 @@ def test_the_narrowest_profile_that_allows_a_shape_runs_it(shape: BatchShape, na
     assert PROFILES[choose_profile(PROFILES, shape)].name == name
 
 
-def test_of_two_profiles_as_narrow_the_one_for_smaller_batches_runs_small_ones() -> None:
+def test_of_two_equally_narrow_profiles_small_batches_run_in_the_smaller_one() -> None:
     several = (
         ProfileEntry("large", ShapeRange.pinned(224, 64), 0),
         ProfileEntry("small", ShapeRange.pinned(224, 4), 0),
@@ -69,7 +69,7 @@ def test_a_shape_outside_all_names_the_ranges_and_the_nearest(
     )
 
 
-def test_the_largest_batch_of_a_size_is_that_of_any_profile() -> None:
+def test_the_largest_batch_of_a_size_is_the_largest_of_all_profiles() -> None:
     assert largest_batch(PROFILES, ImageSize(224, 224)) == 32
     assert largest_batch(PROFILES, ImageSize(518, 518)) == 16
     assert largest_batch(PROFILES, ImageSize(700, 14)) == 8

@@ -1,4 +1,4 @@
-"""Plans among the choices, on a machine that cannot run them."""
+"""Selection of a backend for bundles with plans, on a machine that cannot run plans."""
 
 import re
 from dataclasses import replace
@@ -32,7 +32,7 @@ NO_GPU = r"cudaGetDevice failed: .+ \(cudaError(InsufficientDriver|NoDevice)\)"
 
 @pytest.fixture
 def planned(pooling_bundle: Path) -> Path:
-    """A bundle that names a plan, whose file nobody gets to read here."""
+    """A bundle with a plan in its manifest, whose file is never read here."""
     manifest = Manifest.read(pooling_bundle)
     graph = manifest.graphs[0]
     (pooling_bundle / "plans").mkdir()
@@ -63,7 +63,7 @@ def change_plan(bundle: Path, **changes: object) -> PlanEntry:
 
 
 def pretend(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let plans be checked against `gpu`, with the TensorRT for RTX that `planned` is for."""
+    """Check plans against `gpu`, with the version of TensorRT for RTX that `planned` is for."""
     machine = Machine(gpu, (Flavour.TENSORRT_RTX,), RTX_VERSION, (13, 0))
     monkeypatch.setattr(Machine, "examine", lambda _: machine)
 
@@ -94,7 +94,7 @@ def overwrite(file: Path, offset: int) -> None:
         stream.write(b"altered")
 
 
-def test_a_gpu_that_rtx_does_not_support_is_refused_before_the_plan_is_looked_at(
+def test_a_gpu_that_rtx_does_not_support_is_refused_before_the_plan_is_read(
     planned: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(H100, monkeypatch)
@@ -125,7 +125,7 @@ def test_an_altered_header_is_an_altered_file(planned_on_a100: Path) -> None:
         load(planned_on_a100, backend="tensorrt")
 
 
-def test_a_malformed_plan_that_the_manifest_vouches_for_does_not_load(
+def test_a_malformed_plan_with_the_right_hash_does_not_load(
     planned_on_a100: Path,
 ) -> None:
     overwrite(planned_on_a100 / "plans" / "a.plan", 0)
@@ -141,7 +141,7 @@ def test_auto_passes_over_a_plan_without_a_gpu_and_says_so(planned: Path) -> Non
     assert re.fullmatch(f"passed over tensorrt_rtx cuda fp32: {NO_GPU}", others[0])
 
 
-def test_a_plan_by_name_is_never_replaced(planned: Path) -> None:
+def test_a_plan_that_is_requested_by_name_has_no_fallback(planned: Path) -> None:
     with pytest.raises(BackendError) as error:
         load(planned, backend="tensorrt")
     assert re.fullmatch(
@@ -150,7 +150,7 @@ def test_a_plan_by_name_is_never_replaced(planned: Path) -> None:
     )
 
 
-def test_another_precision_by_name_leaves_the_plan_out(planned: Path) -> None:
+def test_a_plan_is_skipped_if_another_precision_is_requested(planned: Path) -> None:
     with pytest.raises(BackendError) as error:
         load(planned, backend="tensorrt", precision="fp16")
     assert str(error.value) == (
@@ -160,7 +160,7 @@ def test_another_precision_by_name_leaves_the_plan_out(planned: Path) -> None:
 
 
 def test_plans_do_not_run_on_a_cpu(planned: Path) -> None:
-    with pytest.raises(BackendError, match='plans run on NVIDIA GPUs alone; use device="cuda"'):
+    with pytest.raises(BackendError, match='plans run only on NVIDIA GPUs; use device="cuda"'):
         load(planned, backend="tensorrt", device="cpu")
 
 
@@ -178,7 +178,7 @@ def test_a_plan_of_another_graph_is_passed_over(planned: Path) -> None:
         )
 
 
-def test_images_on_the_host_are_cropped_to_the_patches_they_hold(planned: Path) -> None:
+def test_images_on_the_host_are_cropped_to_whole_patches(planned: Path) -> None:
     plan = Manifest.read(planned).plans[0]
     images = np.arange(2 * 30 * 41 * 3, dtype=np.uint8).reshape(2, 30, 41, 3)
     taken = plan_input(plan, {"pixels": images})

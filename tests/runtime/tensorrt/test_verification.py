@@ -18,7 +18,7 @@ GPU = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.65.06", (13, 0))
 
 
 class Narrow(OnnxRuntimeBackend):
-    """Refuses batches of more than one, as a plan does whose profiles end there."""
+    """Refuses batches of more than one image, like a plan whose profiles allow only one."""
 
     def infer(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
@@ -49,7 +49,7 @@ def test_a_case_that_a_plan_has_no_profile_for_is_left_out_and_named(
     assert report
 
 
-def test_a_plan_that_took_no_case_did_not_pass(pooling_bundle: Path, narrow: Narrow) -> None:
+def test_a_plan_that_can_run_no_case_does_not_pass(pooling_bundle: Path, narrow: Narrow) -> None:
     (graph,) = Manifest.read(pooling_bundle).graphs
     cases = Golden.read(pooling_bundle / "golden.npz").cases
     with pytest.warns(PlanWarning, match="left out"):
@@ -58,7 +58,7 @@ def test_a_plan_that_took_no_case_did_not_pass(pooling_bundle: Path, narrow: Nar
 
 @pytest.fixture
 def vouched_for(pooling_bundle: Path, narrow: Narrow) -> Model:
-    """A model that believes to run a plan, so that what it notes down can be seen without a GPU."""
+    """A model that appears to run a plan, to test the record of a verification without a GPU."""
     manifest = Manifest.read(pooling_bundle)
     (graph,) = manifest.graphs
     entry = PlanEntry(
@@ -79,7 +79,7 @@ def vouched_for(pooling_bundle: Path, narrow: Narrow) -> Model:
     manifest.write(pooling_bundle)
     plan: Any = OnnxRuntimeBackend(pooling_bundle / "fp32.onnx", device="cpu", threads=1)
     plan.entry, plan.gpu = entry, GPU
-    # What stands behind the plan is narrow, and would leave the golden case out.
+    # The backend behind the plan allows only one image, and would skip the golden case.
     choice = Choice(graph, narrow, (), plan)
     return Model(pooling_bundle, manifest, LoadOptions(), choice, str(pooling_bundle))
 
