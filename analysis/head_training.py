@@ -1,4 +1,4 @@
-"""A linear classifier on features of one's own labelled images, as `export --head` takes it."""
+"""Fits a linear classifier on features of labelled images, for `export --head`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.optional import require
 
 TOKENS = ("cls", "cls+mean")
-"""What the classifier reads: the class token, or that and the mean patch token."""
+"""The inputs of a classifier: the CLS token, or the CLS token and the mean patch token."""
 
 _PURPOSE = "fitting a classifier"
 _MAX_ITERATIONS = 1000
@@ -28,11 +28,12 @@ Matrix = NDArray[np.float32]
 class TrainOptions:
     """How a classifier is fitted.
 
-    `held_out` is the share of each class's images that the accuracy is measured on, by a classifier
-    that has not seen them; `penalty` is the C of scikit-learn's logistic regression.
+    `held_out` is the share of each class's images that are used to measure the accuracy, with a
+    classifier that was fitted without them. `penalty` is the C of scikit-learn's logistic
+    regression.
 
     Raises:
-        InputError: a value that does not exist.
+        InputError: a value is not allowed.
     """
 
     tokens: str = "cls+mean"
@@ -51,7 +52,7 @@ class TrainOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedHead:
-    """A classifier fitted on all images, and how well one that saw some of them does on others."""
+    """A classifier fitted on all images, and the accuracy that was measured on held-out images."""
 
     classifier: OwnClassifier
     held_out: Accuracy
@@ -63,8 +64,8 @@ def train_classifier(features: Path, labels: str, options: TrainOptions) -> Trai
     """Fit a classifier on the features at `features`; for `labels` see `find_labels`.
 
     Raises:
-        InputError: features or labels that cannot be used, fewer than two classes, or a class with
-            fewer than two images.
+        InputError: features or labels cannot be used, there are fewer than two classes, or a class
+            has fewer than two images.
         MissingDependencyError: scikit-learn or pyarrow is not installed.
     """
     collection = open_collection([features])
@@ -86,7 +87,7 @@ def train_classifier(features: Path, labels: str, options: TrainOptions) -> Trai
 
 
 def _read(collection: Collection, tokens: str) -> tuple[list[str], Matrix]:
-    """Keys, and what the classifier multiplies, [N, D] or [N, 2D], as the tokens are."""
+    """Keys and the classifier's inputs, [N, D] or [N, 2D], without normalization."""
     columns = ["cls_token", "patch_mean"][: 1 + (tokens == "cls+mean")]
     keys: list[str] = []
     parts: list[Matrix] = []
@@ -120,7 +121,7 @@ def _check_classes(names: NDArray[np.str_]) -> None:
 
 
 def _held_out(vectors: Matrix, names: NDArray[np.str_], options: TrainOptions) -> NDArray[np.bool_]:
-    """Whether a classifier that was fitted on the others is right about each image held out."""
+    """Whether a classifier fitted on the other images is right about each held-out image."""
     selection = require("sklearn.model_selection", extra="eval", purpose=_PURPOSE)
     classes = len(np.unique(names))
     count = min(max(classes, round(options.held_out * len(names))), len(names) - classes)
@@ -136,9 +137,9 @@ def _held_out(vectors: Matrix, names: NDArray[np.str_], options: TrainOptions) -
 def _fit(
     vectors: Matrix, names: NDArray[np.str_], options: TrainOptions
 ) -> tuple[Matrix, Matrix, tuple[str, ...]]:
-    """Weight [K, F] and bias [K] for the tokens as they are, and the classes.
+    """Weight [K, F] and bias [K] for unmodified tokens, and the classes.
 
-    It is a logistic regression on standardised features, whose mean and deviation go into the
+    It is a logistic regression on standardized features. Mean and deviation are folded into the
     weights: `w (x - m) / s + b` is `(w / s) x + (b - (w / s) m)`.
     """
     linear = require("sklearn.linear_model", extra="eval", purpose=_PURPOSE)
@@ -159,7 +160,7 @@ def _fit(
 def _both_classes(
     weight: NDArray[np.float64], bias: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Of two classes scikit-learn keeps one row, whose logit is that of the second over 0."""
+    """Add a row of zeros for the first of two classes, since scikit-learn returns only one row."""
     if len(weight) > 1:
         return weight, bias
     return np.concatenate([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])

@@ -12,7 +12,7 @@ from dinov2rt.optional import require
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """One result: `rank` counts from 1, `score` is the cosine, `file` where the image was."""
+    """One result: `rank` counts from 1, `score` is the cosine, `file` the image's location."""
 
     rank: int
     key: str
@@ -36,15 +36,15 @@ class FeatureIndex:
         return int(self._index.ntotal)
 
     def find(self, query: str) -> int | None:
-        """Where the image stands that `query` means, or None; see `Places.find`.
+        """The position of the image that `query` names, or None; see `Places.find`.
 
         Raises:
-            InputError: it may mean several.
+            InputError: `query` is ambiguous.
         """
         return self.places.find(query, self.keys)
 
     def file(self, position: int) -> Path:
-        """The file of the image at `position`; `SHARD#NAME` in a shard."""
+        """The file of the image at `position`; `SHARD#NAME` for a shard."""
         return self.places.file(position, self.keys[position].as_py())
 
     def vector(self, position: int) -> Float32Array:

@@ -1,4 +1,4 @@
-"""Where the images of features are, and which of them a name means."""
+"""Finds the files of a feature dataset's images, and the image that a query names."""
 
 import bisect
 import itertools
@@ -20,25 +20,26 @@ _EXAMPLES = 3
 class Places:
     """The folders that keys are relative to.
 
-    Images up to before the position `ends[i]`, and not before `ends[i - 1]`, are below `roots[i]`.
+    Images at the positions from `ends[i - 1]` up to, but not including, `ends[i]` are below
+    `roots[i]`.
     """
 
     roots: tuple[Path, ...]
     ends: tuple[int, ...]
 
     def file(self, position: int, key: str) -> Path:
-        """The file of the image at `position`, which is called `key`; `SHARD#NAME` in a shard."""
+        """The file of the image at `position` with the given `key`; `SHARD#NAME` for a shard."""
         return self.roots[bisect.bisect_right(self.ends, position)] / key
 
     def find(self, query: str, keys: Any) -> int | None:
-        """The position of the image that `query` means among `keys`, an Arrow array, or None.
+        """The position of the image that `query` names, among `keys` (an Arrow array), or None.
 
-        In this order: a key; a path to an image below a root, relative to the current directory or
-        absolute; a path to one whose folder has moved since, so that it is no longer below its
-        root; and, where there is no such file, the end of one key.
+        `query` is tried, in this order, as a key; as a path (relative to the current directory or
+        absolute) to an image below a root; as a path to an image whose folder was moved away from
+        its root; and, if there is no such file, as the end of a key.
 
         Raises:
-            InputError: it is the end of several keys.
+            InputError: `query` is the end of several keys.
         """
         position = _position(keys, query)
         if position is not None:
@@ -51,7 +52,7 @@ class Places:
         return None if path.exists() else _by_end(query, keys)
 
     def _names(self, path: Path) -> Iterator[str]:
-        """What `path` may be called: relative to a root, then its ends, the longest first."""
+        """Possible keys of `path`: relative to each root, then its ends, the longest first."""
         for root in dict.fromkeys(self.roots):
             if path.is_relative_to(root):
                 yield path.relative_to(root).as_posix()
@@ -59,14 +60,14 @@ class Places:
         yield from ("/".join(parts[start:]) for start in range(len(parts)))
 
     def _may_be(self, path: Path, file: Path) -> bool:
-        """Another file of the same name is another image, as long as both are there."""
+        """Whether `path` can be the image `file`: it is the same file, or one of them is gone."""
         if path == file or not (path.exists() and file.exists()):
             return True
         return path.samefile(file)
 
 
 def places_of(parts: Sequence[str], root: Path | None = None) -> Places:
-    """Where the images of the files `parts` are, or all below `root`, if they were moved there.
+    """The places of the images of the files `parts`; if `root` is given, all are below it.
 
     Raises:
         InputError: a part cannot be read.

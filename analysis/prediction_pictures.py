@@ -1,4 +1,4 @@
-"""Answers as pictures: depth in colours, segments over the photo, classes beside it, attention."""
+"""Draws predictions: depth in colours, segments over the photo, classes beside it, attention."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,7 +40,7 @@ def colour_map(values: NDArray[np.floating[Any]]) -> Picture:
 
 
 def draw_prediction(photo: Picture, prediction: Prediction) -> Picture:
-    """The picture of one head's answer for the photo [H, W, 3]."""
+    """A picture of one head's prediction for the photo [H, W, 3]."""
     if isinstance(prediction, Depth):
         return draw_depth(photo, prediction)
     if isinstance(prediction, Segmentation):
@@ -49,7 +49,7 @@ def draw_prediction(photo: Picture, prediction: Prediction) -> Picture:
 
 
 def draw_depth(photo: Picture, depth: Depth) -> Picture:
-    """The photo, its depth in colours, and their scale in metres."""
+    """The photo, its depth in colours, and the colour scale in metres."""
     metres = depth.metres[0]
     nearest, farthest = float(metres.min()), float(metres.max())
     spread = max(farthest - nearest, 1e-9)
@@ -66,7 +66,7 @@ def draw_depth(photo: Picture, depth: Depth) -> Picture:
 
 
 def draw_segments(photo: Picture, segments: Segmentation) -> Picture:
-    """Segments over the photo, and a legend of the largest classes with their share."""
+    """Segments over the photo, and a legend of the largest classes with their shares."""
     classes = segments.classes[0]
     seen = photo[: classes.shape[0], : classes.shape[1]]
     mixed = (1 - _OPACITY) * seen + _OPACITY * segments.palette[classes]
@@ -96,7 +96,7 @@ def draw_classes(photo: Picture, classification: Classification) -> Picture:
 
 
 def draw_attention(photo: Picture, attention: NDArray[np.float32]) -> Picture:
-    """The photo, and over its greys how much the CLS token attends to each place, per head.
+    """The photo, and for each attention head, the CLS token's attention over a grey photo.
 
     Args:
         photo: [H, W, 3].
@@ -120,13 +120,13 @@ def draw_overview(
     attention: NDArray[np.float32],
     depth: Depth,
 ) -> Picture:
-    """One photo four times: as it is, its features, its attention, and its depth with a scale.
+    """The features, the attention, the photo itself, and its depth with a scale, side by side.
 
     Args:
         photo: [H, W, 3].
-        colours: of the patches, [h, w, 3] in 0..1, as from `patch_pca`.
-        attention: [heads, h, w]; its mean over the heads is shown.
-        depth: of the photo, [1, H, W].
+        colours: colours of the patches, [h, w, 3] in 0..1, see `patch_pca`.
+        attention: [heads, h, w]; its mean over the heads is drawn.
+        depth: depth of the photo, [1, H, W].
     """
     height, width = photo.shape[:2]
     rows = np.arange(height) * colours.shape[0] // height

@@ -1,4 +1,4 @@
-"""The image files that paths name: those of folders are known by their suffix."""
+"""Finds image files: given files, and files with an image suffix in given folders."""
 
 import os
 from collections import Counter
@@ -22,10 +22,10 @@ SUFFIXES = {
     "TIFF": ".tif .tiff",
     "WEBP": ".webp",
 }
-"""Every suffix of the formats that are opened, by Pillow's name of the format."""
+"""Every suffix of the supported formats, by Pillow's name of the format."""
 
 IMAGE_SUFFIXES = frozenset(" ".join(SUFFIXES.values()).split())
-"""What a search of a folder takes for an image, in any case of letters."""
+"""A search of a folder finds files with these suffixes, in upper or lower case."""
 
 _LISTED_SUFFIXES = 8
 

@@ -1,4 +1,4 @@
-"""From images to the answers of a bundle's heads, in one pass where they take the same pixels."""
+"""Computes the predictions of a bundle's heads; heads with the same input share one pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +26,10 @@ Group = Callable[[Any, Snap], list[ImageGroup]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for: which heads, how sides become multiples of 14, and whether scores too.
+    """A request: the heads, how sides become multiples of 14, and whether to return scores.
 
-    Without `snap`, each head takes images as its official evaluation does: classifiers drop pixels
-    at the bottom and the right, dense heads pad.
+    If `snap` is None, each head treats images as in its official evaluation: classifiers drop
+    pixels at the bottom and at the right, dense heads pad.
     """
 
     heads: tuple[HeadEntry, ...]
@@ -40,16 +40,16 @@ class Request:
     def of(
         cls, available: Sequence[HeadEntry], names: Any, snap: str | None, *, scores: bool
     ) -> "Request":
-        """Check what a caller asked for.
+        """Check the arguments of a caller.
 
         Args:
             available: the bundle's heads.
-            names: one of their names, several, or None for all.
-            snap: one of `Snap`, or None.
-            scores: whether segmentation comes with scores.
+            names: one name, several names, or None for all heads.
+            snap: a name of `Snap`, or None.
+            scores: whether segmentations have scores.
 
         Raises:
-            InputError: no head, or one that the bundle lacks, or an unknown snap.
+            InputError: no head is given, the bundle lacks a head, or `snap` is unknown.
         """
         if not available:
             raise InputError(
@@ -66,7 +66,7 @@ class Request:
         return cls(chosen, None if snap is None else Snap.parse(snap), scores)
 
     def by_snap(self) -> dict[Snap, tuple[HeadEntry, ...]]:
-        """Heads that can share a pass."""
+        """The heads by snap; heads with the same snap share a pass."""
         if self.snap is not None:
             return {self.snap: self.heads}
         passes: dict[Snap, tuple[HeadEntry, ...]] = {}
@@ -79,9 +79,9 @@ class Request:
 def predict_all(
     images: Any, request: Request, group: Group, run: Run
 ) -> list[Predictions] | Predictions:
-    """Answers for an array of images, or for each image of a list.
+    """The predictions for an array of images, or for each image of a list.
 
-    Where all sides are multiples of 14 there is one pass, whatever the heads are.
+    If all sides are multiples of 14, all heads share one pass.
     """
     is_list = isinstance(images, list | tuple)
     parts: list[list[Predictions]] = []
@@ -105,7 +105,7 @@ def _is_snapped(images: Any) -> bool:
     try:
         shapes = [np.shape(image) for image in every]
     except (TypeError, ValueError, RuntimeError):
-        return False  # what it is, is said where it is checked
+        return False  # the check of the images reports the error
     return all(_sides_are_whole(shape) for shape in shapes)
 
 
@@ -144,12 +144,12 @@ def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Pre
 
 
 def class_names(head: HeadEntry) -> tuple[str, ...]:
-    """Names of the classes that `head` tells apart, by index."""
+    """Names of the classes of `head`, by index."""
     return head.class_names or class_table(head.data).names
 
 
 def _in_order(answered: Sequence[tuple[ImageGroup, Predictions]]) -> list[Predictions]:
-    """Each image's own answers, back in the caller's order."""
+    """The predictions for each image, in the caller's order."""
     placed = {
         position: predictions.of_image(index)
         for group, predictions in answered

@@ -1,4 +1,4 @@
-"""What heads answer: classes of images, depth, and classes of pixels."""
+"""The predictions of heads: classes of images, depth, and classes of pixels."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -14,7 +14,7 @@ from dinov2rt.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One class that an image may be of: its index, name, and softmax probability."""
+    """One class of an image's ranking: its index, name, and softmax probability."""
 
     index: int
     name: str
@@ -76,8 +76,8 @@ class Depth:
 class Segmentation:
     """Classes of every pixel of B images of one size: `classes` uint8 [B, H, W].
 
-    `names` and `palette` (uint8 [K, 3], RGB) are of the K classes. `scores` are the head's own
-    logits at the patch grid's size, float32 [B, K, h, w], where they were asked for.
+    `names` and `palette` (uint8 [K, 3], RGB) describe the K classes. `scores` are the head's own
+    logits at the size of the patch grid, float32 [B, K, h, w], if they were requested.
     """
 
     classes: NDArray[np.uint8]
@@ -89,7 +89,7 @@ class Segmentation:
         """Scores at the images' size, float32 [B, K, H, W]: the largest class is `classes`.
 
         Raises:
-            InputError: scores were not asked for.
+            InputError: scores were not requested.
         """
         if self.scores is None:
             raise InputError("scores were not asked for; call predict(..., scores=True)")

@@ -1,4 +1,4 @@
-"""What is done to an image before the model, as text and as steps."""
+"""The preprocessing of an image, as text and as steps."""
 
 import re
 from dataclasses import dataclass, replace
@@ -28,11 +28,11 @@ _ALLOWED = (
 class Preprocess:
     """How an image is scaled and cropped before the model; sides in pixels, None leaves it out.
 
-    `background` is put behind what is transparent; without one, transparency is dropped and the
-    colours below it count. `short_side` scales the short side to this length and keeps the aspect,
-    `resize` scales to a size whatever the aspect, both bicubic and antialiased; `crop` then cuts a
-    square from the centre, black where the image is smaller. The arithmetic is that of
-    torchvision's `Resize` and `CenterCrop`.
+    `background` is the colour behind transparent pixels; if it is None, transparency is dropped and
+    the pixels keep their colours. `short_side` scales the short side to this length and keeps the
+    aspect ratio, `resize` scales to a size and ignores the aspect ratio; both are bicubic and
+    antialiased. `crop` then cuts a square from the centre, black where the image is smaller. The
+    arithmetic is that of torchvision's `Resize` and `CenterCrop`.
     """
 
     short_side: int | None = None
@@ -42,13 +42,13 @@ class Preprocess:
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """The steps called `name`; those of a list are in this order: scale, crop, background.
+        """The steps of `name`; a list of steps has this order: scale, crop, background.
 
-        "native" leaves the pixels as they are, "classification" is the official evaluation
+        "native" does not change the pixels, "classification" is the official evaluation
         (`make_classification_eval_transform` in `dinov2/data/transforms.py`).
 
         Raises:
-            InputError: none of these.
+            InputError: `name` is unknown.
         """
         steps = ",".join(_NAMED.get(part, part) for part in name.split(","))
         match = _STEPS.fullmatch(steps)
@@ -64,7 +64,7 @@ class Preprocess:
 
     @property
     def name(self) -> str:
-        """What `parse` takes for these steps."""
+        """The name of these steps, for `parse`."""
         steps = []
         if self.short_side is not None:
             steps.append(f"short-side:{self.short_side}")
@@ -97,10 +97,10 @@ class Preprocess:
         return ImageSize(self.short_side, long_side)
 
     def on(self, background: str | None) -> Self:
-        """The same steps with a `background`: white, black or R,G,B; None leaves it as it is.
+        """The same steps with a `background`: white, black or R,G,B; None does not change it.
 
         Raises:
-            InputError: anything else.
+            InputError: `background` is none of these.
         """
         return self if background is None else replace(self, background=_colour(background))
 

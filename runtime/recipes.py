@@ -1,7 +1,7 @@
-"""The official evaluation of each task, around the model's single passes.
+"""The official evaluation of each task, built from single passes of the model.
 
-Depth: the mean of the image's depth and that of its mirror image. Classes of pixels: see
-`sliding.py`. Classes of an image: the short side becomes 256 pixels, and the middle 224 are taken.
+Depth: the mean of the depths of the image and of its mirror image. Segmentation: see `sliding.py`.
+Classification: the short side is scaled to 256 pixels, and the central 224 are cropped.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,34 +25,34 @@ from dinov2rt.runtime.predictions import (
 from dinov2rt.runtime.sliding import classify_pixels, recipe_of
 
 RECIPES = ("single", "official")
-"""One pass over the pixels as they are, or the official evaluation."""
+"""One pass over the unmodified pixels, or the official evaluation."""
 
 Ask = Callable[[Any, HeadEntry, bool], Any]
-"""The answer of one head in one pass, for an array of images; with scores where that is true."""
+"""The prediction of one head in one pass, for an array of images; the flag requests scores."""
 
 _EVALUATION = Preprocess.parse("classification")
 
 
 def check_recipe(name: str, request: Request, *, device_outputs: bool) -> None:
-    """Refuse a recipe that does not exist, and what the official one leaves no choice about.
+    """Check the recipe, and that the official recipe has no options that it decides itself.
 
     Raises:
-        InputError: one of these.
+        InputError: the recipe is unknown, or an option is not allowed.
     """
     if name not in RECIPES:
         raise InputError(f"unknown recipe {name!r}; allowed are {', '.join(RECIPES)}")
     if name == "official" and (request.snap is not None or request.scores or device_outputs):
         raise InputError(
-            'recipe="official" decides on sizes by itself, and its answers are made on the host of '
-            "many passes; leave out snap, scores and device_outputs"
+            'recipe="official" chooses sizes itself, and combines many passes on the host; '
+            "leave out snap, scores and device_outputs"
         )
 
 
 def official(images: Any, heads: Sequence[HeadEntry], ask: Ask) -> Predictions | list[Predictions]:
-    """Answers of `heads` for a batch uint8 [B, H, W, 3], one image, or a list of images.
+    """Predictions of `heads` for a batch uint8 [B, H, W, 3], one image, or a list of images.
 
     Raises:
-        InputError: images that are not uint8 pixels in memory.
+        InputError: an image is not uint8 pixels in host memory.
     """
     is_list = isinstance(images, list | tuple)
     every = list(images) if is_list else list(_batch(images))
@@ -109,7 +109,7 @@ _ANSWERS: dict[Task, Callable[[NDArray[np.uint8], HeadEntry, Ask], Prediction]] 
 
 
 def _stacked(answers: Sequence[Predictions]) -> Predictions:
-    """Answers for single images of one size as one answer for the batch."""
+    """Combine the predictions for single images of one size into those of a batch."""
     first = answers[0]
     return Predictions({name: _joined([each[name] for each in answers]) for name in first})
 

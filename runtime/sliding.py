@@ -1,8 +1,8 @@
-"""Segmentation as the official evaluation does it: scales, mirrors and a sliding window.
+"""Segmentation as in the official evaluation: several scales, mirroring, and a sliding window.
 
 Source: the configuration files of the heads, and mmsegmentation's `MultiScaleFlipAug` and
-`slide_inference`. The backbone and the head run at the size of a window; everything around them is
-numpy, on some rows of the image at a time, so that memory does not grow with classes times pixels.
+`slide_inference`. The backbone and the head run at the size of a window. The rest is numpy, on a
+few rows of the image at a time, so that memory does not grow with classes times pixels.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from dinov2rt.bundle.tasks.bilinear import bilinear_matrix
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
 ScoresOf = Callable[[Pixels], Scores]
-"""From windows [B, h, w, 3] of one size to scores [B, K, rows, columns] of any smaller size."""
+"""Computes scores [B, K, rows, columns], of any smaller size, for windows [B, h, w, 3]."""
 
 _BAND_BYTES = 2**26
 _WINDOWS_AT_ONCE = 4
@@ -27,8 +27,8 @@ _WINDOWS_AT_ONCE = 4
 class SlidingRecipe:
     """How an image is scaled, mirrored and cut into windows; sides in pixels.
 
-    The short side becomes `short_side` times each of `ratios`, rounded down. Windows of `crop` are
-    `stride` apart.
+    The short side is scaled to `short_side` times each of `ratios`, rounded down. Windows have a
+    side of `crop` and are `stride` apart.
     """
 
     short_side: int
@@ -39,15 +39,15 @@ class SlidingRecipe:
 
 
 ONE_SCALE = SlidingRecipe(short_side=512, crop=512, stride=341)
-"""Of the linear heads."""
+"""The recipe of the linear heads."""
 
 MULTI_SCALE = SlidingRecipe(640, 640, 320, ratios=(1.0, 1.32, 1.73), mirrors=True)
-"""Of the `ms` heads: the three scales that the official notebook takes by default, of five."""
+"""The recipe of the `ms` heads, with the official notebook's default of three of five scales."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _View:
-    """One scale of the image, mirrored or not: its windows, and the head's scores of each."""
+    """One scale of the image, mirrored or not, with its windows and the head's scores for them."""
 
     size: ImageSize
     is_mirrored: bool
@@ -55,7 +55,7 @@ class _View:
     scores: tuple[Scores, ...]
 
     def logits(self, rows: range) -> Scores:
-        """Mean scores [K, rows, W] over the windows of each pixel, for some rows of the view."""
+        """Mean scores [K, rows, W] over the windows at each pixel, for some rows of the view."""
         height, width = len(rows), self.size.width
         total = np.zeros((len(self.scores[0]), height, width), np.float32)
         count = np.zeros((height, width), np.float32)
@@ -111,7 +111,7 @@ def scaled_sizes(size: ImageSize, recipe: SlidingRecipe) -> list[ImageSize]:
 
 
 def windows_of(size: ImageSize, recipe: SlidingRecipe) -> list[tuple[slice, slice]]:
-    """Rows and columns of every window; the last of each axis ends where the image does."""
+    """Rows and columns of every window; the last window of each axis ends at the image's edge."""
     rows, columns = (_starts(side, recipe) for side in (size.height, size.width))
     return [(down, across) for down in rows for across in columns]
 
@@ -128,7 +128,7 @@ def _view(image: Pixels, is_mirrored: bool, recipe: SlidingRecipe, scores_of: Sc
     size = ImageSize(*image.shape[:2])
     windows = windows_of(size, recipe)
     scores: list[Scores] = []
-    for start in range(0, len(windows), _WINDOWS_AT_ONCE):  # all windows of a view are of one size
+    for start in range(0, len(windows), _WINDOWS_AT_ONCE):  # windows of a view have equal sizes
         some = np.stack([image[place] for place in windows[start : start + _WINDOWS_AT_ONCE]])
         scores += list(scores_of(some))
     return _View(size, is_mirrored, tuple(windows), tuple(scores))
@@ -143,8 +143,8 @@ def _bands(size: ImageSize, classes: int) -> Iterator[slice]:
 def resize_uint8(image: Pixels, size: ImageSize) -> Pixels:
     """`image` [H, W, 3], bilinear with half-pixel centres, in OpenCV's fixed-point arithmetic.
 
-    Weights have 11 bits, and sums lose four and sixteen of them on the way, as in OpenCV's
-    `VResizeLinear`; single values may differ from a build of it by one grey level.
+    Weights have 11 bits, and sums are shifted right by 4 and by 16 bits, as in OpenCV's
+    `VResizeLinear`. Single values may differ from OpenCV by one grey level.
     """
     if size == ImageSize(*image.shape[:2]):
         return image
@@ -161,7 +161,7 @@ def resize_uint8(image: Pixels, size: ImageSize) -> Pixels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
-    """Two samples for each output along an axis, and their weights in 1/2048."""
+    """The two samples of each output along an axis, and their weights in units of 1/2048."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
