@@ -118,7 +118,7 @@ def preprocessed(image: NDArray[np.uint8], steps: Preprocess) -> NDArray[np.uint
         InputError: it would have more than `PIL.Image.MAX_IMAGE_PIXELS`.
         MissingDependencyError: Pillow is not installed.
     """
-    return np.array(steps._apply(_pillow().fromarray(image)))
+    return np.array(_applied(steps, _pillow().fromarray(image)))
 
 
 def write_png(image: NDArray[np.uint8], file: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.tasks.classes import class_table
 from dinov2rt.errors import InputError
-from dinov2rt.runtime.images import Preprocess, preprocessed
+from dinov2rt.runtime.images import preprocessed
 from dinov2rt.runtime.predict import Request
 from dinov2rt.runtime.predictions import (
     Classification,
@@ -22,6 +22,7 @@ from dinov2rt.runtime.predictions import (
     Predictions,
     Segmentation,
 )
+from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.sliding import classify_pixels, recipe_of
 
 RECIPES = ("single", "official")

@@ -13,9 +13,9 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, batched
 from dinov2rt.extraction.decoding import DecodedImage, Decoders, Decoding, decode_chunks
 from dinov2rt.foreign import shown
-from dinov2rt.runtime.images import Preprocess
 from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.predictions import Predictions
+from dinov2rt.runtime.preprocess import Preprocess
 
 
 @dataclass(frozen=True, slots=True)

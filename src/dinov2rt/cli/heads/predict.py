@@ -20,9 +20,10 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extractor import is_synthetic
 from dinov2rt.extraction.job import num_images
 from dinov2rt.files import replacing
-from dinov2rt.runtime.images import Preprocess, write_png
+from dinov2rt.runtime.images import write_png
 from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.predict import Request
+from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.recipes import RECIPES
 
 PICTURES, SUMMARY = "pictures", "predictions.json"
