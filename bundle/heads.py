@@ -1,4 +1,4 @@
-"""Task heads: which exist, what each of them reads and returns, and what a bundle knows of its own.
+"""The official task heads, and a bundle's entries for its own heads.
 
 Sources: `dinov2/hub/classifiers.py`, `dinov2/hub/depthers.py`, and the configuration files of the
 segmentation heads.
@@ -12,7 +12,7 @@ from dinov2rt.errors import InputError
 
 
 class Task(StrEnum):
-    """What a head answers; the value is the name of its output where it is the only one."""
+    """The task of a head; the value is the name of its output if no other head has this task."""
 
     CLASSIFICATION = "logits"
     DEPTH = "depth"
@@ -20,28 +20,28 @@ class Task(StrEnum):
 
 
 class Decoder(StrEnum):
-    """How a head turns tokens into an answer."""
+    """How a head turns tokens into a prediction."""
 
     CLASSIFIER = "classifier"
-    """Class tokens, and usually the mean patch token, times one matrix."""
+    """CLS tokens, and usually the mean patch token, multiplied by one matrix."""
     BINS = "bins"
     """Depth as the mean of 256 bins, weighted by a 1×1 convolution."""
     DPT = "dpt"
-    """Depth by the dense prediction transformer's decoder."""
+    """Depth by the decoder of the dense prediction transformer."""
     PIXELS = "pixels"
     """Classes by batch norm and a 1×1 convolution."""
 
 
 _DEPTH_LAYERS = {12: (2, 5, 8, 11), 24: (4, 11, 17, 23), 40: (9, 19, 29, 39)}
-"""By the backbone's depth; those of 24 blocks do not follow the pattern of the others."""
+"""Layers by the backbone's depth; for 24 blocks they do not follow the pattern of the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadSpec:
     """One of the official heads.
 
-    `num_layers` is how many of the backbone's layers it reads, `data` what it was trained on.
-    `depth_range` is in metres; `num_classes` is that of the head's output.
+    `num_layers` is the number of the backbone's layers that it reads, `data` its training data set.
+    `depth_range` is in metres; `num_classes` is the number of classes of the head's output.
     """
 
     name: str
@@ -54,7 +54,7 @@ class HeadSpec:
 
     @property
     def infix(self) -> str:
-        """What the official file's name calls it: `nyu_dpt`."""
+        """Its name in the names of the official files, e.g. `nyu_dpt`."""
         return self.name.replace("-", "_")
 
     @property
@@ -66,7 +66,7 @@ class HeadSpec:
         """The blocks of `variant` that it reads, ascending.
 
         Raises:
-            InputError: none were ever published for a backbone of that depth.
+            InputError: no head was published for a backbone of that depth.
         """
         if self.task is Task.DEPTH and self.num_layers > 1:
             if variant.depth not in _DEPTH_LAYERS:
@@ -78,16 +78,16 @@ class HeadSpec:
         return tuple(range(variant.depth - self.num_layers, variant.depth))
 
     def check(self, variant: Variant) -> None:
-        """Refuse a backbone that the head was not trained on.
+        """Check that the head was trained on features of `variant`.
 
         Raises:
-            InputError: `variant` has registers, and the head was trained on features without.
+            InputError: `variant` has registers, but the head was trained on features without.
         """
         if self.is_dense and variant.num_registers:
             raise InputError(
                 f"head {self.name} was trained on features of variants without registers, and "
-                f"{variant.name} has {variant.num_registers}: shapes would fit, answers would not; "
-                f"export {variant.name.removesuffix('_reg')} with it"
+                f"{variant.name} has {variant.num_registers}; the shapes fit, but predictions "
+                f"would be wrong; export {variant.name.removesuffix('_reg')} with it"
             )
 
 
@@ -125,17 +125,18 @@ OFFICIAL_HEADS = {
         ),
     )
 }
-"""By name. The linear depth heads of NYU reach 10 m, as their data set does; see docs/heads.md."""
+"""The official heads by name. NYU's linear depth heads reach 10 m, see docs/heads.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadEntry:
     """A head of a bundle.
 
-    `output` is the graph's output that holds the answer: logits [B, K], depth [B, H, W] in metres,
-    or classes uint8 [B, H, W]. `source` and `sha256` are as in `WeightsEntry`; `layers` the blocks
-    that it reads. `class_names` are there for classes of the user's own, those of `data` are known.
-    `features` says which tokens a classifier reads: see `export/heads/eager.py`.
+    `output` is the name of the graph's output: logits [B, K], depth [B, H, W] in metres, or classes
+    uint8 [B, H, W]. `source` and `sha256` are as in `WeightsEntry`. `layers` are the blocks that
+    the head reads. `class_names` are the names of a user's own classes; otherwise the classes of
+    `data` apply. `uses_mean` says whether a classifier also reads the mean patch token, see
+    `export/heads/eager.py`.
     """
 
     name: str
@@ -158,5 +159,5 @@ class HeadEntry:
 
 
 def output_of(task: Task, name: str, tasks: list[Task]) -> str:
-    """What a head's output is called: after its task, and its own name where several have that."""
+    """The name of a head's output: the task, plus the head's name if several heads have it."""
     return str(task) if tasks.count(task) == 1 else f"{task}_{name}"

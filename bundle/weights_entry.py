@@ -1,4 +1,4 @@
-"""Where a bundle's weights came from, as the manifest states it."""
+"""The manifest's entry about the source of a bundle's weights."""
 
 from dataclasses import dataclass, field
 
@@ -10,13 +10,12 @@ _NAME_LENGTH = 80
 
 @dataclass(frozen=True, slots=True)
 class WeightsEntry:
-    """Where the weights came from, and what they are.
+    """The source and the identity of the weights.
 
-    `source` is what was given to `--weights`. `sha256` is that of the checkpoint file, or of all
-    tensors where there is no single file. Of a checkpoint, `prefix` is what the names of the
-    backbone began with, `naming` tells whose they were (official, timm or transformers), and
-    `left_out` counts its other tensors by the module that they are in. `revision` is the commit
-    of a repository on a hub.
+    `source` is the value of `--weights`. `sha256` is the hash of the checkpoint file, or of all
+    tensors if there is no single file. For a checkpoint, `prefix` is the prefix of the backbone's
+    names, `naming` their convention (official, timm or transformers), and `left_out` the number of
+    other tensors by module. `revision` is the commit of a repository on a hub.
     """
 
     source: str
@@ -28,7 +27,7 @@ class WeightsEntry:
 
     @property
     def selection(self) -> str | None:
-        """What was taken of a checkpoint and what was left out, in one line; None of no file."""
+        """The parts of a checkpoint that were used and left out, as text; None if not a file."""
         if self.prefix is None:
             return None
         place = f"below {shown(repr(self.prefix))}" if self.prefix else "at the top"
@@ -38,19 +37,19 @@ class WeightsEntry:
 
     @property
     def pinned_source(self) -> str:
-        """The source, at the revision that it had."""
+        """The source with its revision."""
         return f"{self.source.partition('@')[0]}@{self.revision}" if self.revision else self.source
 
     @property
     def options(self) -> list[str]:
-        """What asks `export` for the same weights again."""
+        """The options of `export` for the same weights."""
         is_choice = self.prefix is not None and (self.prefix or self.left_out)
         prefix = [f"--prefix={self.prefix}"] if is_choice else []
         return ["--weights", self.pinned_source, *prefix]
 
 
 def describe_groups(groups: dict[str, int]) -> str:
-    """Groups of tensors, the largest few: `student (178 tensors), head (1 tensor)`."""
+    """The largest groups of tensors as text: `student (178 tensors), head (1 tensor)`."""
     largest = sorted(groups.items(), key=lambda item: -item[1])[:_LISTED_GROUPS]
     names = [
         f"{shown(name, _NAME_LENGTH)} ({count} tensor{'s' * (count != 1)})"

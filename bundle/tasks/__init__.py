@@ -1,1 +1,1 @@
-"""What heads answer, as far as all rooms share it: classes, resampling, comparison."""
+"""Shared parts of the tasks of heads: class tables, resampling and comparison."""

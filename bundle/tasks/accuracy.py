@@ -1,4 +1,4 @@
-"""Comparison of outputs that are no tokens: attention maps, logits, depth, classes."""
+"""Compares outputs other than tokens: attention maps, logits, depth and classes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from dinov2rt.bundle.tasks.bilinear import resized_bands
 from dinov2rt.errors import BundleError
 
 DEPTH_OFF = 0.01
-"""Relative error from which on a pixel's depth counts as off."""
+"""A pixel's depth counts as off if its relative error exceeds this."""
 
 
 @dataclass(frozen=True, slots=True)
 class TaskAccuracy:
-    """How one output of one case agrees with its reference.
+    """The agreement of one output of one case with its reference.
 
     `relative_l2` is `|got - want| / |want|`, None for classes. `share_off` is the share of pixels
     (of images, for a classifier) that are off, as in `TaskLimits.most_off`, and `beyond_margin`
@@ -48,8 +48,9 @@ def compare_values(
 ) -> TaskAccuracy:
     """Compare attention, logits, scores or depth of any shape, in float64.
 
-    With `most_off`, values are depths in metres: the share whose relative error is above 1 %.
-    With `margin`, they are scores [B, K]: the share of rows whose best is another.
+    With `most_off`, values are depths in metres, and the share with a relative error above 1 % is
+    counted. With `margin`, they are scores [B, K], and the share of rows with another best class is
+    counted.
 
     Raises:
         BundleError: the shapes differ.
@@ -75,7 +76,7 @@ def compare_classes(
     margins: FloatArray,
     limits: TaskLimits,
 ) -> TaskAccuracy:
-    """Compare class maps [B, H, W]; `margins` [B, H, W] are those of the reference's two best.
+    """Compare class maps [B, H, W]; `margins` [B, H, W] are those of the reference's best two.
 
     Raises:
         BundleError: the shapes differ.
@@ -87,7 +88,7 @@ def compare_classes(
 
 
 def margins_of(scores: FloatArray, axis: int = -1) -> FloatArray:
-    """The difference between the best two scores along `axis`; 0 where there is one class."""
+    """The difference between the best two scores along `axis`; 0 if there is only one class."""
     if scores.shape[axis] < 2:
         return np.zeros(np.delete(scores.shape, axis), scores.dtype)
     best = np.partition(scores, -2, axis=axis)
@@ -96,7 +97,7 @@ def margins_of(scores: FloatArray, axis: int = -1) -> FloatArray:
 
 
 def class_margins(scores: FloatArray, size: tuple[int, ...]) -> FloatArray:
-    """The margins [B, H, W] of `scores` [B, K, h, w] that are resampled to `size`, H × W."""
+    """The margins [B, H, W] of `scores` [B, K, h, w] after resampling to `size`, H × W."""
     height, width = size
     margins = np.empty((len(scores), height, width), np.float32)
     for index, image in enumerate(scores.astype(np.float32)):
@@ -120,7 +121,7 @@ def _judged(
 ) -> TaskAccuracy:
     share = None if off is None else float(off.mean())
     count = None if beyond is None else int(beyond.sum())
-    # Not a number is above no limit and below none: it must fail.
+    # Comparisons with NaN are false, but NaN must fail.
     passed = not count
     if limits.relative_l2 is not None and relative_l2 is not None:
         passed &= relative_l2 <= limits.relative_l2
@@ -143,7 +144,7 @@ Outputs = Mapping[str, NDArray[Any]]
 def compare_tasks(
     case: str, got: Outputs, want: Outputs, limits: Mapping[str, TaskLimits]
 ) -> list[TaskAccuracy]:
-    """Every output of `got` that has limits in `limits`, against `want`."""
+    """Compare every output of `got` that has limits with `want`."""
     results = []
     for name, limit in limits.items():
         if name not in got:

@@ -1,4 +1,4 @@
-"""Bilinear resampling as two small dense products whose weights come from whole numbers.
+"""Bilinear resampling as two small dense products, with weights computed in integers.
 
 A coordinate in float32 is rounded at its own size, which costs digits in every library's Resize.
 Here the difference between a coordinate and a sample is taken in integers, and is exact.
@@ -41,7 +41,7 @@ def resize_bilinear(values: NDArray[np.float32], size: tuple[int, int]) -> NDArr
 def resized_bands(
     values: NDArray[np.float32], size: tuple[int, int]
 ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
-    """The rows of `resize_bilinear(values, size)`, some at a time, so that memory stays bounded.
+    """The rows of `resize_bilinear(values, size)`, a few at a time, to bound memory.
 
     Yields:
         Which rows of the output, and their values [..., rows, W].

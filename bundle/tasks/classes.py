@@ -1,4 +1,4 @@
-"""Names and colours of the classes that the official heads know; they ship with the project."""
+"""Names and colours of the official heads' classes, which ship with the project."""
 
 import functools
 import json
@@ -13,7 +13,7 @@ _FOLDER = Path(__file__).parent / "class_tables"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassTable:
-    """`names` by class index; `palette` uint8 [K, 3], RGB, or None where there is none."""
+    """`names` by class index; `palette` is uint8 [K, 3], RGB, or None if the data has none."""
 
     names: tuple[str, ...]
     palette: NDArray[np.uint8] | None

@@ -1,4 +1,4 @@
-"""A classifier of the user's own: `dinov2rt train-head` writes it, `export --head` reads it."""
+"""The file of a user's classifier: `dinov2rt train-head` writes it, `export --head` reads it."""
 
 import json
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class OwnClassifier:
     weights_sha256: str
 
     def check(self, variant: Variant) -> None:
-        """Refuse a backbone that it was not fitted on.
+        """Check that the classifier was fitted on features of this backbone.
 
         Raises:
             InputError: another variant.
@@ -52,7 +52,7 @@ class OwnClassifier:
 
 
 def write_classifier(own: OwnClassifier, file: Path) -> None:
-    """Write `own` to `file`, a .npz archive."""
+    """Write `own` to `file` as a .npz archive."""
     facts = {
         "format": FORMAT,
         "class_names": own.class_names,
@@ -82,7 +82,7 @@ def read_classifier(file: Path) -> OwnClassifier:
                 np.ascontiguousarray(archive[name], np.float32) for name in ("weight", "bias")
             )
             own = OwnClassifier(weight, bias, **facts)
-    except Exception as error:  # zipfile, json and numpy each have their own
+    except Exception as error:  # zipfile, json and numpy each raise their own types
         raise WeightsError(
             f"{file} is no classifier ({error}); write one with dinov2rt train-head"
         ) from error
