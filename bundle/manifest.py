@@ -292,7 +292,7 @@ class Manifest:
         return tuple({file.path: file for file in files}.values())
 
     def rebuild_command(self, bundle: Path) -> str:
-        """The export command that creates the bundle's files again."""
+        """What brings the bundle's own files back: the export that made them."""
         command = ["dinov2rt", "export", self.variant.name, *self.weights.options]
         command += _export_options(self.graphs) if self.graphs else []
         command += self._head_options()
@@ -375,7 +375,7 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """The inverse of `_encode`, by the field types of the dataclass `kind`."""
+    """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
     if kind is Variant:
         return find_variant(_typed(str, value, where))
     if dataclasses.is_dataclass(kind):

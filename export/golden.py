@@ -14,8 +14,8 @@ from dinov2rt.runtime.images import load_image
 
 PHOTOS = Path(__file__).parent / "photos"
 
-# A batch at the common size; few and unequal rows and columns; sides that are not multiples of 14;
-# and the trained grid, where the position table is not resampled.
+# Each tells something apart: a batch at the common size; few and unequal rows and columns; sides
+# that are no multiples of 14; the trained grid, where the position table is used as it is.
 _CASES = (
     (ImageSize(224, 224), ("astronaut.jpg", "coffee.jpg")),
     (ImageSize(98, 126), ("chelsea.jpg",)),

@@ -275,9 +275,9 @@ def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
 def load_eager(
     variant: Variant, state_dict: dict[str, Tensor], normalization: Normalization = IMAGENET
 ) -> Dinov2:
-    """The eager model in evaluation mode; it uses the tensors of `state_dict` without a copy.
+    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy.
 
-    `normalization` is the normalization of its input.
+    `normalization` is what its input has to be normalised with.
     """
     with torch.device("meta"):
         model = Dinov2(variant)

@@ -1,7 +1,7 @@
 """Traces the module to an ONNX model in memory, dynamic in batch, height and width.
 
-All blocks compute the same function, so one block is traced and repeated with each block's weights.
-This takes seconds; for the symbolic shapes of 40 blocks, torch would need many minutes.
+All blocks compute the same, so one is traced and repeated with each block's weights: tracing takes
+seconds for every variant, where torch needs many minutes for the symbolic shapes of 40 blocks.
 """
 
 import contextlib
