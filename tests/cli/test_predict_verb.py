@@ -104,12 +104,32 @@ def test_depth_as_metres_in_npy(predict: Predict, photos: Path, tmp_path: Path) 
     assert float(metres.min()) == depth["nearest_m"]
 
 
+def test_a_table_of_all_answers_in_parquet(predict: Predict, photos: Path, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    heads = "linear,kitti-linear,voc2012-linear"
+    _, document, _ = predict(photos, "--head", heads, "--table", "parquet", "--top", 3)
+    rows = parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    record = document["predictions"][0]
+    mine = [row for row in rows if row["image"] == record["image"]]
+    classes = [row for row in mine if row["head"] == "linear"]
+    assert [row["name"] for row in classes] == [
+        each["name"] for each in record["heads"]["linear"]["classes"]
+    ]
+    assert [row["rank"] for row in classes] == [0, 1, 2]
+    (depth,) = [row for row in mine if row["head"] == "kitti-linear"]
+    assert depth["farthest_m"] == pytest.approx(record["heads"]["kitti-linear"]["farthest_m"])
+    assert depth["name"] is None
+    shares = [row["share"] for row in mine if row["head"] == "voc2012-linear"]
+    assert sum(shares) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--head", "dpt"), "this bundle has linear"),
         (("--recipe", "best"), "allowed are single, official"),
         (("--depth-format", "tiff"), "allowed are png, npy"),
+        (("--table", "csv"), "allowed are json, parquet"),
         (("--top", "0"), "a whole number from 1"),
         (("--batch", "0"), "a whole number from 1"),
     ],

@@ -8,13 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat
 from dinov2rt.bundle.tasks.accuracy import margins_of
 from dinov2rt.bundle.tasks.bilinear import resize_bilinear
 from dinov2rt.bundle.variants import find_variant
+from dinov2rt.export.eager_check import heads_of, weights_of
 from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.golden import eager_case
 from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.export.model import load_eager
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.predictions import Classification, Depth, Predictions, Segmentation
 
@@ -118,3 +124,37 @@ def test_all_goldens_with_a_whole_export(
             answers = answers_of(model, case)
             for name in golden(variant, case):
                 check(answers, name)
+
+
+SIZES = (ImageSize(14, 14), ImageSize(98, 126), ImageSize(231, 345), ImageSize(630, 476))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_bundle_serves_every_size_and_batch(backend: str, large: Callable[[str], Path]) -> None:
+    """Batches of three and two at small sizes, of one at the largest; 518 × 518 is golden."""
+    bundle = large("dinov2_vits14")
+    eager = load_eager(find_variant("dinov2_vits14"), weights_of(Manifest.read(bundle)).state_dict)
+    eager.task_heads = heads_of(Manifest.read(bundle))
+    rng = np.random.default_rng(0)
+    with load(bundle, device="cpu", backend=backend) as model:
+        for size, batch in zip(SIZES, (3, 3, 2, 1), strict=True):
+            pixels = rng.integers(0, 256, (batch, size.height, size.width, 3), dtype=np.uint8)
+            case = eager_case(eager, str(size), pixels, InputFormat.PIXELS, NO_EXTRAS)
+            assert model.verify([case]), size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["dinov2_vitl14", "dinov2_vitg14"])
+def test_heads_of_large_variants_are_their_eager_heads(variant: str, tmp_path: Path) -> None:
+    names = ("linear4", "nyu-linear4", "nyu-dpt", "ade20k-ms")
+    heads = tuple(HeadSource(name, "synthetic:0") for name in names)
+    options = ExportOptions(precisions=(Precision.FP32,), heads=heads)
+    with pytest.MonkeyPatch.context() as patch:
+        cases = ((ImageSize(98, 126), ("chelsea.jpg",)), (ImageSize(73, 31), ("coffee.jpg",)))
+        patch.setattr("dinov2rt.export.golden._CASES", cases)
+        export_bundle(find_variant(variant), "synthetic:0", tmp_path / variant, options)
+    with load(tmp_path / variant, device="cpu", backend="onnxruntime") as model:
+        report = model.verify()
+    assert report, report
+    assert len(report.tasks) == 2 * 5

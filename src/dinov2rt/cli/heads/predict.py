@@ -1,6 +1,5 @@
 """`dinov2rt predict`: images in, classes, depth and segments out."""
 
-import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.answers.files import DEPTH_FORMATS, PredictionFolder
 from dinov2rt.extraction.answers.prediction import Answered, PredictOptions, predict_chunks
+from dinov2rt.extraction.answers.table import FORMATS, table_name, write_table
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import Decoders
@@ -26,7 +26,7 @@ from dinov2rt.runtime.predict import Request
 from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.recipes import RECIPES
 
-PICTURES, SUMMARY = "pictures", "predictions.json"
+PICTURES = "pictures"
 _MEANINGLESS = "the weights are synthetic: these answers mean nothing, they only exercise the path"
 
 
@@ -43,8 +43,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="OUT",
-        help=f"a folder: {SUMMARY}, depth as 16-bit PNG or NPY, segments as palette PNG; the same "
-        "command resumes it",
+        help="a folder: the table of all answers, depth as 16-bit PNG or NPY, segments as palette "
+        "PNG; the same command resumes it",
     )
     parser.add_argument(
         "--head", metavar="NAME,...", help="heads of the bundle that are to answer (default: all)"
@@ -54,6 +54,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         default="single",
         help="single (default): one pass over the pixels as they are; official: as the heads were "
         "evaluated, in many passes",
+    )
+    parser.add_argument(
+        "--table",
+        default="json",
+        help=f"{' or '.join(FORMATS)}: all answers in one file, "
+        "predictions.json (default) or predictions.parquet",
     )
     parser.add_argument("--pictures", action="store_true", help="draw every answer as well")
     parser.add_argument("--top", type=int, default=5, help="classes of an image (default: 5)")
@@ -81,6 +87,7 @@ def _run(arguments: Namespace) -> Outcome:
         raise InputError(f"--recipe {arguments.recipe!r}; allowed are {', '.join(RECIPES)}")
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top}; allowed is a whole number from 1")
+    table = table_name(arguments.table)
     chunks = find_chunks(arguments.paths)
     with Decoders(arguments.decoders) as decoders, load_model(arguments) as model:
         Request.of(model.manifest.heads, options.heads, None, scores=False)  # or refused here
@@ -88,7 +95,7 @@ def _run(arguments: Namespace) -> Outcome:
         folder.open()
         failures = _predict(model, folder, chunks, options, decoders, pictures=arguments.pictures)
         records = list(folder.records(chunks))
-        _write_summary(folder, records)
+        write_table(records, folder.folder / table)
         return _outcome(arguments, model, records, failures)
 
 
@@ -148,11 +155,6 @@ def _draw(model: Model, folder: PredictionFolder, answer: Answered) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as partial:
             write_png(picture, partial)
-
-
-def _write_summary(folder: PredictionFolder, records: list[dict[str, Any]]) -> None:
-    with replacing(folder.folder / SUMMARY) as partial:
-        partial.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
 
 
 def _outcome(
