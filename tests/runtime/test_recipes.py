@@ -128,7 +128,8 @@ def test_classes_of_an_image_are_of_its_middle(bundle_heads: Path) -> None:
     image = pixels("chelsea_98x126")[0]
     with load(bundle_heads, device="cpu", backend="openvino") as model:
         (answer,) = model.predict([image], heads="linear", recipe="official")
-        from dinov2rt.runtime.images import Preprocess, preprocessed
+        from dinov2rt.runtime.images import preprocessed
+        from dinov2rt.runtime.preprocess import Preprocess
 
         cropped = preprocessed(image, Preprocess.parse("classification"))
         assert cropped.shape == (224, 224, 3)
