@@ -30,17 +30,18 @@ def bench(
 ) -> Iterator[BenchmarkRun]:
     """Measure `bundles` one after the other.
 
-    Gives the run as far as it has come: with its settings before anything is measured, with the
-    machine's limits before the first cell, then after every cell. The last one is whole.
+    Yields the run so far: with its settings before any measurement, with the machine's peak rates
+    before the first cell, and then after every cell. The last one is complete.
 
     Raises:
-        InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
+        InputError: two bundles are of the same variant, or no requested backend of dinov2rt can run
+            one of them.
         CandidateError: the reference cannot be loaded.
         BundleError: a bundle cannot be read.
     """
-    run = _begun(bundles, request, command)
+    run = _empty_run(bundles, request, command)
     yield run
-    say("measuring what this machine can do at most")
+    say("measuring the machine's peak rates")
     run = replace(run, roof=measure_roof(request.device, request.threads, request.matrix_library))
     yield run
     done, so_far = Measured(), Measured()
@@ -69,10 +70,10 @@ def _under_load(environment: Environment, gpu: GpuState) -> Environment:
     )
 
 
-def _begun(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
-    """What is known before anything is measured."""
+def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
+    """The run before any measurement: settings, environment and bundles."""
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
-    _refuse_one_variant_twice(facts)
+    _check_variants_differ(facts)
     for bundle in bundles:
         own_candidates(request.own, Task(bundle, request.device, request.threads))
     return BenchmarkRun(
@@ -96,7 +97,7 @@ def _begun(bundles: Sequence[Path], request: Request, command: str) -> Benchmark
     )
 
 
-def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
+def _check_variants_differ(facts: Sequence[BundleFacts]) -> None:
     variants = [bundle.variant for bundle in facts]
     for variant in variants:
         if variants.count(variant) > 1:
