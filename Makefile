@@ -27,7 +27,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[ort,export,image,parquet,search,eval,ray,bench,peers,tensorrt-rtx]' --group dev
+		--editable '.[ort,export,image,parquet,search,eval,ray,bench,peers,tensorrt-rtx,completion]' --group dev
 	touch $@
 
 demo: setup ## The whole path on this machine: export, verify, run a photo, draw it; no network needed

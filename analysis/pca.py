@@ -12,32 +12,36 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.analysis.pca_picture import draw_panels, draw_pca
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.signature import FloatArray, InputFormat
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure, Item
 from dinov2rt.extraction.decoding import DecodedImage, decode
 from dinov2rt.extraction.extract import ExtractOptions
-from dinov2rt.files import replacing
 from dinov2rt.foreign import shown
-from dinov2rt.runtime.images import check_pixels, resize, write_png
 from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.model import Model
 
 Float64Array = NDArray[np.float64]
 
 _PERCENTILES = (2, 98)
-_ROW_HEIGHT = 448
-_GAP = 8
+_CAPTION = (
+    "Each square is one patch of 14x14 pixels. Red, green and blue are the first three principal "
+    "components of the patch tokens: patches of one colour are alike to the model.",
+    "Right: the first component parts foreground from background; the colours are fitted to the "
+    "foreground alone. Synthetic weights see colour and texture, not objects.",
+)
 
 
-def patch_pca(patch_tokens: Sequence[FloatArray]) -> list[Float64Array]:
+def patch_pca(patch_tokens: Sequence[FloatArray], *, whole: bool = False) -> list[Float64Array]:
     """Colours [h, w, 3] in 0..1 for the patches [h, w, D] of each image, fitted over all together.
 
-    The background is black. Otsu's threshold on the first component parts it from the
-    foreground: unlike the mean, it does not move into the larger group when the two differ in
-    size. Foreground is the side that fewer patches of the image borders lie on. Where fewer than
-    three patches would be left, all are foreground; a component without spread is drawn as 0.5.
+    With `whole`, every patch has a colour. Else the background is black. Otsu's threshold on the
+    first component parts it from the foreground: unlike the mean, it does not move into the larger
+    group when the two differ in size. Foreground is the side that fewer patches of the image
+    borders lie on. Where fewer than three patches would be left, all are foreground; a component
+    without spread is drawn as 0.5.
 
     Raises:
         InputError: there is no image, or a token is not finite.
@@ -49,7 +53,7 @@ def patch_pca(patch_tokens: Sequence[FloatArray]) -> list[Float64Array]:
     if not np.isfinite(tokens).all():
         raise InputError("patch tokens hold NaN or infinity; check the bundle: dinov2rt verify")
     border = np.concatenate([_border(*image.shape[:2]).ravel() for image in patch_tokens])
-    foreground = _foreground(tokens, border)
+    foreground = np.ones(len(tokens), np.bool_) if whole else _foreground(tokens, border)
     colours = np.zeros((len(tokens), 3))
     colours[foreground] = _scaled(_principal_components(tokens[foreground], 3), _noise(tokens))
     ends = np.cumsum([image.shape[0] * image.shape[1] for image in patch_tokens])
@@ -57,30 +61,6 @@ def patch_pca(patch_tokens: Sequence[FloatArray]) -> list[Float64Array]:
     return [
         part.reshape(*image.shape[:2], 3) for part, image in zip(parts, patch_tokens, strict=True)
     ]
-
-
-def draw_pca(images: Sequence[NDArray[np.uint8]], maps: Sequence[FloatArray], file: Path) -> None:
-    """Write a PNG with a row an image: at left the photo [H, W, 3], at right its map [h, w, 3].
-
-    Rows are 448 pixels high. `maps` are in 0..1, as from `patch_pca`, and drawn without
-    interpolation.
-
-    Raises:
-        InputError: the picture would have more pixels than Pillow opens.
-        Dinov2rtError: the file cannot be written.
-        MissingDependencyError: Pillow is not installed.
-    """
-    sizes = [_drawn_size(image) for image in images]
-    pitch = _ROW_HEIGHT + _GAP
-    height, width = pitch * len(sizes) - _GAP, 2 * max(size.width for size in sizes) + _GAP
-    check_pixels(ImageSize(height, width))
-    picture = np.full((height, width, 3), 255, np.uint8)
-    for index, (image, colours, size) in enumerate(zip(images, maps, sizes, strict=True)):
-        row = picture[pitch * index :][:_ROW_HEIGHT]
-        row[:, : size.width] = resize(image, size)
-        row[:, size.width + _GAP :][:, : size.width] = _enlarged(colours, size)
-    with replacing(file) as partial:
-        write_png(picture, partial)
 
 
 def draw_items(
@@ -91,7 +71,7 @@ def draw_items(
     *,
     most: int,
     refused: Callable[[Failure], None],
-) -> int:
+) -> tuple[int, list[Path]]:
     """Draw the patch tokens of the first `most` images that can be used.
 
     Args:
@@ -103,7 +83,7 @@ def draw_items(
         refused: called with each image that cannot be used.
 
     Returns:
-        How many images the picture shows.
+        How many images are drawn, and the pages, see `draw_pca`.
 
     Raises:
         InputError: see `patch_pca` and `draw_pca`.
@@ -114,9 +94,22 @@ def draw_items(
     for image, patch_tokens in itertools.islice(_tokens(model, items, options, refused), most):
         seen.append(seen_by_model(image, options.snap))
         tokens.append(patch_tokens)
-    if seen:
-        draw_pca(seen, patch_pca(tokens), file)
-    return len(seen)
+    pages = draw_pca(seen, patch_pca(tokens), file) if seen else []
+    return len(seen), pages
+
+
+def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) -> None:
+    """Draw one photo [H, W, 3] and its patches [h, w, D], all of them and the foreground alone.
+
+    Raises:
+        Dinov2rtError: the file cannot be written.
+        MissingDependencyError: Pillow is not installed.
+    """
+    panels = [
+        ("all patches", patch_pca([patch_tokens], whole=True)[0]),
+        ("the foreground; the rest is black", patch_pca([patch_tokens])[0]),
+    ]
+    draw_panels(photo, panels, _CAPTION, file)
 
 
 def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
@@ -201,16 +194,3 @@ def _scaled(components: Float64Array, noise: float) -> Float64Array:
     flat = high - low <= noise
     scaled = (components - low) / np.where(flat, 1.0, high - low)
     return np.where(flat, 0.5, scaled).clip(0.0, 1.0)
-
-
-def _drawn_size(image: NDArray[np.uint8]) -> ImageSize:
-    height, width = image.shape[:2]
-    return ImageSize(_ROW_HEIGHT, max(1, round(_ROW_HEIGHT * width / height)))
-
-
-def _enlarged(colours: FloatArray, size: ImageSize) -> NDArray[np.uint8]:
-    rows, cols = colours.shape[:2]
-    nearest_row = np.arange(size.height) * rows // size.height
-    nearest_col = np.arange(size.width) * cols // size.width
-    pixels: NDArray[np.uint8] = np.rint(np.asarray(colours) * 255).astype(np.uint8)
-    return pixels[np.ix_(nearest_row, nearest_col)]

@@ -423,6 +423,7 @@ def _typed(kind: type, value: Any, where: str) -> Any:
 def rebuild_command(bundle: Path, plan: PlanEntry, target: str | None = None) -> str:
     """The command that builds `plan` again, for another GPU if `target` is given."""
     command = ["dinov2rt", "build", str(bundle), "--target", target or plan.target]
+    command += ["--force"] if target in (None, plan.target) else []
     return f"rebuild with: {shlex.join(command)}"
 
 

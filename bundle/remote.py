@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
+from dinov2rt.bundle.named import is_variant_name, named_bundle
 from dinov2rt.errors import BundleError, Dinov2rtError
 from dinov2rt.optional import require
 
@@ -24,6 +25,9 @@ def is_url(bundle: str | Path) -> bool:
 def local_bundle(bundle: str | Path) -> Path:
     """The folder of `bundle` on this machine; a URL is copied first.
 
+    The name of a variant, such as "dinov2_vits14_reg", is its bundle in the cache; see
+    `named_bundle`.
+
     Any URL that fsspec reads will do. The copy lies in `$DINOV2RT_CACHE`, by default
     `~/.cache/dinov2rt`, in a folder named after the hash of the manifest, so that a bundle that
     changes behind its URL is copied anew. The folder gets its name once every file in it has the
@@ -33,6 +37,8 @@ def local_bundle(bundle: str | Path) -> Path:
         BundleError: the bundle cannot be read or stored, or a file differs from the manifest.
         MissingDependencyError: fsspec is not installed.
     """
+    if is_variant_name(bundle):
+        return named_bundle(str(bundle), _cache())
     if not is_url(bundle):
         return Path(bundle)
     url = str(bundle)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from dinov2rt.engines import fusion, timing_cache
 from dinov2rt.engines.builder_log import make_logger
 from dinov2rt.engines.configure import configure
 from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
-from dinov2rt.engines.options import BuildOptions
-from dinov2rt.engines.plans import FOLDER, record_plan, write_plan
+from dinov2rt.engines.options import BuildOptions, canonical_target
+from dinov2rt.engines.plans import FOLDER, identity_of, record_plan, write_plan
 from dinov2rt.engines.profile_syntax import parse_profiles
-from dinov2rt.errors import BackendError, BuildError, BundleError
+from dinov2rt.errors import BackendError, BuildError, BundleError, InputError
 
 Progress = Callable[[str], None]
 
@@ -64,11 +64,16 @@ class _Built:
 
 
 def build_plan(
-    bundle: Path, options: BuildOptions, progress: Progress = lambda _: None
+    bundle: Path,
+    options: BuildOptions,
+    progress: Progress = lambda _: None,
+    *,
+    force: bool = False,
 ) -> PlanEntry:
     """Build a plan from the bundle's graph and add it to the bundle.
 
-    It replaces the one for the same target, flavour, version and precision. It counts as unverified
+    With `force` it replaces the one for the same target, flavour, version and precision, which is
+    refused otherwise. It counts as unverified
     until it was compared with the golden outputs on a GPU of its target. Where there is no plan to
     keep, all that the builder said is kept beside the plans, in a file that the error names.
 
@@ -76,10 +81,12 @@ def build_plan(
         bundle: the bundle's directory.
         options: what to build; see there.
         progress: told what is being done.
+        force: replace a plan that is there already.
 
     Raises:
         BundleError: the bundle is unreadable or altered, or holds no graph of that precision.
-        InputError: an option that does not exist, or that the flavour lacks.
+        InputError: an option that does not exist, or that the flavour lacks; or such a plan is
+            there already.
         BackendError: the flavour cannot build here.
         MissingDependencyError: the flavour's package is not installed.
         FusionError: attention is not exactly one fused kernel per block in every profile.
@@ -87,7 +94,10 @@ def build_plan(
     """
     with not_replaced(bundle) as watch:
         manifest = Manifest.read(bundle)
-        job = _decide(bundle, manifest, options)
+        target = canonical_target(options.target)
+        job = _decide(bundle, manifest, replace(options, target=target))
+        if not force:
+            _refuse_to_replace(job, manifest)
         watch.add(job.graph.files)
         progress(f"checking the files of the {job.graph.precision} graph")
         rebuild = manifest.rebuild_command(bundle)
@@ -98,6 +108,17 @@ def build_plan(
     entry = _write(job, built)
     record_plan(bundle, entry)
     return entry
+
+
+def _refuse_to_replace(job: _Job, manifest: Manifest) -> None:
+    identity = (job.target, job.toolkit.flavour, job.toolkit.version, job.graph.precision)
+    for plan in manifest.plans:
+        if identity_of(plan) == identity:
+            profiles = ", ".join(f"{entry.name} ({entry.shapes})" for entry in plan.profiles)
+            raise InputError(
+                f"{job.bundle} holds a {plan.precision} plan of {job.toolkit.name} for "
+                f"{plan.target} already, with the profiles {profiles}; --force replaces it"
+            )
 
 
 def _decide(bundle: Path, manifest: Manifest, options: BuildOptions) -> _Job:

@@ -1,5 +1,6 @@
 """The options of `build`."""
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,11 +23,11 @@ class HardwareCompatibility(StrEnum):
 class BuildOptions:
     """How to build a plan. An option that the flavour does not support is an error.
 
-    `target` is a compute capability ("sm80"), "current" (that of this machine's GPU) or "open" (any
-    that the flavour's plans may run on). `profiles` names presets or ranges, see `parse_profiles`;
-    the presets end at `max_batch` images and `max_size` pixels a side. `memory_limit_mib` is the
-    most scratch memory that any profile may take. `timing_cache` is a file to use in place of the
-    default one, see `timing_cache.default_file`.
+    `target` is a compute capability ("sm80", or as `canonical_target` reads it), "current" (that of
+    this machine's GPU) or "open" (any that the flavour's plans may run on). `profiles` names
+    presets or ranges, see `parse_profiles`; the presets end at `max_batch` images and `max_size`
+    pixels a side. `memory_limit_mib` is the most scratch memory that any profile may take.
+    `timing_cache` is a file to use in place of the default one, see `timing_cache.default_file`.
 
     Raises:
         InputError: a number is out of range, or the precision is int8.
@@ -70,6 +71,30 @@ class BuildOptions:
             if (value := getattr(self, name)) is not None:
                 values[name] = str(value)
         return values
+
+
+_GPUS = {
+    "a100": "sm80",
+    "a30": "sm80",
+    "a10": "sm86",
+    "a40": "sm86",
+    "l4": "sm89",
+    "l40": "sm89",
+    "l40s": "sm89",
+    "h100": "sm90",
+    "h200": "sm90",
+    "b200": "sm100",
+}
+"""Compute capabilities of common data-centre GPUs, by NVIDIA's own list."""
+
+
+def canonical_target(name: str) -> str:
+    """The target that `name` means: "A100", "sm_80" and "8.0" are "sm80"; others are kept."""
+    plain = name.strip().lower()
+    if plain in _GPUS:
+        return _GPUS[plain]
+    capability = re.fullmatch(r"(?:sm_?|compute_)?(\d{1,2})\.?(\d)", plain)
+    return f"sm{capability[1]}{capability[2]}" if capability else name
 
 
 def _check_least(what: str, value: int, least: int) -> None:

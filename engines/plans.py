@@ -42,9 +42,10 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
     The manifest is read anew: another build may have ended since this one began.
     """
     manifest = Manifest.read(bundle)
-    kept = tuple(plan for plan in manifest.plans if _identity(plan) != _identity(entry))
+    kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
     dataclasses.replace(manifest, plans=(*kept, entry)).write(bundle)
 
 
-def _identity(plan: PlanEntry) -> tuple[str, ...]:
+def identity_of(plan: PlanEntry) -> tuple[str, ...]:
+    """What two plans of one bundle differ in: target, flavour, version, precision."""
     return plan.target, plan.flavour, plan.version, plan.precision

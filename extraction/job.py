@@ -2,13 +2,14 @@
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.extraction.chunks import Chunk, Failure
+from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
@@ -16,9 +17,11 @@ from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.formats import FeatureFormat, feature_format
 from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
 from dinov2rt.extraction.npz import write_npz
+from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster, process_on_ray
 from dinov2rt.extraction.text_table import write_csv
 from dinov2rt.runtime.model import Model
+from dinov2rt.runtime.preprocess import Preprocess
 
 LISTED_FAILURES = 100
 """More are counted, but not kept in memory."""
@@ -52,6 +55,69 @@ class JobReport:
     left: int | None = None
     scaled: ScaledImages = field(default_factory=ScaledImages)
     lost_transparency: int = 0
+
+
+@contextlib.contextmanager
+def unwatched(done: int) -> Iterator[Watch]:  # noqa: ARG001  # as every `Watching`
+    """Nobody looks at the outcomes."""
+    yield lambda _: None
+
+
+def extract_features(
+    model: Model,
+    paths: Sequence[Path | str] | Path | str,
+    out: Path | str,
+    *,
+    preprocess: Preprocess | str = "native",
+    snap: str = "crop",
+    batch_size: int = 8,
+    patch_tokens: bool = False,
+    scale: bool = True,
+    dtype: str = "float32",
+    retry_failed: bool = False,
+    part_images: int = DEFAULT_CHUNK_IMAGES,
+    image_column: str = "image",
+    decoders: int = 0,
+    watching: Watching = unwatched,
+) -> JobReport:
+    """Write the features of folders, files and shards to `out`, as `dinov2rt run` does.
+
+    Args:
+        model: computes the features.
+        paths: what to read, as in `find_chunks`; images that cannot be used do not end the work.
+        out: a file, OUT.npz or OUT.csv, or a folder of parts, OUT.parquet, which the same call
+            takes up again after it was stopped.
+        preprocess: how images are scaled and cropped first.
+        snap: how sides become whole patches.
+        batch_size: images of one forward pass at most.
+        patch_tokens: keep every patch token, not only their mean.
+        scale: scale images of more than the model's `max_pixels` to fit; else they fail.
+        dtype: "float32" or "float16", of OUT.parquet.
+        retry_failed: of OUT.parquet, try all images again that failed before.
+        part_images: images in a part of OUT.parquet.
+        image_column: of Parquet shards.
+        decoders: processes that decode; 0 is a thread of this one, which needs no
+            `if __name__ == "__main__":` in the caller's script.
+        watching: gives the function that is called with each outcome.
+
+    Raises:
+        InputError: a path or an argument that cannot be used, or `out` was begun otherwise.
+        Dinov2rtError: the features cannot be computed or written.
+    """
+    steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+    options = ExtractOptions(steps, Snap.parse(snap), batch_size, patch_tokens, scale)
+    several = [paths] if isinstance(paths, Path | str) else paths
+    chunks = find_chunks(several, chunk_images=part_images, image_column=image_column)
+    file, kind = Path(out), FeatureType.parse(dtype)
+    is_dataset = feature_format(file) is FeatureFormat.PARQUET
+    with Decoders(decoders) as pool:
+        if not is_dataset:
+            return extract_to_file(model, chunks, options, pool, file, watching=watching)
+        root = chunks[0].root
+        extractor = Extractor.into(file, model, options, pool, dtype=kind, root=root)
+        return extract_to_parts(
+            extractor, chunks, cluster=None, watching=watching, retry_failed=retry_failed
+        )
 
 
 def extract_to_parts(

@@ -16,7 +16,7 @@ from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.onnxruntime import Device
 from dinov2rt.runtime.cpu import Cpu, this_cpu
-from dinov2rt.runtime.gpu.cuda import find_gpu
+from dinov2rt.runtime.gpu.cuda import NO_DRIVER, find_gpu
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -24,7 +24,7 @@ _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _NVIDIA_SMI_QUERY = "name,driver_version,memory.total,compute_cap"
 _NVIDIA_SMI_TIMEOUT_S = 20
 
-# Distribution names by what they are for, and the extra that brings them.
+# Distribution names by what they are for, and the extra that brings them: all of pyproject.toml.
 _PACKAGES = (
     (("openvino",), "running ONNX graphs on a CPU", "openvino"),
     (("onnxruntime", "onnxruntime-gpu"), "running ONNX graphs", "ort"),
@@ -33,11 +33,27 @@ _PACKAGES = (
     (("tensorrt-rtx",), "TensorRT-RTX plans", "tensorrt-rtx"),
     (("cuda-python",), "plans of both kinds", "tensorrt"),
     (("pillow",), "reading images, drawing pictures", "image"),
-    (("pyarrow",), "writing Parquet", "parquet"),
+    (("pillow-heif",), "reading HEIC images", "heif"),
+    (("huggingface-hub",), "weights from the Hugging Face hub", "hub"),
+    (("pyarrow",), "reading and writing Parquet", "parquet"),
+    (("fsspec",), "bundles behind a URL", "remote"),
+    (("ray",), "run --engine ray", "ray"),
+    (("faiss-cpu",), "search", "search"),
+    (("scikit-learn",), "knn", "eval"),
     (("torch",), "exporting, verify --eager", "export"),
-    (("onnx",), "exporting", "export"),
+    (("onnx",), "exporting, triton", "export"),
+    (("onnx-ir",), "exporting", "export"),
     (("onnxscript",), "exporting", "export"),
+    (("ml-dtypes",), "exporting", "export"),
     (("safetensors",), "exporting", "export"),
+    (("tqdm",), "exporting", "export"),
+    (("jinja2",), "bench, report", "bench"),
+    (("matplotlib",), "bench, report", "bench"),
+    (("msgspec",), "bench, report", "bench"),
+    (("psutil",), "bench", "bench"),
+    (("threadpoolctl",), "bench", "bench"),
+    (("transformers",), "bench: a peer", "peers"),
+    (("shtab",), "shell completion", "completion"),
 )
 
 
@@ -173,7 +189,7 @@ def _cannot_run_plans(package: Package, gpus: tuple[Gpu, ...], driver: str | Non
         gpu = find_gpu()
         refusals = [cannot_run_on(flavour, gpu.name, gpu.target)]
     except (BackendError, MissingDependencyError) as error:
-        reason = str(error) if driver else "there is no NVIDIA driver"
+        reason = str(error) if driver else NO_DRIVER
         refusals = [
             cannot_run_on(flavour, gpu.name, gpu.target) if gpu.target else None for gpu in gpus
         ]

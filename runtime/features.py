@@ -1,12 +1,15 @@
 """The features that a model returns."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
+
+import numpy as np
 
 from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, FloatArray, layer_output_names
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
 from dinov2rt.runtime.inputs import ImageGroup
 
 
@@ -21,7 +24,7 @@ class LayerFeatures:
     patch_tokens: FloatArray
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Features:
     """Tokens after the final norm, for B images of one size.
 
@@ -71,9 +74,33 @@ class Features:
         return value.reshape(*value.shape[:2], self.grid.rows, self.grid.cols)
 
     def layer(self, index: int) -> LayerFeatures:
-        """Tokens of the intermediate block `index`, in bundles exported with `--layers`."""
+        """Tokens of the intermediate block `index`, in bundles exported with `--layers`.
+
+        Raises:
+            InputError: the bundle was exported without it, or the call did not ask for it.
+        """
         cls_token, patch_tokens = layer_output_names(index)
+        if not {cls_token, patch_tokens} <= set(self.outputs):
+            raise InputError(
+                f"layer {quoted(index)} is not among the outputs here: {', '.join(self.outputs)}; "
+                f"export the bundle with --layers {quoted(index)}, and leave outputs= out of the "
+                f'call, or name "{cls_token}" and "{patch_tokens}" in it'
+            )
         return LayerFeatures(self._output(cls_token), self._on_grid(patch_tokens))
+
+    def __repr__(self) -> str:
+        """One line: names, shapes and dtypes."""
+        arrays = ", ".join(
+            f"{name} {list(self._shape(name, value.shape))} {value.dtype}"
+            for name, value in self.outputs.items()
+        )
+        return f"Features({arrays})"
+
+    def _shape(self, name: str, shape: Sequence[int]) -> Sequence[int]:
+        """Patch tokens as the properties give them, on the grid."""
+        if not name.endswith("patch_tokens"):
+            return shape
+        return (shape[0], self.grid.rows, self.grid.cols, *shape[2:])
 
     def __len__(self) -> int:
         return len(next(iter(self.outputs.values())))
@@ -93,6 +120,24 @@ class Features:
     def _on_grid(self, name: str) -> FloatArray:
         value = self._output(name)
         return value.reshape(len(value), self.grid.rows, self.grid.cols, -1)
+
+
+def gathered(groups: Sequence[tuple[ImageGroup, Features]]) -> Features | list[Features]:
+    """Features of all images in the caller's order: stacked where they have one grid."""
+    if len(groups) == 1:
+        return groups[0][1]
+    single = scatter(groups)
+    first = single[0]
+    if any(each.grid != first.grid for each in single) or not _on_host(first):
+        return single
+    outputs = {
+        name: np.concatenate([each.outputs[name] for each in single]) for name in first.outputs
+    }
+    return replace(first, outputs=outputs)
+
+
+def _on_host(features: Features) -> bool:
+    return all(isinstance(value, np.ndarray) for value in features.outputs.values())
 
 
 def scatter(groups: Iterable[tuple[ImageGroup, Features]]) -> list[Features]:

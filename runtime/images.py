@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class LoadedImage:
 
 
 def load_image(
-    path: Path | str | bytes | BinaryIO, preprocess: Preprocess | str = "native"
+    path: "Path | str | bytes | BinaryIO | Image", preprocess: Preprocess | str = "native"
 ) -> NDArray[np.uint8]:
     """The image file `path`, an open one, or one in memory, as uint8 [H, W, 3], RGB, C-contiguous.
 
@@ -73,7 +73,7 @@ def load_image(
 
 
 def load_fitted(
-    path: Path | str | bytes | BinaryIO,
+    path: "Path | str | bytes | BinaryIO | Image",
     preprocess: Preprocess,
     fit: Callable[[ImageSize], ImageSize],
 ) -> LoadedImage:
@@ -99,6 +99,15 @@ def load_fitted(
     # Pillow's decoders let through whatever a damaged file makes them trip over.
     except Exception as error:
         raise InputError(f"{shown(_name(path))} {_reason(error)}") from error
+
+
+def as_pillow(image: NDArray[np.uint8]) -> "Image":
+    """`image` [H, W, 3] as Pillow has it.
+
+    Raises:
+        MissingDependencyError: Pillow is not installed.
+    """
+    return _pillow().fromarray(image)  # type: ignore[no-any-return]
 
 
 def resize(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
@@ -149,11 +158,17 @@ def _pillow(module: str = "PIL.Image") -> ModuleType:
     return require(module, extra="image", purpose="reading or writing an image file")
 
 
-def _name(path: Path | str | bytes | BinaryIO) -> str:
+def _name(path: "Path | str | bytes | BinaryIO | Image") -> str:
     """What a message calls an image: never its content."""
     if isinstance(path, bytes):
         return f"an image of {len(path)} bytes in memory"
+    if _is_pillow(path):
+        return f"the Pillow image of mode {path.mode}"
     return str(path)
+
+
+def _is_pillow(path: object) -> TypeGuard["Image"]:
+    return isinstance(path, _pillow().Image)
 
 
 def _decode_smaller(image: "Image", fit: Callable[[ImageSize], ImageSize]) -> ImageSize | None:
@@ -185,10 +200,15 @@ def _applied(steps: Preprocess, image: "Image") -> "Image":
     return image if steps.crop is None else _center_crop(image, steps.crop)
 
 
-def _open(path: Path | str | bytes | BinaryIO) -> "Image":
+def _open(path: "Path | str | bytes | BinaryIO | Image") -> "Image":
+    if _is_pillow(path):
+        return path.copy()  # what is done to it is not done to the caller's
+    file = io.BytesIO(path) if isinstance(path, bytes) else path
+    return _open_file(cast("Path | str | BinaryIO", file))
+
+
+def _open_file(path: Path | str | BinaryIO) -> "Image":
     pillow = _pillow()
-    if isinstance(path, bytes):
-        path = io.BytesIO(path)
     with _open_lock, warnings.catch_warnings():
         warnings.simplefilter("error", pillow.DecompressionBombWarning)
         if isinstance(path, Path | str):

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.named import is_variant_name
 from dinov2rt.bundle.remote import is_url, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat, is_task_output
@@ -27,14 +28,22 @@ from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, Inp
 from dinov2rt.foreign import quoted
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.device_inputs import device_group
-from dinov2rt.runtime.features import Features, scatter
+from dinov2rt.runtime.embedding import Pool, embed
+from dinov2rt.runtime.features import Features, gathered
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.inputs import ImageGroup, group_images
+from dinov2rt.runtime.loading import Loader
 from dinov2rt.runtime.predict import Request, predict_all
 from dinov2rt.runtime.predictions import Prediction, Predictions
+from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.recipes import check_recipe, official
-from dinov2rt.runtime.selection import Choice, select
+from dinov2rt.runtime.selection import Choice, select, worth_asking_for
 from dinov2rt.runtime.verification import compare_all, doubt, note_down
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from dinov2rt.runtime.loading import ImageLike
 
 _WARM_UP_CALLS = 3
 """On a GPU, the second call of a shape captures its CUDA graph; the third runs it."""
@@ -87,35 +96,41 @@ class Model:
     @overload
     def __call__(
         self,
-        images: NDArray[Any],
+        images: "NDArray[Any] | str | Path | bytes | Image",
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features: ...
 
     @overload
     def __call__(
         self,
-        images: Sequence[NDArray[Any]],
+        images: "Sequence[ImageLike]",
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
-    ) -> list[Features]: ...
+    ) -> Features | list[Features]: ...
 
     def __call__(
         self,
-        images: NDArray[Any] | Sequence[NDArray[Any]],
+        images: "ImageLike | Sequence[ImageLike]",
         *,
         outputs: Sequence[str] | None = None,
         snap: str = "crop",
+        preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features | list[Features]:
-        """Features of one array, or of a list of images of any sizes, in its order.
+        """Features of an image, of a batch, or of a list of images of any sizes, in its order.
 
         Args:
-            images: uint8 [B, H, W, 3] or [H, W, 3], RGB, or a list of [H, W, 3]. A bundle exported
+            images: uint8 [B, H, W, 3] or [H, W, 3], RGB; a path, the bytes of an image file, or a
+                Pillow image, which `load_image` reads; or a list of any of these, [H, W, 3] each.
+                Files of more than `max_pixels` are scaled to fit, with a `ScaledWarning`; arrays
+                are refused. A bundle exported
                 with `--input normalized` takes float32 [B, 3, H, W] as well. A TensorRT plan also
                 takes the graph's own input on its GPU (DLPack or `__cuda_array_interface__`: torch,
                 CuPy, JAX); it must not be overwritten before an output was taken over.
@@ -124,25 +139,80 @@ class Model:
             snap: how sides that are no multiples of 14 become some: "crop" (bottom and right, the
                 model card's), "center-crop", "pad" (zeros after normalisation, centred, as the
                 depth heads do), "resize" (to the nearest multiple), or "error".
+            preprocess: how images are scaled and cropped first, as for `load_image`.
             device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
                 for DLPack. The consumer's stream waits for it; the host does not.
 
         Returns:
-            `Features` with B images, or for a list a list of `Features` with B = 1 each.
+            `Features` with B images. For a list, one `Features` with all of its images if their
+            grids agree, else a list of `Features` with B = 1 each.
 
         Raises:
             InputError: the images or arguments cannot be used.
         """
         names = self._output_names(outputs)
+        loader = self._loader(preprocess, Snap.parse(snap))
+        images = loader.load_all(images)
+        loader.warn()
         groups = self._groups(images, Snap.parse(snap))
         if device_outputs:
             self._check_gpu("device_outputs")
         results = [(group, self._run(group, names, device_outputs)) for group in groups]
-        return scatter(results) if isinstance(images, list | tuple) else results[0][1]
+        return gathered(results)
+
+    def embed(
+        self,
+        images: "ImageLike | Iterable[ImageLike]",
+        *,
+        batch_size: int = 8,
+        pool: str = "cls",
+        normalize: bool = True,
+        snap: str = "crop",
+        preprocess: Preprocess | str = "native",
+    ) -> NDArray[np.float32]:
+        """One vector an image, [N, D] in the order of `images`, for search and classification.
+
+        Images are read as they are needed, decoded by threads, and batched by size, so that an
+        iterator of any length will do; memory grows by the vectors alone.
+
+        Args:
+            images: paths, bytes, Pillow images, arrays [H, W, 3], in any mixture; one or many.
+            batch_size: images of one forward pass at most.
+            pool: "cls", "patch_mean", or "cls+patch_mean", which gives [N, 2·D].
+            normalize: scale each vector to length 1, so that a product is a cosine.
+            snap: as in `__call__`.
+            preprocess: as in `__call__`.
+
+        Raises:
+            InputError: an image that cannot be used, named by its position; `extract_features` of
+                a whole folder goes on instead.
+
+        Example:
+            >>> vectors = model.embed(sorted(Path("photos").glob("*.jpg")))  # doctest: +SKIP
+        """
+        pooled, loader = Pool.parse(pool), self._loader(preprocess, Snap.parse(snap))
+
+        def call(batch: NDArray[Any]) -> Features:
+            return self(batch, outputs=pooled.outputs, snap=snap)
+
+        vectors = embed(call, images, loader, pooled, batch_size=batch_size, normalize=normalize)
+        loader.warn()
+        return vectors
+
+    def _loaded(self, images: Any) -> Any:
+        """Files among `images` as arrays."""
+        loader = self._loader("native", Snap.CROP)
+        loaded = loader.load_all(images)
+        loader.warn()
+        return loaded
+
+    def _loader(self, preprocess: Preprocess | str, snap: Snap) -> Loader:
+        steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
+        return Loader(steps, lambda size: size.fitted(self.options.max_pixels, snap))
 
     def predict(
         self,
-        images: NDArray[Any] | Sequence[NDArray[Any]],
+        images: "ImageLike | Sequence[ImageLike]",
         *,
         heads: str | Sequence[str] | None = None,
         snap: str | None = None,
@@ -174,6 +244,7 @@ class Model:
         Raises:
             InputError: images or arguments that cannot be used, or the bundle has no such head.
         """
+        images = self._loaded(images)
         request = Request.of(self.manifest.heads, heads, snap, scores=scores)
         check_recipe(recipe, request, device_outputs=device_outputs)
         if device_outputs:
@@ -262,10 +333,11 @@ class Model:
         return report
 
     def describe(self) -> str:
-        """What runs this model, and why nothing better does."""
+        """What runs this model, why nothing better does, and what would be faster on request."""
         lines = [f"{self.variant.name} {self.graph.precision} on {self._backend.description}"]
         lines += filter(None, [self._doubt()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
+        lines += worth_asking_for(self.manifest, self._choice)
         return "\n".join(lines)
 
     def close(self) -> None:
@@ -386,8 +458,10 @@ def load(
     """Load a bundle.
 
     Args:
-        bundle: its directory, or any URL that fsspec reads, e.g. s3://models/dinov2_vits14, whose
-            files are copied to this machine once (`$DINOV2RT_CACHE`, or ~/.cache/dinov2rt).
+        bundle: its directory; the name of a variant, such as "dinov2_vits14_reg", whose bundle is
+            taken from the cache, or exported into it where torch is installed; or any URL that
+            fsspec reads, e.g. s3://models/dinov2_vits14, whose files are copied to this machine
+            once. The cache is `$DINOV2RT_CACHE`, or ~/.cache/dinov2rt.
         device: "auto" (the best that runs here), "cpu", "cuda", or a GPU by number, "cuda:1".
         backend: "openvino", "onnxruntime" or "tensorrt"; None chooses the best.
         precision: the precision of the graph, e.g. "fp32"; None chooses the best.
@@ -403,6 +477,8 @@ def load(
         InputError: an option has an unknown value.
         AccuracyError: `verify` is set and failed.
     """
+    if is_variant_name(bundle):
+        bundle = local_bundle(bundle)
     location = str(bundle) if is_url(bundle) else str(Path(bundle).absolute())
     model = _reload(location, LoadOptions(device, backend, precision, threads, max_pixels))
     if verify:

@@ -109,6 +109,10 @@ _RUNNERS = (
 )
 
 
+_UNASKED = (Precision.INT8, Precision.BF16)
+"""Precisions that trade accuracy for speed on a CPU, and are never chosen unasked."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
     bundle: Path
@@ -173,10 +177,35 @@ def _first_that_starts(request: _Request, candidates: _Candidates) -> Choice:
             return replace(open_it(), passed_over=tuple(passed_over))
         except (BackendError, MissingDependencyError) as error:
             passed_over.append((name, str(error)))
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over)
     if not passed_over:
-        reasons = f"{_asked_for(request)}: graphs run as {', '.join(map(str, _RUNNERS))}"
-    raise BackendError(f"nothing that was asked for runs here ({reasons})")
+        passed_over = [(_asked_for(request), f"graphs run as {', '.join(map(str, _RUNNERS))}")]
+    if not _asked_for(request).replace("auto", "").strip():
+        passed_over.sort(key=lambda entry: " cpu " not in entry[0])  # most machines have no GPU
+        raise BackendError("nothing in this bundle runs here", _reasons(passed_over))
+    raise BackendError("nothing that was asked for runs here", _reasons(passed_over))
+
+
+def _reasons(passed_over: list[tuple[str, str]]) -> list[str]:
+    """One line for each reason, with all that it holds for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in passed_over:
+        names.setdefault(reason, []).append(name)
+    return [f"{', '.join(held)}: {reason}" for reason, held in names.items()]
+
+
+def worth_asking_for(manifest: Manifest, choice: Choice) -> list[str]:
+    """Faster and less exact graphs that would run here, and how to get them."""
+    if choice.plan is not None or choice.graph.precision is not Precision.FP32:
+        return []
+    there = {graph.precision for graph in manifest.graphs}
+    lines = []
+    for runner in dict.fromkeys(_RUNNERS[len(_PREFERENCE) :]):
+        if runner.precision in _UNASKED and runner.cannot_run() is None:
+            way = f'precision="{runner.precision}"'
+            if runner.precision not in there:
+                way = f"export --precision fp32,{runner.precision}, then {way}"
+            lines.append(f"{runner} would run here, faster and less exact: {way}")
+    return lines
 
 
 def _plans(request: _Request) -> _Candidates:
@@ -232,7 +261,7 @@ def _open_graph(request: _Request, runner: _Runner) -> Choice:
     graph = runner.graph_of(request.manifest)
     reason = runner.cannot_run() if graph else _no_graph(request, runner)
     if graph is None or reason is not None:
-        raise BackendError(reason)
+        raise BackendError(str(reason))
     return Choice(graph, _open_while_hashing(request, graph, runner), ())
 
 

@@ -30,18 +30,17 @@ def bench(
 ) -> Iterator[BenchmarkRun]:
     """Measure `bundles` one after the other.
 
-    Yields the run so far: with its settings before any measurement, with the machine's peak rates
-    before the first cell, and then after every cell. The last one is complete.
+    Gives the run as far as it has come: with its settings before anything is measured, with the
+    machine's limits before the first cell, then after every cell. The last one is whole.
 
     Raises:
-        InputError: two bundles are of the same variant, or no requested backend of dinov2rt can run
-            one of them.
+        InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
         CandidateError: the reference cannot be loaded.
         BundleError: a bundle cannot be read.
     """
-    run = _empty_run(bundles, request, command)
+    run = _begun(bundles, request, command)
     yield run
-    say("measuring the machine's peak rates")
+    say("measuring what this machine can do at most")
     run = replace(run, roof=measure_roof(request.device, request.threads, request.matrix_library))
     yield run
     done, so_far = Measured(), Measured()
@@ -70,10 +69,10 @@ def _under_load(environment: Environment, gpu: GpuState) -> Environment:
     )
 
 
-def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
-    """The run before any measurement: settings, environment and bundles."""
+def _begun(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
+    """What is known before anything is measured."""
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
-    _check_variants_differ(facts)
+    _refuse_one_variant_twice(facts)
     for bundle in bundles:
         own_candidates(request.own, Task(bundle, request.device, request.threads))
     return BenchmarkRun(
@@ -97,7 +96,7 @@ def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> Bench
     )
 
 
-def _check_variants_differ(facts: Sequence[BundleFacts]) -> None:
+def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
     variants = [bundle.variant for bundle in facts]
     for variant in variants:
         if variants.count(variant) > 1:

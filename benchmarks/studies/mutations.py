@@ -1,11 +1,11 @@
-r"""Tests the readers of dinov2rt with damaged files, and counts how many are handled.
+r"""Damaged and forged files through the readers of dinov2rt: how many were tried and handled.
 
     python -m dinov2rt.benchmarks.studies.mutations [--seeds 300] [--kinds tar,png]
 
-A valid file of each kind is changed at random, differently for every seed: bits, lengths, repeated
-and missing parts, numbers at the ends of their ranges. A reader may read the file, if it is still
-valid, or refuse it with one line (`Dinov2rtError`, or a row of the errors table). Anything else,
-such as a crash or a message with control characters, is a failure.
+A sound file of each kind is changed at random, a different way for every seed: bits, lengths,
+repeated and missing parts, numbers at the ends of their ranges. A reader may read what it is given,
+if that is still sound, or refuse it in one line (`Dinov2rtError`, or a row of the errors table).
+Everything else, a crash, a line with control characters, counts as a failure.
 """
 
 import argparse
@@ -55,7 +55,7 @@ _MOST_CHANGES = 4
 
 @dataclass(slots=True)
 class Count:
-    """The results for the files of one kind; `failures` are the seeds that were not handled."""
+    """What became of the files of one kind; `failures` are the seeds that were not handled."""
 
     read: int = 0
     refused: int = 0
@@ -64,15 +64,15 @@ class Count:
 
     @property
     def tried(self) -> int:
-        """The number of files."""
+        """All of them."""
         return self.read + self.refused + len(self.failures)
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file: its name, a valid example, and its reader.
+    """A kind of file: what it is called, a sound one, and what reads it.
 
-    `read` returns the reasons why parts of the file were refused.
+    `read` returns the lines with which parts were refused.
     """
 
     file: str
@@ -174,7 +174,7 @@ def _tar() -> bytes:
 
 
 def _right_checksums(content: bytearray, rng: random.Random) -> None:
-    """Half of the time, change a header and correct its checksum, so that it is accepted."""
+    """Half of the time, so that a changed header is believed; and a change in one to believe."""
     if rng.random() < 0.5:
         return
     start = 512 * rng.randrange(max(1, len(content) // 512))
@@ -280,7 +280,7 @@ def table(counts: dict[str, Count]) -> Table:
 
 
 def main() -> int:
-    """Print the table; return 0 if every file was handled."""
+    """The table on standard output; 0 if everything was handled."""
     parser = argparse.ArgumentParser(prog="mutations")
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--kinds", default=",".join(KINDS))

@@ -23,6 +23,9 @@ from dinov2rt.optional import require
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
+_WITHOUT_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
+NO_DRIVER = "there is no NVIDIA driver"
+"""What is said wherever a GPU is asked for on a machine without one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ def call(function: str, *arguments: Any) -> Any:
     runtime = _runtime()
     status, *values = getattr(runtime, function)(*arguments)
     if status != runtime.cudaError_t.cudaSuccess:
+        if status.name in _WITHOUT_DRIVER and _driver_version() is None:
+            raise BackendError(NO_DRIVER)
         _, message = runtime.cudaGetErrorString(status)
         raise BackendError(f"{function} failed: {message.decode()} ({status.name})")
     return tuple(values) if len(values) > 1 else next(iter(values), None)

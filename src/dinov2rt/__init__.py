@@ -31,9 +31,11 @@ if TYPE_CHECKING:
         PlanWarning,
         WeightsError,
     )
+    from dinov2rt.extraction.job import extract_features
     from dinov2rt.extraction.reader import read_features
     from dinov2rt.runtime.features import Features, LayerFeatures
     from dinov2rt.runtime.images import load_image
+    from dinov2rt.runtime.loading import ScaledWarning
     from dinov2rt.runtime.model import Model, load
     from dinov2rt.runtime.predictions import (
         Classification,
@@ -62,10 +64,12 @@ __all__ = [
     "PlanInputError",
     "PlanWarning",
     "Predictions",
+    "ScaledWarning",
     "Segmentation",
     "Variant",
     "WeightsError",
     "__version__",
+    "extract_features",
     "load",
     "load_image",
     "read_features",
@@ -92,9 +96,11 @@ _MODULES = {
     "PlanInputError": "errors",
     "PlanWarning": "errors",
     "Predictions": "runtime.predictions",
+    "ScaledWarning": "runtime.loading",
     "Segmentation": "runtime.predictions",
     "Variant": "bundle.variants",
     "WeightsError": "errors",
+    "extract_features": "extraction.job",
     "load": "runtime.model",
     "load_image": "runtime.images",
     "read_features": "extraction.reader",

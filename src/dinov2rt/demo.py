@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.analysis.pca import patch_pca
+from dinov2rt.analysis.pca import draw_demo, patch_pca
 from dinov2rt.analysis.prediction_pictures import draw_overview
 from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
 from dinov2rt.engines.build import build_plan
@@ -103,6 +103,7 @@ def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:
         raise TypeError(f"{_HEAD} does not answer with depth")
     cut = replace(depth, metres=depth.metres[:, : len(seen), : seen.shape[1]])
     write_png(draw_overview(seen, colours, features.attention[0], cut), picture)
+    draw_demo(seen, features.patch_tokens[0], picture.with_stem(f"{picture.stem}-features"))
 
 
 def _latency(model: Model, pixels: NDArray[np.uint8]) -> str:

@@ -1,5 +1,7 @@
 """What can go wrong, as one small tree of exceptions."""
 
+from collections.abc import Sequence
+
 from dinov2rt.foreign import one_line
 
 
@@ -30,7 +32,14 @@ class BundleReplacedError(BundleError):
 
 
 class BackendError(Dinov2rtError):
-    """A backend that cannot run here what was asked for by name."""
+    """A backend that cannot run here what was asked for by name.
+
+    Where several were tried, `reasons` has a line for each; the message has them all.
+    """
+
+    def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
+        super().__init__(f"{message} ({'; '.join(reasons)})" if reasons else message)
+        self.summary, self.reasons = message, tuple(reasons)
 
 
 class WeightsError(Dinov2rtError):

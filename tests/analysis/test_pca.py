@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dinov2rt.analysis.pca import draw_pca, patch_pca
+from dinov2rt.analysis.pca import draw_demo, draw_pca, patch_pca
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.runtime.images import load_image
 
@@ -175,3 +175,35 @@ def test_picture_too_large_to_open(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1816x53768 is 97642688 pixels, more than the 89478485"):
         draw_pca(images, [np.zeros((1, 60, 3))] * 4, tmp_path / "pca.png")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("count", "pages"), [(4, 1), (5, 1), (15, 1), (16, 2), (64, 5)])
+def test_many_images_are_pages_of_a_size_that_one_can_look_at(
+    tmp_path: Path, count: int, pages: int
+) -> None:
+    image, colours = np.zeros((28, 42, 3), np.uint8), np.ones((2, 3, 3))
+    written = draw_pca([image] * count, [colours] * count, tmp_path / "p.png")
+    names = ["p.png", *(f"p-{number}.png" for number in range(2, pages + 1))]
+    assert [page.name for page in written] == names
+    for page in written:
+        with PIL.Image.open(page) as picture:
+            assert max(picture.size) <= 2200
+    tiles = sum((load_image(page) == 0).all(axis=-1).sum() for page in written)
+    height = 448 if count <= 4 else 224
+    assert tiles == count * height * round(height * 1.5)  # every photo is there, and it is black
+
+
+def test_the_whole_image_has_no_background() -> None:
+    (colours,) = patch_pca([scene(box((16, 16), 6, 6, 10, 10))], whole=True)
+    assert lit(colours).mean() > 0.9
+
+
+def test_the_demo_shows_photo_whole_and_foreground_with_words(tmp_path: Path) -> None:
+    photo = np.full((224, 224, 3), 77, np.uint8)
+    draw_demo(photo, scene(box((16, 16), 6, 6, 10, 10)), tmp_path / "p.png")
+    picture = load_image(tmp_path / "p.png")
+    assert picture.shape[1] == 3 * 448 + 2 * 8
+    assert (picture[:448, :448] == 77).all()
+    whole, foreground = picture[:448, 456 : 456 + 448], picture[:448, 912:]
+    assert (whole.max(axis=-1) == 0).mean() < 0.1 < (foreground.max(axis=-1) == 0).mean()
+    assert (picture[448:] < 255).any(axis=(1, 2)).sum() > 30  # words

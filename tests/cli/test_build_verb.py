@@ -21,6 +21,13 @@ def test_build_prints_what_the_manifest_says(
     assert document["verified"] is False
     assert document["plan"]["fused_attention"] == 12
 
+    assert main(["build", str(bundle), *options]) == 2
+    assert "already, with the profiles 28 (" in capsys.readouterr().err
+    assert main(["build", str(bundle), *options, "--target", "a100", "--force"]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("a TensorRT for RTX plan, fp16: runs on sm80 GPUs with TensorRT for")
+    assert "not with TensorRT; build that with --flavour tensorrt" in first
+
 
 @pytest.mark.parametrize(
     ("options", "status", "message"),

@@ -101,7 +101,14 @@ def test_building_again_replaces_the_plan_and_records_the_options(
     assert not refused.exists(), "it is out of date"
     assert any("building 1 profiles for sm80 with tensorrt_rtx" in line for line in said)
     options = dataclasses.replace(SMALL, weight_streaming=True, optimization_level=0)
-    second = build_plan(bundle, options)
+    content = (bundle / first.file.path).read_bytes()
+    with pytest.raises(
+        InputError, match=r"holds a fp16 plan of .* for sm80 already, with .*--force"
+    ):
+        build_plan(bundle, dataclasses.replace(options, target="A100"))
+    assert (bundle / first.file.path).read_bytes() == content
+    assert Manifest.read(bundle).plans == (first,)
+    second = build_plan(bundle, dataclasses.replace(options, target="8.0"), force=True)
     assert Manifest.read(bundle).plans == (second,)
     assert first.file.path == second.file.path
     assert second.options == {"weight_streaming": "true", "optimization_level": "0"}

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
+from dinov2rt.engines.options import BuildOptions, HardwareCompatibility, canonical_target
 from dinov2rt.errors import InputError
 
 
@@ -33,3 +33,28 @@ def test_the_manifest_records_what_differs_from_the_defaults() -> None:
         "optimization_level": "0",
         "hardware_compatible": "ampere-plus",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("sm80", "sm80"),
+        ("sm_80", "sm80"),
+        ("SM80", "sm80"),
+        ("8.0", "sm80"),
+        ("80", "sm80"),
+        ("compute_80", "sm80"),
+        ("A100", "sm80"),
+        ("a100", "sm80"),
+        ("8.9", "sm89"),
+        ("12.0", "sm120"),
+        ("sm120", "sm120"),
+        ("H100", "sm90"),
+        ("current", "current"),
+        ("open", "open"),
+        ("a1000", "a1000"),
+        ("", ""),
+    ],
+)
+def test_a_target_may_be_called_by_several_names(name: str, target: str) -> None:
+    assert canonical_target(name) == target

@@ -1,6 +1,8 @@
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -202,3 +204,14 @@ def test_packages_are_looked_up_and_not_imported() -> None:
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_every_optional_package_is_listed() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    listed = {name for names, _, _ in doctor._PACKAGES for name in names}
+    for extra, packages in extras.items():
+        for package in packages:
+            name = re.split(r"[\[><=;]", package)[0].strip()
+            assert name in listed | {"dinov2rt"}, f"{name} of {extra}"
+    assert {extra for _, _, extra in doctor._PACKAGES} <= set(extras)

@@ -16,6 +16,7 @@ from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import FileEntry, Manifest
 from dinov2rt.errors import AccuracyError, BackendError, BundleError, Dinov2rtError, InputError
+from dinov2rt.runtime.backends.openvino import cannot_run_int8
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.model import Model, load
 
@@ -90,10 +91,10 @@ def test_intermediate_layers(model_normalized: Model) -> None:
     assert not np.allclose(early.patch_tokens, features.patch_tokens, atol=0.1)
     with pytest.raises(InputError) as error:
         features.layer(3)
-    assert str(error.value) == (
-        "layer_3_cls_token is not among the outputs here: cls_token, register_tokens, "
-        "patch_tokens, layer_2_cls_token, layer_2_patch_tokens, layer_11_cls_token, "
-        "layer_11_patch_tokens"
+    assert str(error.value).startswith(
+        "layer 3 is not among the outputs here: cls_token, register_tokens, patch_tokens, "
+        "layer_2_cls_token, layer_2_patch_tokens, layer_11_cls_token, layer_11_patch_tokens; "
+        "export the bundle with --layers 3"
     )
 
 
@@ -238,8 +239,12 @@ def test_describe_says_what_runs_and_why_nothing_better(
     pooling: Model, pooling_bundle: Path
 ) -> None:
     here = f"dinov2_vits14 fp32 on openvino {metadata.version('openvino')}, cpu"
-    assert pooling.describe() == here  # asked for by name: there is nothing to pass over
-    assert load(pooling_bundle).describe().splitlines() == [
+    hint = "openvino cpu int8 would run here, faster and less exact: export --precision fp32,int8"
+    first, *hints = pooling.describe().splitlines()
+    assert first == here  # asked for by name: there is nothing to pass over
+    assert any(each.startswith(hint) for each in hints) == (cannot_run_int8() is None)
+    lines = load(pooling_bundle).describe().splitlines()
+    assert [line for line in lines if "would run here" not in line] == [
         here,
         "passed over onnxruntime cuda fp16, fused: the bundle holds no fused graph; "
         f"add it with: dinov2rt build {pooling_bundle} --target onnxruntime-cuda",

@@ -54,11 +54,13 @@ def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     )
 
 
-def require_export_room(purpose: str) -> None:
+def require_export_room(purpose: str, *, extra: str = "export") -> None:
     """Say which extra is missing, before any module of the export room is imported.
+
+    `extra` is the one that brings all that the purpose needs.
 
     Raises:
         MissingDependencyError: a package of the extra is not installed.
     """
     for package in ("torch", "onnx", "onnxscript", "safetensors"):
-        require(package, extra="export", purpose=purpose)
+        require(package, extra=extra, purpose=purpose)

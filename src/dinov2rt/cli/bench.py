@@ -54,7 +54,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> Outcome:
-    require_export_room("bench")
+    require_export_room("bench", extra="bench")
     for package in ("msgspec", "psutil", "PIL"):
         require(package, extra="bench", purpose="bench")
     from dinov2rt.benchmarks.results import BenchmarkRun

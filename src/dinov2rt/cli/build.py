@@ -3,12 +3,13 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import PlanEntry
+from dinov2rt.bundle.manifest import Flavour, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, progress, table
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.engines.build import build_plan
+from dinov2rt.engines.flavours import OPEN
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
 from dinov2rt.optional import require
 from dinov2rt.runtime.selection import CUDA_TARGET
@@ -22,9 +23,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--target",
         default=_DEFAULTS.target,
-        help="compute capability of the GPU that the plan is for, such as sm80 (A100, default), "
-        "or current, or open; or onnxruntime-cuda: no plan, but the graph for ONNX Runtime on any "
-        "NVIDIA GPU",
+        help="compute capability of the GPU that the plan is for, such as sm80 (default; 8.0, "
+        "sm_80 and A100 mean the same), or current, or open; or onnxruntime-cuda: no plan, but the "
+        "graph for ONNX Runtime on any NVIDIA GPU",
     )
     parser.add_argument(
         "--flavour",
@@ -34,6 +35,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--precision", default=str(_DEFAULTS.precision), help="of the graph (default: fp16)"
     )
+    parser.add_argument("--force", action="store_true", help="replace the plan that is there")
     _add_profiles(parser)
     _add_builder_options(parser)
 
@@ -105,7 +107,9 @@ def _run(arguments: Namespace) -> Outcome:
             else None
         ),
     )
-    return _outcome(arguments.bundle, build_plan(arguments.bundle, options, progress))
+    return _outcome(
+        arguments.bundle, build_plan(arguments.bundle, options, progress, force=arguments.force)
+    )
 
 
 def _add_cuda_graph(bundle: Path) -> Outcome:
@@ -126,15 +130,29 @@ def _add_cuda_graph(bundle: Path) -> Outcome:
 def _outcome(bundle: Path, plan: PlanEntry) -> Outcome:
     rows = [(entry.name, str(entry.shapes), mib(entry.scratch_bytes)) for entry in plan.profiles]
     lines = [
-        f"{bundle / plan.file.path}: {mib(plan.file.size_bytes)} in {plan.build_seconds:.0f} s",
-        f"{plan.flavour} {plan.version}, {plan.precision} for {plan.target}, "
-        f"{mib(plan.weight_bytes)} of weights",
+        _kind(plan),
+        f"{bundle / plan.file.path}: {mib(plan.file.size_bytes)}, {mib(plan.weight_bytes)} of "
+        f"weights, in {plan.build_seconds:.0f} s",
         f"attention: one fused kernel in each of {plan.fused_attention} blocks, in every profile",
         table(_HEADER, rows),
         f"unverified: compare it on a {plan.target} GPU with: dinov2rt verify {bundle}",
     ]
     document = {"bundle": bundle, "plan": plan, "verified": plan.verification is not None}
     return Outcome(document, "\n".join(lines))
+
+
+def _kind(plan: PlanEntry) -> str:
+    """What was built, and where it runs."""
+    gpus = "GPUs that it knows" if plan.target == OPEN else f"{plan.target} GPUs"
+    if plan.flavour is Flavour.TENSORRT:
+        return (
+            f"a TensorRT plan, {plan.precision}: runs on {gpus} with TensorRT {plan.version}, "
+            "here and in Triton"
+        )
+    return (
+        f"a TensorRT for RTX plan, {plan.precision}: runs on {gpus} with TensorRT for RTX "
+        f"{plan.version}, and not with TensorRT; build that with --flavour tensorrt on the GPU"
+    )
 
 
 BUILD = Verb("build", "build a TensorRT plan into a bundle", _add_arguments, _run)

@@ -19,15 +19,38 @@ from dinov2rt.cli.heads.predict import PREDICT
 from dinov2rt.cli.heads.train_head import TRAIN_HEAD
 from dinov2rt.cli.info import INFO
 from dinov2rt.cli.knn import KNN
-from dinov2rt.cli.output import complain, to_json, write_result
+from dinov2rt.cli.output import a_line_a_minute, complain, to_json, write_result
 from dinov2rt.cli.report import REPORT
 from dinov2rt.cli.run import RUN
 from dinov2rt.cli.search import SEARCH
 from dinov2rt.cli.triton import TRITON
 from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
-from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.foreign import one_line
+from dinov2rt.optional import require
+
+_SHELLS = ("bash", "zsh", "tcsh")
+
+
+def _add_completion_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "shell",
+        choices=_SHELLS,
+        help="the shell; for bash: dinov2rt completion bash > "
+        "~/.local/share/bash-completion/completions/dinov2rt",
+    )
+
+
+def _complete(arguments: Namespace) -> Outcome:
+    shtab = require("shtab", extra="completion", purpose="shell completion")
+    script = shtab.complete(make_parser(), shell=arguments.shell)
+    return Outcome({"shell": arguments.shell, "script": script}, script)
+
+
+COMPLETION = Verb(
+    "completion", "print a script that completes commands", _add_completion_arguments, _complete
+)
 
 VERBS: tuple[Verb, ...] = (
     EXPORT,
@@ -43,6 +66,7 @@ VERBS: tuple[Verb, ...] = (
     REPORT,
     INFO,
     DOCTOR,
+    COMPLETION,
 )
 
 
@@ -67,13 +91,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _outcome(argv: list[str]) -> Outcome:
+    if not set(argv) - {"--json", "--debug"}:
+        return Outcome(
+            {"verbs": [verb.name for verb in VERBS]}, make_parser().format_help().rstrip()
+        )
     try:
-        arguments = _parser().parse_args(_tied(argv), Namespace(json=False, debug=False))
+        arguments = make_parser().parse_args(_tied(argv), Namespace(json=False, debug=False))
     except SystemExit:  # --help and --version have printed what they had to say
         write_result("")
         raise
     # Whatever a library prints must not get into the document.
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), a_line_a_minute():
         warnings.showwarning = _show_warning
         outcome: Outcome = arguments.run(arguments)
     return outcome
@@ -93,9 +121,17 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
         message = f"{where}{error.strerror}"
     else:
         message = f"unexpected {kind}: {message}; run it again with --debug, and report it"
-    complain(message if status == INTERRUPTED else f"error: {message}")
+    for line in _lines(error, message):
+        complain(line if status == INTERRUPTED else f"error: {line}")
     document = {"error": {"type": kind, "message": one_line(message)}}
     return Outcome(document, text="", status=status)
+
+
+def _lines(error: BaseException, message: str) -> list[str]:
+    """One, or where several backends were tried one for each."""
+    if isinstance(error, BackendError) and len(error.reasons) > 1:
+        return [error.summary, *error.reasons]
+    return [message]
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
@@ -107,7 +143,8 @@ class _Parser(ArgumentParser):
         raise InputError(f"{message}; see: {self.prog} --help")
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """The whole command line, with each verb's own options."""
     # Suppressed defaults let the two stand before the verb as well as after it.
     shared = _Parser(add_help=False, argument_default=SUPPRESS)
     shared.add_argument("--json", action="store_true", help="print one JSON document")

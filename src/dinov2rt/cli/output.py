@@ -1,11 +1,14 @@
 """Everything that the command line prints."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,9 +46,37 @@ def complain(message: str) -> None:
 
 
 def progress(message: str) -> None:
-    """One line on standard error, if somebody is watching."""
+    """Say what is done now: at once on a terminal, once a minute in a log (`a_line_a_minute`)."""
     if sys.stderr.isatty():
         complain(message)
+    else:
+        _now[0] = message
+
+
+@contextlib.contextmanager
+def a_line_a_minute(period_s: float = 60.0) -> Iterator[None]:
+    """While this lasts, say once in a while what is done, if no terminal shows it."""
+    ended, started = threading.Event(), time.monotonic()
+    _now[0] = ""
+
+    def tell() -> None:
+        while not ended.wait(period_s):
+            if _now[0]:
+                complain(f"{(time.monotonic() - started) / 60:.0f} min: {_now[0]}")
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if not sys.stderr.isatty():
+        teller.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if teller.is_alive():
+            teller.join()
+
+
+_now = [""]
+"""What is done at the moment, as `progress` was told last."""
 
 
 def to_json(document: Mapping[str, Any]) -> str:

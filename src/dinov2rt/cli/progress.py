@@ -6,14 +6,14 @@ import time
 from types import TracebackType
 from typing import Self
 
-from dinov2rt.cli.output import complain
+from dinov2rt.cli.output import complain, progress
 
 _CLEAR_LINE = "\r\x1b[K"
 _REFRESH_S = 0.1
 
 
 class Progress:
-    """Images done, images per second and the time left; nothing where no terminal is.
+    """Images done, images per second and the time left; in a log, a line a minute.
 
     `done` counts those that an earlier run has done: part of the way, but not of the speed.
     """
@@ -28,10 +28,14 @@ class Progress:
         """One more is done."""
         self._done += 1
         now = time.perf_counter()
-        if self._is_shown and now - self._drawn >= _REFRESH_S:
-            self._drawn = now
+        if now - self._drawn < _REFRESH_S:
+            return
+        self._drawn = now
+        if self._is_shown:
             sys.stderr.write(f"{_CLEAR_LINE}{self._line(now)}")
             sys.stderr.flush()
+        else:
+            progress(self._line(now))
 
     def complain(self, message: str) -> None:
         """One line of its own on standard error."""

@@ -52,7 +52,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help=f"picture of the patch tokens' principal components, FILE.png; of the first "
-        f"{PICTURE_IMAGES} images",
+        f"{PICTURE_IMAGES} images, in pages FILE-2.png and so on where there are many",
     )
     parser.add_argument(
         "--patch-tokens", action="store_true", help="write every patch token, not only their mean"
@@ -223,6 +223,7 @@ def _facts(
         # A dataset is there even where it has nothing but failures.
         "out": destination.out if is_dataset or has_features else None,
         "pca": destination.picture if finished.drawn else None,
+        "pca_pages": finished.pages,
         "drawn": finished.drawn,
         "images": report.images,
         "failed": report.failed,
@@ -251,7 +252,8 @@ def _text(facts: dict[str, Any]) -> str:
     if facts["out"]:
         lines.append(f"{facts['out']}: features of {_images(facts['images'])}")
     if facts["pca"]:
-        lines.append(f"{facts['pca']}: picture of {_images(facts['drawn'])}")
+        pages = ", ".join(map(str, facts["pca_pages"]))
+        lines.append(f"{pages}: picture of {_images(facts['drawn'])}")
     if facts["left"] == 0:
         lines.append("nothing was left to do: every image was done, or had failed, before")
     else:

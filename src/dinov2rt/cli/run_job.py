@@ -50,10 +50,11 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What came of a run; `drawn` images are in the picture."""
+    """What came of a run; `drawn` images are in the pages of the picture."""
 
     report: JobReport
     drawn: int
+    pages: list[Path]
     seconds: float
 
 
@@ -72,12 +73,13 @@ def run_job(
     started = time.perf_counter()
     report = _extract(model, chunks, options, decoders, destination)
     drawn = 0
+    pages: list[Path] = []
     if destination.picture is not None:
-        drawn, refused = _draw(model, chunks, options, destination.picture, report is None)
+        drawn, pages, refused = _draw(model, chunks, options, destination.picture, report is None)
         report = report or JobReport(drawn, len(refused), drawn, tuple(refused))
         _tell_left_out(destination.picture, drawn, num_images(chunks) - report.failed - drawn)
     assert report is not None  # noqa: S101  # a destination has at least one of the two
-    return Finished(report, drawn, time.perf_counter() - started)
+    return Finished(report, drawn, pages, time.perf_counter() - started)
 
 
 def _extract(
@@ -122,17 +124,19 @@ def _show(outcome: Outcome | PartReport, progress: Progress) -> None:
 
 def _draw(
     model: Model, chunks: list[Chunk], options: ExtractOptions, file: Path, is_alone: bool
-) -> tuple[int, list[Failure]]:
-    """How many images the picture shows, and those that could not be used.
+) -> tuple[int, list[Path], list[Failure]]:
+    """How many images are drawn, the pages, and the images that could not be used.
 
     These are reported here only if the picture `is_alone`: an extraction has reported them.
     """
     refused: list[Failure] = []
     items = (item for chunk in chunks for item in chunk.items())
-    drawn = draw_items(model, items, options, file, most=PICTURE_IMAGES, refused=refused.append)
+    drawn, pages = draw_items(
+        model, items, options, file, most=PICTURE_IMAGES, refused=refused.append
+    )
     for failure in refused if is_alone else ():
         complain(failure.reason)
-    return drawn, refused
+    return drawn, pages, refused
 
 
 def _tell_left_out(picture: Path, drawn: int, left_out: int) -> None:

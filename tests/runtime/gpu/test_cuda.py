@@ -22,27 +22,27 @@ def has_gpu() -> bool:
 
 
 without_gpu = pytest.mark.skipif(has_gpu(), reason="a GPU is here; see tests/gpu")
-NO_DRIVER = "failed: .+ [(]cudaError(InsufficientDriver|NoDevice)[)]$"
+NO_DRIVER = "there is no NVIDIA driver"
 
 
 @without_gpu
 @pytest.mark.parametrize(
-    ("make", "function"),
+    "make",
     [
-        (cuda.find_gpu, "cudaGetDevice"),
-        (cuda.Stream, "cudaStreamCreateWithFlags"),
-        (cuda.Event, "cudaEventCreateWithFlags"),
-        (lambda: cuda.Event(timed=True), "cudaEventCreateWithFlags"),
-        (lambda: cuda.call("cudaMemGetInfo"), "cudaMemGetInfo"),
-        (lambda: cuda.DeviceMemory(256), "cudaMalloc"),
-        (lambda: cuda.PinnedMemory(256), "cudaMallocHost"),
+        cuda.find_gpu,
+        cuda.Stream,
+        cuda.Event,
+        lambda: cuda.Event(timed=True),
+        lambda: cuda.call("cudaMemGetInfo"),
+        lambda: cuda.DeviceMemory(256),
+        lambda: cuda.PinnedMemory(256),
     ],
 )
-def test_without_a_gpu_each_call_says_so_in_one_line(make: object, function: str) -> None:
+def test_without_a_gpu_each_call_says_so_in_one_line(make: object) -> None:
     assert callable(make)
     with pytest.raises(BackendError) as error:
         make()
-    assert re.fullmatch(f"{function} {NO_DRIVER}", str(error.value))
+    assert re.fullmatch(NO_DRIVER, str(error.value))
 
 
 def test_every_function_that_is_called_exists() -> None:

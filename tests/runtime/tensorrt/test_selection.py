@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 A100 = Gpu(0, "NVIDIA A100-SXM4-80GB", "sm80", "580.159.04", (13, 0))
 H100 = Gpu(0, "NVIDIA H100 80GB HBM3", "sm90", "580.159.04", (13, 0))
 RTX_VERSION = "1.7.1.116"
-NO_GPU = r"cudaGetDevice failed: .+ \(cudaError(InsufficientDriver|NoDevice)\)"
+NO_GPU = "there is no NVIDIA driver"
 
 
 @pytest.fixture
