@@ -1,1 +1,1 @@
-"""What is timed: dinov2rt, and what a user would otherwise run."""
+"""The candidates of the benchmark: dinov2rt, and the libraries that users would run instead."""

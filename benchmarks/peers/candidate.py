@@ -1,4 +1,4 @@
-"""What is timed: one way to run a backbone, as its own users would."""
+"""The interface of a candidate: one way to run a backbone, as its users would."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from dinov2rt.bundle.precision import Precision
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a candidate is asked to load: the weights of a bundle, for one device."""
+    """The work of a candidate: load the weights of a bundle, on one device."""
 
     bundle: Path
     device: str
@@ -22,41 +22,42 @@ class Task:
 
     @property
     def manifest(self) -> Manifest:
-        """That of the bundle."""
+        """The bundle's manifest."""
         return Manifest.read(self.bundle)
 
 
 class Runner(Protocol):
     """A loaded candidate.
 
-    A call is timed from `prepare`d images in host memory to results in host memory. What its users
-    have before a call (a normalised tensor, say) is made by `prepare`, outside of the clock.
+    A call is timed from prepared images in host memory to results in host memory. `prepare` makes
+    the input that users of the library have before a call, such as a normalized tensor; it is not
+    timed.
     """
 
     version: str
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Any:
-        """From RGB uint8 [B, H, W, 3] to what `run` takes."""
+        """Convert RGB pixels, uint8 [B, H, W, 3], to the input of `run`."""
 
     def run(self, prepared: Any) -> Any:
-        """One call; returns when its results can be read."""
+        """Make one call; return when the results are ready."""
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
         """The results as `cls_token` [B, D], `register_tokens` [B, R, D], `patch_tokens` [B, P, D].
 
-        An output that this candidate does not give is left out.
+        Outputs that this candidate does not have are left out.
         """
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free all resources."""
 
 
 @dataclass(frozen=True, slots=True)
 class Phases:
-    """Where the time of one call on a GPU goes, in ms by CUDA events.
+    """The GPU time of one call in three phases, in ms by CUDA events.
 
-    The copies are those of images to the GPU and of outputs from it; what the host does before,
-    between and after them is in none of the three.
+    The copies are the images' copy to the GPU and the outputs' copy to the host. Work of the host
+    before, between and after them is not included.
     """
 
     host_to_device_ms: float
@@ -66,24 +67,24 @@ class Phases:
 
 @runtime_checkable
 class PhaseTimer(Protocol):
-    """What a runner can do beside `Runner`, if it sees the steps of its calls on a GPU."""
+    """A runner that can time the phases of its calls on a GPU."""
 
     def phases(self, prepared: Any) -> Phases | None:
-        """Those of one call; None where it does not run on a GPU."""
+        """The phases of one call; None if it does not run on a GPU."""
 
 
 def for_any(_: Task) -> bool:
-    """`is_for` of what runs any bundle."""
+    """The `is_for` of a candidate that runs any bundle."""
     return True
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A way to run a backbone. `open` runs in a fresh process that holds nothing else.
+    """A way to run a backbone. `open` runs in a fresh process of its own.
 
-    `cannot_run` says why it cannot on a device, without loading anything large, or None; `is_for`
-    whether it is meant for the bundle and the device at all. `libraries` are the modules that
-    `open` needs, imported before its clock starts.
+    `cannot_run` returns why it cannot run on a device, or None, without loading anything large.
+    `is_for` returns whether it is meant for the bundle and the device at all. `libraries` are the
+    modules that `open` needs; they are imported before its timing starts.
     """
 
     name: str

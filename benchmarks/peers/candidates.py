@@ -1,7 +1,7 @@
-"""All that can be timed, by name.
+"""All candidates, by name.
 
-Each peer's module imports its library, and is itself imported only in the process that is the
-candidate's own: a peer must not find another one's threads and memory there.
+A peer's module imports its library. It is imported only in the candidate's own process, so that the
+threads and memory of different libraries never mix.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def find(names: Sequence[str]) -> tuple[Candidate, ...]:
     """The candidates called `names`, in that order.
 
     Raises:
-        InputError: one does not exist; the message names all that do.
+        InputError: a name is unknown; the message lists the known names.
     """
     known = {candidate.name: candidate for candidate in CANDIDATES}
     unknown = [name for name in names if name not in known]
@@ -181,14 +181,14 @@ _PEERS: dict[str, dict[str, tuple[str, ...]]] = {
     "onnxruntime": dict.fromkeys(("cpu", "cuda"), ("onnxruntime",)),
 }
 PEERS = tuple(_PEERS)
-"""What a user would otherwise run; each stands for one or more candidates."""
+"""The libraries that users would run instead; each name stands for one or more candidates."""
 
 
 def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
     """The candidates that `names` of `PEERS` stand for on "cpu" or "cuda".
 
     Raises:
-        InputError: a name that is none of them.
+        InputError: a name is unknown.
     """
     unknown = [name for name in names if name not in _PEERS]
     if unknown:
@@ -199,10 +199,10 @@ def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
 
 
 def own(backend: str | None, precision: str | None) -> tuple[Candidate, ...]:
-    """dinov2rt's candidates, all or those of one backend and one precision.
+    """The candidates of dinov2rt: all, or only one backend or one precision.
 
     Raises:
-        InputError: a name that does not exist.
+        InputError: a name is unknown.
     """
     if backend is not None and backend not in BACKENDS:
         raise InputError(f"unknown backend {quoted(backend)}; allowed are {', '.join(BACKENDS)}")

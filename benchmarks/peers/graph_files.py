@@ -1,4 +1,4 @@
-"""Files that a plain export makes for a runner, in a folder that goes away with it."""
+"""Files of a plain export for a runner, in a temporary folder."""
 
 import tempfile
 from pathlib import Path
@@ -8,10 +8,10 @@ from dinov2rt.benchmarks.peers.plain_export import Shape, exports_any_size, plai
 
 
 class GraphFiles:
-    """One file for each shape that needs its own, made when first asked for.
+    """One file for each shape that needs its own, created at the first request.
 
-    `form` is "onnx" or "openvino". With registers one file takes any shape; without, one of ONNX
-    takes any batch of its size, and one of OpenVINO its own shape alone.
+    `form` is "onnx" or "openvino". For variants with registers, one file serves every shape. For
+    those without, an ONNX file serves every batch of its size, and an OpenVINO file only its shape.
     """
 
     def __init__(self, task: Task, form: str) -> None:

@@ -1,4 +1,4 @@
-"""A plain `torch.onnx.export` of the eager model in a default ONNX Runtime session, less TF32."""
+"""A plain `torch.onnx.export` of the eager model in a default ONNX Runtime session without TF32."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,8 @@ from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries
 
-# Its default on a GPU is TF32, which is faster and no float32: as that it is labelled, and to that
-# its accuracy is held.
+# Its default on a GPU is TF32, which is faster, but not float32. The candidate is labelled as
+# float32, and must meet float32's accuracy limits.
 _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
     "cpu": ("CPUExecutionProvider", {}),
     "cuda": ("CUDAExecutionProvider", {"use_tf32": "0"}),
@@ -23,9 +23,9 @@ _PROVIDERS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 class OnnxRuntimePeer:
-    """A session for one file; it is opened by the first call, and the file made before that.
+    """A session for one file; the first call opens it, after the file was created.
 
-    One for another file takes its place: its user would have no more than one either.
+    A session for another file replaces it, since a user would also have only one.
     """
 
     version = f"onnxruntime {onnxruntime.__version__}"
@@ -36,7 +36,7 @@ class OnnxRuntimePeer:
         self._opened: tuple[Path | None, Any] = (None, None)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The normalised images, float32 [B, 3, H, W]."""
+        """The normalized images, float32 [B, 3, H, W]."""
         images = self._task.manifest.normalization(pixels)
         self._files.file(images.shape)
         return images
@@ -70,6 +70,6 @@ def _open_session(file: Path, task: Task) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = task.threads
     session = onnxruntime.InferenceSession(file, options, providers=[(provider, provider_options)])
-    if provider not in session.get_providers():  # it falls back to the CPU and goes on
+    if provider not in session.get_providers():  # ONNX Runtime silently falls back to the CPU
         raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot start {provider} here")
     return session

@@ -14,9 +14,9 @@ from dinov2rt.bundle.signature import output_names
 
 
 class OpenVinoPeer:
-    """The compiled model of one file; the first call compiles it, and the file is made before.
+    """The compiled model of one file; the first call compiles it, after the file was created.
 
-    One of another shape takes its place: its user would have no more than one either.
+    A model for another shape replaces it, since a user would also have only one.
     """
 
     version = f"openvino {openvino.__version__}"
@@ -28,7 +28,7 @@ class OpenVinoPeer:
         self._compiled: tuple[Path | None, Any] = (None, None)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """The normalised images, float32 [B, 3, H, W]."""
+        """The normalized images, float32 [B, 3, H, W]."""
         images = self._task.manifest.normalization(pixels)
         self._files.file(images.shape)
         return images

@@ -17,11 +17,11 @@ from dinov2rt.runtime.model import load
 from dinov2rt.runtime.tensorrt.backend import TensorRTBackend
 
 _ANY_CELL = 2**40
-"""Pixels of one forward pass: the peers run every batch in one, so the product has to as well."""
+"""The limit on pixels of a pass, so high that every batch runs in one pass, as in the peers."""
 
 
 class ProductRunner:
-    """A loaded bundle. It takes uint8 pixels, so that normalising them is on its clock."""
+    """A loaded bundle. It takes uint8 pixels, so that its normalization is timed."""
 
     def __init__(self, task: Task, *, backend: str, precision: Precision) -> None:
         self._model = load(
@@ -36,7 +36,7 @@ class ProductRunner:
         self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The pixels as they are."""
+        """The unchanged pixels."""
         return pixels
 
     def run(self, prepared: NDArray[np.uint8]) -> Features:
@@ -44,12 +44,12 @@ class ProductRunner:
         return self._model(prepared, outputs=self._names)
 
     def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
-        """Those of one call in one pass; None where the backend does not run on a GPU.
+        """The phases of one call in one pass; None if the backend does not run on a GPU.
 
         Raises:
-            PlanInputError: it takes several passes.
+            PlanInputError: the call needs several passes.
         """
-        choice = self._model._choice  # no part of the public API: it is for measuring alone
+        choice = self._model._choice  # not public API; only for measuring
         backend = choice.plan or choice.backend
         if not isinstance(backend, TensorRTBackend | OnnxRuntimeCudaBackend):
             return None
@@ -64,7 +64,7 @@ class ProductRunner:
         return Phases(*backend.phases_ms({input_name: group.images}, self._names))
 
     def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
-        """By name, float32."""
+        """The tokens by name, float32."""
         return {name: np.asarray(result.outputs[name], np.float32) for name in self._names}
 
     def close(self) -> None:

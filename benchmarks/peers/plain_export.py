@@ -1,8 +1,8 @@
-"""The eager model as a plain ONNX file or OpenVINO IR, made the way its documentation says.
+"""Exports the eager model to a plain ONNX file or OpenVINO IR, as their documentation recommends.
 
     python -m dinov2rt.benchmarks.peers.plain_export {onnx,openvino} BUNDLE BATCH HEIGHT WIDTH FILE
 
-A command of its own, so that the process that is measured holds neither torch nor the model twice.
+It is a separate command, so that the measured process loads neither torch nor a second model.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def plain_export(form: str, task: Task, shape: Shape, file: Path) -> None:
     """Write `file` for images of `shape` [B, 3, H, W], in another process.
 
     Raises:
-        BackendError: the exporter failed; the message ends in the last line that it said.
+        BackendError: the exporter failed; the message ends with the last line of its log.
     """
     batch, _, height, width = map(str, shape)
     command = [sys.executable, "-m", __name__, form, str(task.bundle), batch, height, width]
@@ -32,7 +32,7 @@ def plain_export(form: str, task: Task, shape: Shape, file: Path) -> None:
 
 
 def exports_any_size(task: Task) -> bool:
-    """Whether a plain export runs at other image sizes than the one it was traced with.
+    """Whether a plain export runs at other image sizes than its example's.
 
     The position table of variants without registers is resampled by a scale that the tracer turns
     into a constant. Their graph declares its height and width dynamic all the same, and at another
@@ -52,7 +52,7 @@ def main() -> int:
     given = parser.parse_args()
     task = Task(given.bundle, device="cpu", threads=1)
     write = _write_onnx if given.form == "onnx" else _write_openvino
-    with warnings.catch_warnings(action="ignore"):  # of tracers; what they made is compared later
+    with warnings.catch_warnings(action="ignore"):  # from tracers; accuracy is checked later
         write(task, (given.batch, 3, given.height, given.width), given.file)
     return 0
 
@@ -63,7 +63,7 @@ def _write_onnx(task: Task, shape: Shape, file: Path) -> None:
     from dinov2rt.benchmarks.peers.pytorch import load_all_tokens
 
     dynamic = {0: "batch"} | ({2: "height", 3: "width"} if exports_any_size(task) else {})
-    # torch.export takes a batch of 1 for a constant, so its documentation traces with more.
+    # torch.export treats a batch of 1 as a constant, so its documentation uses a larger example.
     images = torch.zeros(max(2, shape[0]), *shape[1:])
     program = torch.onnx.export(
         load_all_tokens(task.manifest), (images,), dynamo=True, dynamic_shapes=(dynamic,)
@@ -82,10 +82,10 @@ def _write_openvino(task: Task, shape: Shape, file: Path) -> None:
     module = load_all_tokens(task.manifest)
     images = torch.zeros(shape)
     if exports_any_size(task):
-        # Left dynamic: with fixed sides it resamples the positions ahead of time, and otherwise,
-        # and the tokens are percents off.
+        # Left dynamic: with fixed sides, OpenVINO resamples the position table at conversion, and
+        # differently, so that tokens are several percent off.
         model = openvino.convert_model(module, example_input=images)
-    else:  # tracing, which its documentation names first, fails on a resampling by scale
+    else:  # tracing, which its documentation recommends first, fails on a resampling by scale
         model = openvino.convert_model(torch.export.export(module, (images,)))
         model.reshape(list(shape))
     openvino.save_model(model, file, compress_to_fp16=False)

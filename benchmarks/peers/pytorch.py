@@ -1,7 +1,7 @@
 """PyTorch as its users run it: eager, compiled, and the model of transformers.
 
-`load_ms` of these holds making and hashing the weights of the bundle, which takes longer for
-synthetic ones than reading a file.
+Their `load_ms` includes drawing and hashing the bundle's weights, which takes longer for synthetic
+weights than reading a file.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,20 +24,20 @@ from dinov2rt.export.eager_check import weights_of
 from dinov2rt.export.model import Dinov2, load_eager
 
 _SHAPES_AT_MOST = 64
-"""Shapes that one process may compile for; dynamo's own limit of 8 is less than a grid of cells."""
+"""Shapes that one process may compile for; dynamo's own limit of 8 is too low for all cells."""
 
 Outputs = tuple[Tensor, ...]
 
 
 class AllTokens(nn.Module):
-    """The eager model with all that a bundle gives as its outputs, in the bundle's order."""
+    """The eager model with the outputs of a bundle, in the same order."""
 
     def __init__(self, model: Dinov2) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Outputs:
-        """[B, 3, H, W] to CLS [B, D], registers [B, R, D] where there are some, patches [B, P, D].
+        """[B, 3, H, W] to CLS [B, D], registers [B, R, D] (if any), and patches [B, P, D].
 
         The final norm is applied.
         """
@@ -48,9 +48,9 @@ class AllTokens(nn.Module):
 
 @dataclass(slots=True, eq=False)
 class TorchRunner:
-    """Calls `forward`, images [B, 3, H, W] to the tokens called `names`, in inference mode.
+    """Calls `forward`, from images [B, 3, H, W] to the tokens `names`, in inference mode.
 
-    The images come from host memory, the tokens return there.
+    The images come from host memory, and the tokens return to it.
     """
 
     version: str
@@ -61,7 +61,7 @@ class TorchRunner:
     normalization: Normalization = IMAGENET
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """The normalised tensor, float32 [B, 3, H, W], in host memory."""
+        """The normalized tensor, float32 [B, 3, H, W], in host memory."""
         return torch.from_numpy(self.normalization(pixels))
 
     def run(self, prepared: Tensor) -> Outputs:
@@ -71,7 +71,7 @@ class TorchRunner:
             return tuple(value.cpu() for value in tokens)
 
     def phases(self, prepared: Tensor) -> Phases | None:
-        """Those of one call; None on a CPU."""
+        """The phases of one call; None on a CPU."""
         if self.device == "cpu":
             return None
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(4)]  # type: ignore[no-untyped-call]
@@ -88,15 +88,15 @@ class TorchRunner:
         return Phases(*(before.elapsed_time(after) for before, after in pairwise(marks)))
 
     def outputs(self, result: Outputs) -> Mapping[str, NDArray[np.float32]]:
-        """By name, float32."""
+        """The tokens by name, float32."""
         values = (value.float().numpy() for value in result)
         return dict(zip(self.names, values, strict=True))
 
     def close(self) -> None:
-        """Nothing: what it holds ends with the process."""
+        """Do nothing; the process ends afterwards."""
 
     def _mode(self) -> ExitStack:
-        """What every call runs in."""
+        """The context of every call: inference mode, and autocast if requested."""
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
         if self.autocast:
@@ -112,8 +112,8 @@ def open_eager(task: Task, *, autocast: bool) -> TorchRunner:
 def open_compiled(task: Task, *, mode: str, autocast: bool) -> TorchRunner:
     """The eager model through torch.compile, compiled anew for each shape.
 
-    Where that fails, a graph break and one shape too many included, the call fails: dynamo would
-    run such parts eagerly and not say so.
+    If compilation fails, also by a graph break or by too many shapes, the call fails; by default,
+    dynamo would silently run such parts eagerly.
     """
     torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
     torch.compiler.config.fail_on_recompile_limit_hit = True

@@ -1,4 +1,4 @@
-"""Why a candidate cannot run: found out without loading its library. None where it can."""
+"""Checks why a candidate cannot run, without loading its library; None means that it can."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ from dinov2rt.runtime.backends import openvino
 
 
 def lacks(*packages: str) -> str | None:
-    """Which of `packages` are not installed, and the command that adds them."""
+    """The `packages` that are not installed, with the command that installs them, or None."""
     missing = [package for package in packages if find_spec(package) is None]
     return f"{missing[0]} is not installed; pip install {' '.join(missing)}" if missing else None
 
@@ -50,7 +50,7 @@ def cannot_run_transformers(task: Task) -> str | None:
 
 
 def cannot_run_onnxruntime(task: Task) -> str | None:
-    """A plain export in ONNX Runtime; torch only writes the file, so any build of it will do."""
+    """A plain export in ONNX Runtime; any build of torch can write the file."""
     return lacks("torch", "onnx", "onnxscript") or ort.cannot_run(_device(task))
 
 
@@ -80,7 +80,7 @@ def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str
 
 
 def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
-    """Whether dinov2rt has such a graph or plan for the device, or the bundle should have."""
+    """Whether the bundle has, or should have, such a graph or plan for the device."""
     graphs = [graph.precision for graph in task.manifest.graphs]
     if backend == "tensorrt":
         plans = [plan.precision for plan in task.manifest.plans]

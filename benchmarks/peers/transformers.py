@@ -1,4 +1,4 @@
-"""DINOv2 as Hugging Face transformers has it, with given weights and no network."""
+"""The DINOv2 of Hugging Face transformers, with given weights and without network access."""
 
 from typing import Any
 

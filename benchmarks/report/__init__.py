@@ -1,1 +1,1 @@
-"""Pages and tables of results."""
+"""Renders benchmark results as pages and tables."""

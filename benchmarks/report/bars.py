@@ -1,4 +1,4 @@
-"""Grouped bars, for figures of one or two settings, between which a line would say nothing."""
+"""Grouped bars, for figures with one or two settings, where a line would be meaningless."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ _ROW_IN, _FRAME_IN = 0.21, 0.6
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One candidate's figure, and its 95 % interval where there is one."""
+    """One candidate's figure, and its 95 % interval, if any."""
 
     candidate: str
     value: float

@@ -1,4 +1,4 @@
-"""Two runs on one machine: what became faster or slower, beyond the noise between them."""
+"""Compares two runs on one machine: changes that exceed the noise between the runs."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,11 +24,11 @@ _MACHINE_SETTINGS = (
     "GPU driver",
     "GPU power limit",
 )
-"""The details of an environment that somebody chose; clocks, heat and throttling come and go."""
+"""Details of an environment that are settings; clocks, heat and throttling vary by themselves."""
 
 
 class Verdict(StrEnum):
-    """What became of a row."""
+    """The change of a row between two runs."""
 
     FASTER = "faster"
     SLOWER = "SLOWER"
@@ -55,13 +55,13 @@ class Change:
 
     @property
     def is_regression(self) -> bool:
-        """Whether dinov2rt itself became slower or cannot be timed any more."""
+        """Whether dinov2rt itself became slower, or cannot be timed any more."""
         return self.is_own and self.verdict in (Verdict.SLOWER, Verdict.LOST)
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """All changes; true when none of them is a regression of dinov2rt."""
+    """All changes; true if none of them is a regression of dinov2rt."""
 
     noise: Noise
     changes: tuple[Change, ...]
@@ -125,7 +125,7 @@ def refuse_unlike(old: BenchmarkRun, new: BenchmarkRun) -> None:
 
 
 def _conditions(run: BenchmarkRun) -> dict[str, Any]:
-    """What must be equal in two runs, by name, where both have it."""
+    """The conditions that must be equal in two runs, by name, if both runs have them."""
     machine, roof = run.environment, run.roof
     return {
         **{f"environment.{name}": getattr(machine, name) for name in _MACHINE},
@@ -146,7 +146,7 @@ def _rows(run: BenchmarkRun) -> dict[_RowKey, Row]:
 
 
 def _lost_rows(old_rows: Mapping[_RowKey, Row], new: BenchmarkRun) -> dict[_RowKey, Row]:
-    """Rows of candidates that the new run was asked for and could not even load."""
+    """Rows of candidates that the new run requested but could not load."""
     reasons = {(each.variant, each.candidate): each.reason for each in new.missing}
     return {
         (cell, candidate): Row(cell, candidate, failure=reasons[cell.variant, candidate])

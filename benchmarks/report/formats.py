@@ -1,4 +1,4 @@
-"""How figures are written in reports."""
+"""Formats the figures of reports."""
 
 import math
 
@@ -6,7 +6,7 @@ from dinov2rt.benchmarks.results import Cell, LatencyReport
 from dinov2rt.benchmarks.statistics import Interval
 
 NOTHING = "–"
-"""Stands where there is no figure."""
+"""Replaces a missing figure."""
 
 _PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
@@ -50,7 +50,7 @@ def ratio_text(ratio: Interval | None) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """Two figures as a range, or one where both are written alike: "0.985 to 1.38"."""
+    """Two figures as a range, "0.985 to 1.38", or one if both have the same text."""
     first, last = significant(low), significant(high)
     return first if first == last else f"{first} to {last}"
 
@@ -68,7 +68,7 @@ def error(relative_l2: float | None) -> str:
 
 
 def cosine(value: float | None) -> str:
-    """A cosine, with the digits in which it differs from 1."""
+    """A cosine, with enough digits to show its difference from 1."""
     return "not finite" if value is None or not math.isfinite(value) else f"{value:.7f}"
 
 

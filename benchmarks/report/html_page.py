@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no scripts."""
+"""Renders a run as one self-contained HTML page, without network access or scripts."""
 
 from markupsafe import Markup
 

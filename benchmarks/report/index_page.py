@@ -1,4 +1,4 @@
-"""One page that leads to the pages of all committed runs."""
+"""Renders the index page of all committed runs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from dinov2rt.benchmarks.results import BenchmarkRun
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One precision of a run: dinov2rt in the first setting in which it was timed."""
+    """One precision of a run: dinov2rt's result in the first setting that was timed."""
 
     precision: str
     setting: str
@@ -40,7 +40,7 @@ class Entry:
 
 
 def to_index(runs: Mapping[Path, BenchmarkRun], folder: Path) -> str:
-    """The index of `runs`, whose results stand below `folder`, as one HTML page."""
+    """The index of `runs`, whose results are below `folder`, as one HTML page."""
     entries = [_entry(file.relative_to(folder), run) for file, run in runs.items()]
     return template("index.html").render(entries=entries, palette=PALETTE)
 

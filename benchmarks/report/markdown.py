@@ -1,4 +1,4 @@
-"""A run as Markdown."""
+"""Renders a run as Markdown."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""One colour and one marker for each candidate, the same on every page."""
+"""Assigns one colour and one marker to each candidate, the same on every page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +74,11 @@ class Marks:
         return PALETTE[self.place(candidate) % len(PALETTE)][0]
 
     def line(self, axes: Axes, candidate: str, points: Sequence[tuple[float, float]]) -> None:
-        """A line with a mark at each point."""
+        """Draw a line with a mark at each point."""
         axes.plot(*zip(*points, strict=True), **self._look(candidate))
 
     def dots(self, axes: Axes, candidate: str, points: Sequence[tuple[float, float]]) -> None:
-        """Marks alone."""
+        """Draw marks without a line."""
         axes.plot(*zip(*points, strict=True), **self._look(candidate), linestyle="none")
 
     def bar(self, axes: Axes, candidate: str, y: float, width: float, group: int) -> None:

@@ -34,7 +34,7 @@ WORDS = (
 
 
 def method(settings: Settings) -> str:
-    """How it was measured, in a sentence."""
+    """How the run was measured, in a sentence."""
     where = f"Measured on {settings.device} with {settings.threads} threads, on {settings.images}: "
     if settings.one_process:
         return (
@@ -49,7 +49,7 @@ def method(settings: Settings) -> str:
 
 
 def reading(settings: Settings) -> tuple[str, ...]:
-    """What the columns mean."""
+    """Explains the columns of the tables."""
     product, share = "which takes turns with the candidates", "of it is the median over turns"
     inaccurate = "a candidate that fails it gets no time"
     if settings.one_process:
@@ -72,7 +72,7 @@ def reading(settings: Settings) -> tuple[str, ...]:
 
 
 def cold_start_reading(settings: Settings) -> tuple[str, ...]:
-    """What the figures of loading and memory are."""
+    """Explains the figures of loading and memory."""
     if settings.one_process:
         return (
             "Loading dinov2rt is its first load, without the import of its libraries; loading a "

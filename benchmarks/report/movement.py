@@ -1,4 +1,4 @@
-"""How far a latency moved between two runs, and how far it moves without a cause."""
+"""The change of a latency between two runs, and the size of changes without a cause."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from dinov2rt.benchmarks.statistics import Interval
 from dinov2rt.bundle.precision import Precision
 
 _LEAST_NOISE = 1.03
-"""A factor that is never beyond noise: clocks and memory layout alone move a run that far."""
+"""A smaller factor always counts as noise: clocks and memory layout alone can cause it."""
 
 _NOISE_WITHOUT_PEERS = 1.10
-"""What is assumed where no peer ran unchanged in both runs, so that the noise is not known."""
+"""The assumed noise if no unchanged peer is in both runs, so that it cannot be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Movement:
 
     @property
     def factor(self) -> float:
-        """How far it moved, from 1 on: the lesser of both measures, 1 where they disagree."""
+        """The size of the change, at least 1: the smaller of both measures, 1 if they disagree."""
         raw = math.log(self.ratio.median)
         scaled = raw if self.normalised is None else math.log(self.normalised)
         return math.exp(min(abs(raw), abs(scaled))) if raw * scaled > 0 else 1.0
@@ -36,14 +36,14 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """By what factor latencies move between two runs without a cause, and how that is known."""
+    """The factor by which latencies change between two runs without a cause, and its source."""
 
     factor: float
     source: str
 
 
 def movement(before: Row, after: Row, rate: float | None) -> Movement | None:
-    """How the latency of a candidate at a cell moved; None unless it was timed in both runs.
+    """The change of a candidate's latency at a cell; None unless it was timed in both runs.
 
     `rate` is the `rate_ratio` of the two runs there.
     """
@@ -54,7 +54,7 @@ def movement(before: Row, after: Row, rate: float | None) -> Movement | None:
 
 
 def rate_ratio(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> float | None:
-    """The new matrix rate at the cell of `row` over the old one; None where they share none.
+    """The new matrix rate at the cell of `row` over the old one; None if they have none in common.
 
     It is that in the precision of `row`, or else that in float32 or any other: int8 has no rate of
     its own, and another clock moves all of them alike.
@@ -67,7 +67,7 @@ def rate_ratio(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> float | None:
 
 
 def _matrix_rates(run: BenchmarkRun, cell: Cell) -> dict[str, float]:
-    """What took turns with the rows of a cell, in GFLOP/s by precision."""
+    """The matrix rates that took turns with the rows of a cell, in GFLOP/s by precision."""
     return {
         run.facts(row).precision: row.floor.matrix_gflops
         for row in run.rows
@@ -88,7 +88,7 @@ def _quotient(numerator: float | None, denominator: float | None) -> float | Non
 
 
 def measure_noise(old: BenchmarkRun, new: BenchmarkRun) -> Noise:
-    """The farthest that any peer of unchanged version moved, and at least 3 %."""
+    """The largest change of any peer with an unchanged version, but at least 3 %."""
     new_rows = {(row.cell, row.candidate): row for row in new.rows}
     factors = [
         moved.factor

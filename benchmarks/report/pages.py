@@ -4,7 +4,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 
 def template(name: str) -> Template:
-    """A template of the folder `templates`. What it is given is escaped."""
+    """A template of the folder `templates`. Its values are escaped."""
     environment = Environment(
         loader=PackageLoader("dinov2rt.benchmarks.report"),
         autoescape=True,

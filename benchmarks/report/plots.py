@@ -1,4 +1,4 @@
-"""The figures of a report: what is drawn, and how it reads."""
+"""The figures of a report: their contents and their captions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class PlotGroup:
 
 
 def plot_groups(run: BenchmarkRun) -> tuple[PlotGroup, ...]:
-    """All figures of a run; a group without anything to draw is left out."""
+    """All figures of a run; empty groups are left out."""
     groups = (
         PlotGroup(
             "Latency by image size",
@@ -104,7 +104,7 @@ def _latency_by_size(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot:
 
 
 def _throughput_by_batch(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:
-    """At the size with the most batches, the smallest of them."""
+    """Throughput by batch, at the size with the most batches (the smallest such size)."""
     batches = {
         row.cell.size: {each.cell.batch for each in rows if each.cell.size == row.cell.size}
         for row in sorted(rows, key=lambda row: _pixels(row.cell))
@@ -134,7 +134,7 @@ def _throughput_by_batch(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Pl
 
 
 def _bar_groups(rows: Sequence[Row], bar: Callable[[Row], Bar]) -> tuple[BarGroup, ...]:
-    """One group a cell, the fastest candidate of it first."""
+    """One group per cell, with its fastest candidate first."""
     return tuple(
         BarGroup(
             shape(cell),
@@ -250,7 +250,7 @@ def _ticks(axes: Axes, labels: dict[float, str]) -> None:
 
 
 def _log_y(axes: Axes, values: Sequence[float]) -> None:
-    """At least a factor of four from end to end, for which 1-2-5 ticks suffice."""
+    """A logarithmic y axis that spans at least a factor of four, with ticks at 1, 2 and 5."""
     middle = (min(values) * max(values)) ** 0.5
     axes.set_yscale("log")
     axes.set_ylim(min(min(values) / 1.3, middle / 2), max(max(values) * 1.3, middle * 2))

@@ -1,4 +1,4 @@
-"""The README's table of latencies, written from the committed runs between two comments."""
+"""Writes the README's table of latencies, between two comments, from the committed runs."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -61,7 +61,7 @@ def is_stale(readme: Path, results: Path) -> bool:
 
 
 def result_files(results: Path) -> tuple[Path, ...]:
-    """The runs below the folder `results`, one folder a machine, in the order of their names."""
+    """The runs below the folder `results`, which has a folder per machine, sorted by name."""
     return tuple(sorted(results.glob("*/*.json")))
 
 
@@ -88,7 +88,7 @@ def _read(readme: Path) -> str:
 
 
 def _conditions(run: BenchmarkRun) -> str:
-    """Where and with what a run was made: runs that share it share a table."""
+    """The machine and software of a run; runs with the same conditions share a table."""
     return (
         f"**{run.environment.machine}**: {measured_chip(run)}, {run.settings.threads} threads, "
         f"device {run.settings.device}, {run.created[:10]}, dinov2rt {run.version}, "

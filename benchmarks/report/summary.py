@@ -1,4 +1,4 @@
-"""A run in plain words, every word computed from the run."""
+"""Summarizes a run in sentences that are computed from its results."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -23,7 +23,7 @@ LEVEL = 1.03
 
 
 class Standing(StrEnum):
-    """How dinov2rt stands to the fastest peer of the same precision, by the whole interval."""
+    """dinov2rt compared with the fastest peer of the same precision, by the whole interval."""
 
     FASTEST = "fastest"
     LEVEL = "within 3 % of the fastest peer"
@@ -46,7 +46,7 @@ class Duel:
 
     @property
     def standing(self) -> Standing:
-        """Decided by the interval of the ratio: only what all of it says is said."""
+        """The standing on which the whole interval of the ratio agrees; otherwise OPEN."""
         low, high = self.ratio.low, self.ratio.high
         if low is None or high is None:
             return Standing.OPEN
@@ -88,7 +88,7 @@ def ratio_to_fastest_peer(run: BenchmarkRun, row: Row) -> Interval | None:
 
 
 def duels(run: BenchmarkRun) -> tuple[Duel, ...]:
-    """One for each cell and precision in which both sides were timed."""
+    """One comparison for each cell and precision where both sides were timed."""
     found = []
     for cell in cells(run):
         for precision in precisions(run):
@@ -101,7 +101,7 @@ def duels(run: BenchmarkRun) -> tuple[Duel, ...]:
 
 
 def lone_duels(run: BenchmarkRun) -> tuple[Duel, ...]:
-    """Those of precisions that no peer has: beside the fastest in float32, dinov2rt's included."""
+    """Comparisons for precisions that no peer has: with the fastest float32, also dinov2rt's."""
     compared = {facts.precision for facts in run.candidates if facts.is_peer} | {Precision.FP32}
     found = []
     for precision, cell in product(precisions(run), cells(run)):
@@ -156,7 +156,7 @@ def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
 
 
 def _other_precision_lines(run: BenchmarkRun) -> Iterable[str]:
-    """Who is faster than all that dinov2rt has, by computing in another precision."""
+    """Peers that are faster than every candidate of dinov2rt, in another precision."""
     count, names = 0, dict[str, None]()
     for cell in cells(run):
         first = rows_at(run, cell)[0]
@@ -173,7 +173,7 @@ def _other_precision_lines(run: BenchmarkRun) -> Iterable[str]:
 
 
 def _lone_precision_lines(run: BenchmarkRun) -> Iterable[str]:
-    """What a precision that no peer has gains over float32."""
+    """The gain over float32 of a precision that no peer has."""
     duels_ = lone_duels(run)
     for precision in dict.fromkeys(duel.precision for duel in duels_):
         found = [duel for duel in duels_ if duel.precision == precision]

@@ -28,7 +28,7 @@ vision, at a contrast of 3 or more to the page.
 
 WIDTH_IN, HEIGHT_IN = 4.5, 3.3
 GROUND = "#abcdef"
-"""Stands in for the background of a figure."""
+"""The placeholder for the background of a figure."""
 
 _TEXT, _GRID = "#123456", "#654321"  # stand in for the page's colours
 _STYLE: dict[Any, Any] = {

@@ -19,7 +19,7 @@ from dinov2rt.benchmarks.report.summary import fastest, ratio_to_fastest_peer, r
 from dinov2rt.benchmarks.results import STOLEN_AT_MOST, BenchmarkRun, Cell, Row
 
 _OTHERS_AT_MOST = 0.05
-"""The share of the cores' time from which on other processes are told of."""
+"""Other processes are mentioned if they use more than this share of the cores' time."""
 
 _LATENCY_HEADER = (
     "candidate",
@@ -63,7 +63,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Markdown that is aligned for reading as it stands."""
+        """Markdown with aligned columns, readable as plain text."""
         lines = [
             [one_line(text).replace("|", "\\|") for text in line]
             for line in (self.header, *self.rows)
@@ -160,7 +160,7 @@ def _ratio_column(run: BenchmarkRun, row: Row) -> str:
 
 
 def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
-    """What happens before the first result, and the memory it takes."""
+    """The times before the first result, and the memory use."""
     candidates = [facts for facts in run.candidates if facts.variant == variant]
     rows = tuple(
         (
@@ -180,7 +180,7 @@ def cold_start_table(run: BenchmarkRun, variant: str) -> Table:
 
 
 def phase_table(run: BenchmarkRun) -> Table | None:
-    """Where the time of a call on a GPU goes; None without one."""
+    """The phases of a call on a GPU; None without a GPU."""
     rows = tuple(
         (
             str(row.cell),
@@ -197,7 +197,7 @@ def phase_table(run: BenchmarkRun) -> Table | None:
 
 
 def missing_table(run: BenchmarkRun) -> Table | None:
-    """Candidates that were asked for and are not in the run; None if there is none."""
+    """Requested candidates that are missing in the run; None if none is missing."""
     rows = tuple((each.variant, each.candidate, each.reason) for each in run.missing)
     header = ("variant", "candidate", "reason")
     return Table("Missing candidates", header, rows, labels=3) if rows else None
@@ -222,7 +222,7 @@ def environment_table(run: BenchmarkRun) -> Table:
 
 
 def roof_table(run: BenchmarkRun) -> Table:
-    """What the machine can do at most: before the first cell, and beside the candidates."""
+    """The machine's peak rates: before the first cell, and beside the candidates."""
     roof, rates = run.roof, list[tuple[str, str]]()
     for precision, rate in roof.matrix_gflops.items():
         what = f"matrix rate in {precision_name(precision)}, by {roof.matrix_library[precision]}"
@@ -248,7 +248,7 @@ def _rates_beside(run: BenchmarkRun, precision: str) -> list[float]:
 
 
 def weights_table(run: BenchmarkRun) -> Table:
-    """Which weights were run."""
+    """The weights of the run."""
     rows = tuple(
         (each.variant, each.weights_source, each.weights_sha256, each.manifest_sha256)
         for each in run.bundles

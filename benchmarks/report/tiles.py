@@ -11,7 +11,7 @@ from dinov2rt.benchmarks.statistics import paired_ratio
 from dinov2rt.bundle.precision import Precision
 
 CLS_COSINE = 0.999
-"""The least cosine of a CLS token that counts as accurate enough, unless the reader chooses."""
+"""The default minimum cosine of a CLS token that counts as accurate enough."""
 
 _EAGER = ("eager", "torch-eager", "eager-autocast", "eager-half")
 """Names of eager PyTorch, float32 first."""
@@ -19,7 +19,7 @@ _EAGER = ("eager", "torch-eager", "eager-autocast", "eager-half")
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One figure in large type, and what it is."""
+    """One figure in large type, and its label."""
 
     figure: str
     caption: str
@@ -47,7 +47,7 @@ def own_precisions(run: BenchmarkRun) -> tuple[str, ...]:
 
 
 def _at_accuracy(run: BenchmarkRun, cls_cosine: float) -> Iterable[Tile]:
-    """In how many settings dinov2rt is the fastest of all that are accurate enough."""
+    """The number of settings where dinov2rt is the fastest of all that are accurate enough."""
     first = [row for cell in cells(run) if (row := _first(run, cell, cls_cosine)) is not None]
     if first:
         own = sum(not run.facts(row).is_peer for row in first)
@@ -79,7 +79,7 @@ def _of_precision(run: BenchmarkRun, precision: str) -> Iterable[Tile]:
 
 
 def speed_over_eager(run: BenchmarkRun, precision: str) -> float | None:
-    """How many times as fast as eager PyTorch dinov2rt is, in the median over settings."""
+    """The speed of dinov2rt relative to eager PyTorch, as the median over settings."""
     own = _own(run, precision)
     return _speed_up(own, [_eager(run, row.cell, precision) for row in own])
 
@@ -90,7 +90,7 @@ def _own(run: BenchmarkRun, precision: str) -> list[Row]:
 
 
 def _beside_peers(run: BenchmarkRun, own: Sequence[Row], precision: str) -> Iterable[Tile]:
-    """Beside the fastest peer of the same precision, or of float32 where no peer has it."""
+    """Compared with the fastest peer of the same precision, or of float32 if no peer has it."""
     compared = precision
     if not any(fastest(run, row.cell, precision, peer=True) for row in own):
         compared = Precision.FP32
@@ -107,7 +107,7 @@ def _beside_peers(run: BenchmarkRun, own: Sequence[Row], precision: str) -> Iter
 
 
 def _eager(run: BenchmarkRun, cell: Cell, precision: str) -> Row | None:
-    """Eager PyTorch at a cell: in float32 where that was timed, else in `precision`."""
+    """Eager PyTorch at a cell: in float32 if that was timed, otherwise in `precision`."""
     timed = {row.candidate: row for row in rows_at(run, cell) if row.latency}
     allowed = (Precision.FP32, precision)
     for name in _EAGER:
@@ -117,7 +117,7 @@ def _eager(run: BenchmarkRun, cell: Cell, precision: str) -> Row | None:
 
 
 def _speed_up(own: Sequence[Row], others: Sequence[Row | None]) -> float | None:
-    """How many times as fast the own rows are, in the median over settings."""
+    """The speed of the own rows relative to the others, as the median over settings."""
     ratios = [
         1 / paired_ratio(row.latency, other.latency).median
         for row, other in zip(own, others, strict=True)

@@ -1,4 +1,4 @@
-"""What a report is called."""
+"""The titles of reports."""
 
 from dinov2rt.benchmarks.results import BenchmarkRun
 
