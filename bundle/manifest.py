@@ -1,10 +1,12 @@
 """`manifest.json`: the only source of facts about a bundle."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -18,8 +20,8 @@ from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.bundle.weights_entry import WeightsEntry
-from dinov2rt.errors import BackendError, BundleError
-from dinov2rt.files import open_regular, read_regular
+from dinov2rt.errors import BackendError, BundleError, Dinov2rtError
+from dinov2rt.files import held, open_regular, read_regular, replacing
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.strict_json import parse
 
@@ -273,15 +275,27 @@ class Manifest:
             BundleError: `bundle` cannot be written to.
         """
         text = json.dumps(_encode(self), indent=2, allow_nan=False) + "\n"
-        partial = bundle / f"{MANIFEST_NAME}.partial"
         try:
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(bundle / MANIFEST_NAME)
+            with replacing(bundle / MANIFEST_NAME) as partial:
+                partial.write_text(text, encoding="utf-8")
+        except Dinov2rtError as error:
+            raise BundleError(str(error)) from error
+
+    @classmethod
+    @contextlib.contextmanager
+    def changing(cls, bundle: Path) -> Iterator[Self]:
+        """The manifest as it is now, for a change that no other process makes meanwhile.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        try:
+            lock = contextlib.ExitStack()
+            lock.enter_context(held(bundle))
         except OSError as error:
-            raise BundleError(
-                f"{bundle / MANIFEST_NAME} cannot be written ({error.strerror}); "
-                "check the space and the permissions there"
-            ) from error
+            raise BundleError(f"{bundle} cannot be opened ({error.strerror})") from error
+        with lock:
+            yield cls.read(bundle)
 
     @property
     def files(self) -> tuple[FileEntry, ...]:

@@ -250,7 +250,7 @@ def _check_memory(job: _Job, facts: BuildFacts) -> None:
 
 def _write(job: _Job, built: _Built) -> PlanEntry:
     toolkit, facts = job.toolkit, built.facts
-    file = write_plan(job.bundle, f"{job.plan_name}.plan", built.plan)
+    file = write_plan(job.bundle, job.plan_name, built.plan)
     job.rejection_file.unlink(missing_ok=True)  # from an earlier build
     return PlanEntry(
         file=file,

@@ -1,37 +1,39 @@
 """Writes plans into a bundle atomically, and records them in its manifest."""
 
-import contextlib
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.manifest import FileEntry, Manifest, PlanEntry
-from dinov2rt.errors import BuildError
+from dinov2rt.errors import BuildError, Dinov2rtError
+from dinov2rt.files import replacing
 
 FOLDER = "plans"
+_HASH_DIGITS = 12
 
 
 def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
-    """Write the bytes of `plan` to `BUNDLE/plans/NAME`, replacing what is there.
+    """Write the bytes of `plan` to `BUNDLE/plans/NAME-HASH.plan`.
+
+    The hash is of the content: the file of a plan that the manifest names is never written again,
+    so that a build that is killed leaves the old plan whole.
 
     Raises:
         BuildError: the file cannot be written.
     """
-    path = f"{FOLDER}/{name}"
-    file = bundle / path
-    partial = file.with_name(f"{name}.{os.getpid()}.partial")
+    import hashlib
+
+    digest = hashlib.sha256(plan).hexdigest()
+    path = f"{FOLDER}/{name}-{digest[:_HASH_DIGITS]}.plan"
     try:
-        file.parent.mkdir(exist_ok=True)
-        with partial.open("wb") as stream:
-            stream.write(plan)
-        partial.replace(file)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        (bundle / FOLDER).mkdir(exist_ok=True)
+        with replacing(bundle / path) as partial:
+            partial.write_bytes(plan)
+    except (OSError, Dinov2rtError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise BuildError(
-            f"{file} cannot be written ({error.strerror}); "
-            "check the space and the permissions there"
+            f"{bundle / path} cannot be written ({reason}); check the space and the permissions "
+            "there"
         ) from error
     return FileEntry.of(bundle, path)
 
@@ -39,11 +41,15 @@ def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
 def record_plan(bundle: Path, entry: PlanEntry) -> None:
     """Add `entry` to the manifest; it replaces the plan of the same target, version and precision.
 
-    The manifest is read anew: another build may have ended since this one began.
+    The manifest is read anew: another build may have ended since this one began. The files of plans
+    that it no longer names are removed.
     """
-    manifest = Manifest.read(bundle)
-    kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
-    dataclasses.replace(manifest, plans=(*kept, entry)).write(bundle)
+    with Manifest.changing(bundle) as manifest:
+        kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
+        changed = dataclasses.replace(manifest, plans=(*kept, entry))
+        changed.write(bundle)
+        for gone in {file.path for file in manifest.files} - {file.path for file in changed.files}:
+            (bundle / gone).unlink(missing_ok=True)
 
 
 def identity_of(plan: PlanEntry) -> tuple[str, ...]:

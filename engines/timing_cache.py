@@ -1,6 +1,7 @@
 """TensorRT's timing cache: keeps kernel timings between builds, for builders that time kernels."""
 
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,6 @@ def save(config: Any, file: Path) -> None:
         OSError: it cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(f".{os.getpid()}.partial")
     partial.write_bytes(config.get_timing_cache().serialize())
     partial.replace(file)

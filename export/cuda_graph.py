@@ -48,7 +48,8 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
             file.check(bundle, rebuild=rebuild)
         progress("writing the graph for ONNX Runtime CUDA")
         entry = write_cuda_graph(bundle, manifest.variant, graph)
-    dataclasses.replace(Manifest.read(bundle), cuda_graph=entry).write(bundle)
+    with Manifest.changing(bundle) as manifest:
+        dataclasses.replace(manifest, cuda_graph=entry).write(bundle)
     return entry
 
 

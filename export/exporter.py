@@ -2,10 +2,7 @@
 
 import dataclasses
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,6 +29,7 @@ from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
+from dinov2rt.export.place import built_beside
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
@@ -132,7 +130,7 @@ def export_bundle(
         loaded = dataclasses.replace(loaded, normalization=options.normalization)
     if loaded.normalization != IMAGENET:
         progress(f"input is normalised with {loaded.normalization}, not with ImageNet's statistics")
-    with _built_beside(out) as partial:
+    with built_beside(out, replace=force) as partial:
         progress("computing golden outputs with the eager model")
         reference = _write_golden(partial, loaded, variant, options, heads)
         if Precision.FP16 in options.precisions:
@@ -323,38 +321,3 @@ def _fixed_place(out: Path) -> str | None:
     if os.path.ismount(out):
         return "a mount point"
     return "the current directory" if out.samefile(".") else None
-
-
-@contextmanager
-def _built_beside(out: Path) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place once the block has ended well."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield partial
-        partial.chmod(0o777 & ~_umask())
-        _swap(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _swap(partial: Path, out: Path) -> None:
-    """Rename `partial` to `out`; what stood there is removed only after that, or put back."""
-    if not out.exists():
-        partial.rename(out)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old.", dir=out.parent))
-    old = aside / out.name
-    try:
-        out.rename(old)
-        partial.rename(out)
-    finally:
-        if not out.exists():
-            old.rename(out)
-        shutil.rmtree(aside)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -79,7 +79,7 @@ def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -
     """Write `rows` as they come, and return how many there were.
 
     Raises:
-        InputError: a feature is too large for the schema's float16.
+        InputError: a feature is too large for the schema's float16, or rows of another width.
         OSError: the system refuses to write.
     """
     parquet = require("pyarrow.parquet", extra="parquet", purpose="writing Parquet")
@@ -187,6 +187,11 @@ def _list_array(values: list[NDArray[np.float32]], kind: Any) -> Any:
     if is_nested:
         flat = pa.FixedSizeListArray.from_arrays(flat, type=kind.value_type)
     if pa.types.is_fixed_size_list(kind):
+        if widths := {len(row) for row in values} - {kind.list_size}:
+            raise InputError(
+                f"the graph gives {widths.pop()} numbers where its manifest says {kind.list_size}; "
+                "export the bundle again"
+            )
         return pa.FixedSizeListArray.from_arrays(flat, type=kind)
     offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
     return pa.ListArray.from_arrays(offsets, flat, type=kind)

@@ -97,7 +97,6 @@ def note_down(bundle: Path, plan: PlanEntry, gpu: Gpu, report: AccuracyReport) -
     Raises:
         BundleError: it cannot be read or written.
     """
-    manifest = Manifest.read(bundle)
     entry = VerificationEntry(
         machine=gpu.name,
         driver=gpu.driver,
@@ -105,10 +104,11 @@ def note_down(bundle: Path, plan: PlanEntry, gpu: Gpu, report: AccuracyReport) -
         cosine_min=report.cosine_min,
         relative_l2=report.relative_l2,
     )
-    plans = tuple(
-        replace(other, verification=entry) if other.file == plan.file else other
-        for other in manifest.plans
-    )
-    noted = replace(manifest, plans=plans)
-    noted.write(bundle)
+    with Manifest.changing(bundle) as manifest:
+        plans = tuple(
+            replace(other, verification=entry) if other.file == plan.file else other
+            for other in manifest.plans
+        )
+        noted = replace(manifest, plans=plans)
+        noted.write(bundle)
     return noted

@@ -18,6 +18,7 @@ from dinov2rt.benchmarks.report.titles import measured_chip
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import InputError
+from dinov2rt.files import replacing
 
 BEGIN, END = "<!-- latency: begin -->", "<!-- latency: end -->"
 NO_RESULTS = (
@@ -45,10 +46,8 @@ def write(readme: Path, results: Path) -> None:
             cannot be read.
     """
     text = _updated(readme, results)
-    try:
-        readme.write_text(text, encoding="utf-8")
-    except OSError as error_:
-        raise InputError(f"{readme} cannot be written ({error_.strerror})") from error_
+    with replacing(readme) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def is_stale(readme: Path, results: Path) -> bool:

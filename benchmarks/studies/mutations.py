@@ -30,7 +30,7 @@ from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
-from dinov2rt.bundle.weights_entry import WeightsEntry as Source
+from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.collection import find_chunks
@@ -207,7 +207,7 @@ def _manifest() -> bytes:
     file = FileEntry("fp32.onnx", 1, "0" * 64)
     names = ("cls_token", "patch_tokens")
     graph = GraphEntry(Precision.FP32, 23, "pixels", names, (), (file,))
-    source = Source("synthetic:0", "0" * 64)
+    source = WeightsEntry("synthetic:0", "0" * 64)
     variant = find_variant(_VARIANT)
     with tempfile.TemporaryDirectory() as folder:
         Manifest(SCHEMA_VERSION, variant, source, (graph,), file).write(Path(folder))

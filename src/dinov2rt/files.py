@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from io import BufferedReader
@@ -15,18 +16,55 @@ from dinov2rt.errors import Dinov2rtError
 def replacing(file: Path) -> Iterator[Path]:
     """A sibling to write to, which becomes `file` in the end and is removed after an error.
 
+    Several processes may do so at once: the last to end wins. What one that was killed has left is
+    removed by the next.
+
     Raises:
         Dinov2rtError: the system refuses to write it.
     """
-    partial = file.with_name(f"{file.name}.partial")
+    partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
     try:
-        yield partial
-        partial.replace(file)
+        for left in abandoned(file.parent, f".{file.name}.", _PARTIAL):
+            left.unlink()
+        partial.touch(exist_ok=False)
+        with held(partial):
+            yield partial
+            partial.replace(file)
     except OSError as error:
         raise refused(file, error) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+@contextlib.contextmanager
+def held(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """A lock on a file or folder; the kernel gives it back when this process ends, however it does.
+
+    Raises:
+        BlockingIOError: without `wait`, another process holds it.
+        OSError: it cannot be opened.
+    """
+    import fcntl  # Unix alone has it
+
+    descriptor = os.open(path, os.O_RDONLY | _NO_WAIT)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
+                raise
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def abandoned(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """What stands in `folder` under such names and is held by no process: it was left behind."""
+    for path in sorted(folder.iterdir() if folder.is_dir() else ()):
+        if path.name.startswith(prefix) and path.name.endswith(suffix):
+            with contextlib.suppress(OSError), held(path, wait=False):
+                yield path
 
 
 def refused(path: Path, error: OSError) -> Dinov2rtError:
@@ -77,6 +115,7 @@ def require_regular(file: Path, found: os.stat_result | None = None) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
+_PARTIAL = ".partial"
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import resource
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -258,14 +259,19 @@ def test_a_path_out_of_the_bundle_is_refused(
 
 
 def test_a_failed_write_leaves_the_old_manifest(bundle: Path) -> None:
-    (bundle / f"{MANIFEST_NAME}.partial").mkdir()  # nothing can be written there
-    with pytest.raises(BundleError) as error:
-        replace(MANIFEST, tools={}).write(bundle)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(BundleError) as error:
+            replace(MANIFEST, tools={}).write(bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(error.value) == (
-        f"{bundle / MANIFEST_NAME} cannot be written (Is a directory); "
-        "check the space and the permissions there"
+        f"{bundle / MANIFEST_NAME} cannot be written (File too large); "
+        "free the disk or choose another place"
     )
     assert Manifest.read(bundle) == MANIFEST
+    assert list(bundle.iterdir()) == [bundle / MANIFEST_NAME]
 
 
 def test_a_reader_never_sees_half_a_manifest(bundle: Path) -> None:

@@ -25,8 +25,8 @@ from dinov2rt.cli.export import parse_layers
 from dinov2rt.cli.info import parameter_count
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import InputError
-from dinov2rt.export.exporter import _built_beside
 from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.place import built_beside
 from dinov2rt.export.weights.state_dict import official_shapes
 from dinov2rt.runtime.images import load_image
 
@@ -329,6 +329,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
             return rename(path, target)
 
         monkeypatch.setattr(Path, "rename", watched)
+        monkeypatch.setattr("dinov2rt.export.place._exchanged", lambda *_: False)
 
     return start
 
@@ -342,7 +343,7 @@ def old_bundle(tmp_path: Path) -> Path:
 
 
 def replace_bundle(out: Path) -> None:
-    with _built_beside(out) as partial:
+    with built_beside(out) as partial:
         (partial / "manifest.json").write_text("new")
 
 

@@ -1,5 +1,6 @@
 import dataclasses
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from dinov2rt.errors import BuildError
 
 def _entry(bundle: Path, content: bytes) -> PlanEntry:
     return PlanEntry(
-        file=write_plan(bundle, "sm80.plan", content),
+        file=write_plan(bundle, "sm80", content),
         flavour=Flavour.TENSORRT_RTX,
         version="1.7.1.116",
         target="sm80",
@@ -42,11 +43,24 @@ def test_a_plan_replaces_the_one_of_the_same_kind_and_stands_beside_others(
     record_plan(bundle, second)
     assert Manifest.read(bundle).plans == (other, second)
     assert second.file.check(bundle, rebuild="").read_bytes() == b"second"
-    assert [file.name for file in (bundle / "plans").iterdir()] == ["sm80.plan"]
+    assert {bundle / plan.file.path for plan in (other, second)} == set(
+        (bundle / "plans").iterdir()
+    )
 
 
 def test_a_plan_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "plans").write_text("in the way")
-    with pytest.raises(BuildError, match=r"sm80\.plan cannot be written .* check the space"):
-        write_plan(tmp_path, "sm80.plan", b"plan")
+    with pytest.raises(BuildError, match=r"sm80-\w+\.plan cannot be written .* check the space"):
+        write_plan(tmp_path, "sm80", b"plan")
     assert [file.name for file in tmp_path.iterdir()] == ["plans"]
+
+
+def test_two_builds_at_once_lose_no_plan(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    targets = [f"sm{number}" for number in range(80, 96)]
+    entries = [dataclasses.replace(_entry(bundle, b"same"), target=target) for target in targets]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda entry: record_plan(bundle, entry), entries))
+    assert {plan.target for plan in Manifest.read(bundle).plans} == set(targets)

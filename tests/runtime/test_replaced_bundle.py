@@ -191,6 +191,6 @@ def test_a_thread_that_loads_while_another_exports_is_served(
 
 @pytest.fixture
 def export_swap() -> Callable[[Path, Path], None]:
-    from dinov2rt.export.exporter import _swap
+    from dinov2rt.export.place import swap
 
-    return _swap
+    return swap

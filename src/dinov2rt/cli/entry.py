@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 import traceback
 import warnings
 from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from dinov2rt._version import __version__
@@ -24,11 +26,12 @@ from dinov2rt.cli.report import REPORT
 from dinov2rt.cli.run import RUN
 from dinov2rt.cli.search import SEARCH
 from dinov2rt.cli.triton import TRITON
-from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, Outcome, Verb
+from dinov2rt.cli.verb import BAD_INPUT, INTERRUPTED, TERMINATED, Outcome, Verb
 from dinov2rt.cli.verify import VERIFY
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
 from dinov2rt.foreign import one_line
 from dinov2rt.optional import require
+from dinov2rt.signals import Terminated, terminable
 
 _SHELLS = ("bash", "zsh", "tcsh")
 
@@ -74,13 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default the process's own.
 
     Returns:
-        The exit status: 0 done, 1 a check failed, 2 bad usage or bad input, 130 interrupted.
+        The exit status: 0 done, 1 a check failed, 2 bad usage or bad input, 130 interrupted,
+        143 terminated.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    _replace_closed_streams()
     _allow_any_file_name()
     as_json, debug = "--json" in argv, "--debug" in argv
     try:
-        outcome = _outcome(argv)
+        with terminable():
+            outcome = _outcome(argv)
     except (Exception, KeyboardInterrupt) as error:  # the last place where it can become a line
         outcome = _failure(error, debug=debug)
     try:
@@ -114,6 +120,8 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
     status = BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         message, status = "interrupted", INTERRUPTED
+        if isinstance(error, Terminated):
+            message, status = "terminated", TERMINATED
     elif isinstance(error, Dinov2rtError):
         status = error.exit_status
     elif isinstance(error, OSError) and error.strerror:
@@ -122,7 +130,7 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
     else:
         message = f"unexpected {kind}: {message}; run it again with --debug, and report it"
     for line in _lines(error, message):
-        complain(line if status == INTERRUPTED else f"error: {line}")
+        complain(line if isinstance(error, KeyboardInterrupt) else f"error: {line}")
     document = {"error": {"type": kind, "message": one_line(message)}}
     return Outcome(document, text="", status=status)
 
@@ -179,6 +187,14 @@ def _tied(argv: list[str]) -> list[str]:
         else:
             tied.append(argument)
     return tied
+
+
+def _replace_closed_streams() -> None:
+    """Python has no stream at all where the caller closed one, as with `>&-`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # until exit
+            setattr(sys, name, nowhere)
 
 
 def _allow_any_file_name() -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
+from dinov2rt.files import refused, replacing
 from dinov2rt.optional import require
 
 if TYPE_CHECKING:
@@ -145,11 +146,10 @@ def _write(pages: Mapping[Path, str], tables: _Tables | None) -> Outcome:
 def _write_page(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror}); choose another --out"
-        ) from error
+        raise refused(path.parent, error) from error
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def _check(pages: Mapping[Path, str], tables: _Tables | None) -> Outcome:

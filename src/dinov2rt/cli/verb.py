@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-PASSED, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PASSED, CHECK_FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 """Exit statuses."""
 
 

@@ -60,7 +60,7 @@ def add_plan(bundle: Path, **changes: Any) -> PlanEntry:
     """Add a plan to the manifest; its file is a dummy, since only Triton would open it."""
     graph = next(g for g in Manifest.read(bundle).graphs if g.precision is Precision.FP16)
     entry = PlanEntry(
-        file=write_plan(bundle, f"{len(changes)}{changes.get('flavour', '')}.plan", b"plan"),
+        file=write_plan(bundle, f"{len(changes)}{changes.get('flavour', '')}", b"plan"),
         flavour=Flavour.TENSORRT,
         version="10.14.1.48",
         target="sm80",
