@@ -16,7 +16,7 @@ from dinov2rt.runtime.preprocess import Preprocess
 
 _SHARD_KEY = re.compile(r"(?P<shard>.+?\.(?:tar|parquet))#(?P<name>.+)", re.IGNORECASE)
 
-_WHOLE = Decoding(Preprocess(), Snap.PAD, max_pixels=2**62, scale=False)
+_WHOLE = Decoding(Preprocess(), Snap.PAD, max_pixels=2**62, patch_size=1, scale=False)
 """Neither scaled nor cropped; Pillow's own limit holds."""
 
 

@@ -92,7 +92,7 @@ def draw_items(
     seen: list[NDArray[np.uint8]] = []
     tokens: list[FloatArray] = []
     for image, patch_tokens in itertools.islice(_tokens(model, items, options, refused), most):
-        seen.append(seen_by_model(image, options.snap))
+        seen.append(seen_by_model(image, options.snap, model.architecture.patch_size))
         tokens.append(patch_tokens)
     pages = draw_pca(seen, patch_pca(tokens), file) if seen else []
     return len(seen), pages
@@ -112,10 +112,10 @@ def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) ->
     draw_panels(photo, panels, _CAPTION, file)
 
 
-def seen_by_model(image: NDArray[np.uint8], snap: Snap) -> NDArray[np.uint8]:
-    """`image` [H, W, 3] as its patch grid covers it, [14·h, 14·w, 3]; padding is black."""
-    size = ImageSize(*image.shape[:2]).snapped(snap)
-    (group,) = group_images([image], InputFormat.PIXELS, snap, max_pixels=size.pixels)
+def seen_by_model(image: NDArray[np.uint8], snap: Snap, patch_size: int) -> NDArray[np.uint8]:
+    """`image` [H, W, 3] as its grid of P × P patches covers it, [P·h, P·w, 3]; padding is black."""
+    pixels = ImageSize(*image.shape[:2]).snapped(snap, patch_size).pixels
+    (group,) = group_images([image], InputFormat.PIXELS, snap, pixels, patch_size=patch_size)
     pad = group.padding
     seen: NDArray[np.uint8] = np.pad(
         group.images[0], ((pad.top, pad.bottom), (pad.left, pad.right), (0, 0))
@@ -130,7 +130,7 @@ def _tokens(
     refused: Callable[[Failure], None],
 ) -> Iterator[tuple[NDArray[np.uint8], FloatArray]]:
     """The pixels [H, W, 3] of each image that can be used, with its patch tokens [h, w, D]."""
-    decoding = options.decoding(model.options.max_pixels)
+    decoding = options.decoding(model)
     for item in items:
         image = decode(item, decoding)
         if isinstance(image, DecodedImage):

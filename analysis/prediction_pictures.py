@@ -103,7 +103,8 @@ def draw_attention(photo: Picture, attention: NDArray[np.float32]) -> Picture:
         attention: [heads, h, w]; each map is scaled by its own largest value.
     """
     rows, columns = attention.shape[1:]
-    size = ImageSize(14 * rows, 14 * columns)
+    patch = max(1, photo.shape[0] // rows)  # as many pixels as the model saw, but for the rest
+    size = ImageSize(patch * rows, patch * columns)
     seen = resize(photo, size) if photo.shape[:2] != (size.height, size.width) else photo
     grey = seen.mean(axis=2, keepdims=True) * 0.35
     tiles = [seen]

@@ -26,7 +26,7 @@ def check_same_model(
         InputError: they differ; the message names both values.
     """
     own = {
-        "variant": manifest.variant.name,
+        "variant": manifest.name,
         "weights_sha256": manifest.weights.sha256,
         "precision": precision or metadata["precision"],
     }

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
 
@@ -14,7 +13,7 @@ _SMALLER = 0.995
 
 
 class Snap(StrEnum):
-    """How an image whose sides are not multiples of 14 gets a whole number of patches."""
+    """How an image whose sides are not multiples of the patch gets a whole number of patches."""
 
     CROP = "crop"
     """Drop pixels at the bottom and the right, as the model card says."""
@@ -78,40 +77,38 @@ class ImageSize:
         return f"{self.height}x{self.width}"
 
     @property
-    def grid(self) -> Grid:
-        """The patches that fit, `(H // 14, W // 14)`."""
-        return Grid(self.height // PATCH_SIZE, self.width // PATCH_SIZE)
-
-    @property
     def pixels(self) -> int:
         """Height times width."""
         return self.height * self.width
 
-    @property
-    def is_snapped(self) -> bool:
-        """Whether both sides are multiples of 14."""
-        return self.height % PATCH_SIZE == 0 and self.width % PATCH_SIZE == 0
+    def grid(self, patch_size: int) -> Grid:
+        """The patches that fit, `(H // patch_size, W // patch_size)`."""
+        return Grid(self.height // patch_size, self.width // patch_size)
 
-    def snapped(self, snap: Snap) -> Self:
-        """The size that the model sees.
+    def is_snapped(self, patch_size: int) -> bool:
+        """Whether both sides are multiples of the patch."""
+        return self.height % patch_size == 0 and self.width % patch_size == 0
+
+    def snapped(self, snap: Snap, patch_size: int) -> Self:
+        """The size that a model with patches of `patch_size` sees.
 
         Raises:
             InputError: nothing is there or left, or `snap` is "error" and a side is no multiple.
         """
         if min(self.height, self.width) < 1:
             raise InputError(f"image of {self} pixels is empty; both sides must be at least 1")
-        if snap is Snap.ERROR and not self.is_snapped:
-            raise InputError(_not_a_multiple(self))
+        if snap is Snap.ERROR and not self.is_snapped(patch_size):
+            raise InputError(_not_a_multiple(self, patch_size))
         side = {Snap.PAD: _ceil, Snap.RESIZE: _nearest}.get(snap, _floor)
-        snapped = type(self)(side(self.height), side(self.width))
-        if min(snapped.height, snapped.width) < PATCH_SIZE:
+        snapped = type(self)(side(self.height, patch_size), side(self.width, patch_size))
+        if min(snapped.height, snapped.width) < patch_size:
             raise InputError(
-                f"image of {self} pixels is smaller than one patch of {PATCH_SIZE}x{PATCH_SIZE}; "
+                f"image of {self} pixels is smaller than one patch of {patch_size}x{patch_size}; "
                 'enlarge it, or use snap="pad"'
             )
         return snapped
 
-    def fitted(self, max_pixels: int, snap: Snap) -> Self:
+    def fitted(self, max_pixels: int, snap: Snap, patch_size: int) -> Self:
         """The largest size of the same aspect that the model sees as at most `max_pixels`.
 
         It is this size itself if that is small enough.
@@ -119,24 +116,27 @@ class ImageSize:
         Raises:
             InputError: see `snapped`; a very long and narrow image would be smaller than one patch.
         """
-        fitted, scale = self, min(1.0, math.sqrt(max_pixels / self.snapped(snap).pixels))
-        while fitted.snapped(snap).pixels > max_pixels:
-            fitted = self._scaled(scale, snap)
+        fitted, scale = (
+            self,
+            min(1.0, math.sqrt(max_pixels / self.snapped(snap, patch_size).pixels)),
+        )
+        while fitted.snapped(snap, patch_size).pixels > max_pixels:
+            fitted = self._scaled(scale, snap, patch_size)
             scale *= _SMALLER
         return fitted
 
-    def _scaled(self, scale: float, snap: Snap) -> Self:
+    def _scaled(self, scale: float, snap: Snap, patch_size: int) -> Self:
         sides = (int(self.height * scale), int(self.width * scale))
         if snap is Snap.ERROR:  # this size is a multiple, so what it becomes has to be one
-            sides = (_floor(sides[0]), _floor(sides[1]))
+            sides = (_floor(sides[0], patch_size), _floor(sides[1], patch_size))
         return type(self)(*sides)
 
-    def center_padding(self) -> Padding:
-        """Padding to the next multiples of 14; an odd pixel goes to the bottom or right.
+    def center_padding(self, patch_size: int) -> Padding:
+        """Padding to the next multiples of the patch; an odd pixel goes to the bottom or right.
 
         Source: `CenterPadding` in `dinov2/hub/utils.py`.
         """
-        target = self.snapped(Snap.PAD)
+        target = self.snapped(Snap.PAD, patch_size)
         top = (target.height - self.height) // 2
         left = (target.width - self.width) // 2
         return Padding(
@@ -147,23 +147,24 @@ class ImageSize:
         )
 
 
-def _floor(side: int) -> int:
-    return side // PATCH_SIZE * PATCH_SIZE
+def _floor(side: int, patch_size: int) -> int:
+    return side // patch_size * patch_size
 
 
-def _ceil(side: int) -> int:
-    return -(-side // PATCH_SIZE) * PATCH_SIZE
+def _ceil(side: int, patch_size: int) -> int:
+    return -(-side // patch_size) * patch_size
 
 
-def _nearest(side: int) -> int:
-    return max(PATCH_SIZE, (side + PATCH_SIZE // 2) // PATCH_SIZE * PATCH_SIZE)
+def _nearest(side: int, patch_size: int) -> int:
+    return max(patch_size, (side + patch_size // 2) // patch_size * patch_size)
 
 
-def _not_a_multiple(size: ImageSize) -> str:
-    side, value = ("height", size.height) if size.height % PATCH_SIZE else ("width", size.width)
-    nearest = [multiple for multiple in (_floor(value), _ceil(value)) if multiple >= PATCH_SIZE]
+def _not_a_multiple(size: ImageSize, patch_size: int) -> str:
+    side, value = ("height", size.height) if size.height % patch_size else ("width", size.width)
+    multiples = (_floor(value, patch_size), _ceil(value, patch_size))
+    nearest = [multiple for multiple in multiples if multiple >= patch_size]
     return (
-        f"{side} {value} is not a multiple of {PATCH_SIZE}; nearest: "
+        f"{side} {value} is not a multiple of {patch_size}; nearest: "
         f"{' and '.join(map(str, nearest))}, "
         f'or let snap="crop", "center-crop", "pad" or "resize" choose'
     )

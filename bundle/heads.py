@@ -7,7 +7,8 @@ segmentation heads.
 from dataclasses import dataclass
 from enum import StrEnum
 
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError
 
 
@@ -62,32 +63,33 @@ class HeadSpec:
         """Whether it answers for every pixel, so that images are padded and not cropped."""
         return self.task is not Task.CLASSIFICATION
 
-    def layers_of(self, variant: Variant) -> tuple[int, ...]:
-        """The blocks of `variant` that it reads, ascending.
+    def layers_of(self, architecture: Architecture) -> tuple[int, ...]:
+        """The blocks of `architecture` that it reads, ascending.
 
         Raises:
             InputError: no head was published for a backbone of that depth.
         """
         if self.task is Task.DEPTH and self.num_layers > 1:
-            if variant.depth not in _DEPTH_LAYERS:
+            if architecture.depth not in _DEPTH_LAYERS:
                 raise InputError(
                     f"head {self.name} reads four layers of 12, 24 or 40 blocks, "
-                    f"{variant.name} has {variant.depth}"
+                    f"{name_of(architecture)} has {architecture.depth}"
                 )
-            return _DEPTH_LAYERS[variant.depth]
-        return tuple(range(variant.depth - self.num_layers, variant.depth))
+            return _DEPTH_LAYERS[architecture.depth]
+        return tuple(range(architecture.depth - self.num_layers, architecture.depth))
 
-    def check(self, variant: Variant) -> None:
-        """Check that the head was trained on features of `variant`.
+    def check(self, architecture: Architecture) -> None:
+        """Check that the head was trained on features of `architecture`.
 
         Raises:
-            InputError: `variant` has registers, but the head was trained on features without.
+            InputError: `architecture` has registers, but the head was trained on features without.
         """
-        if self.is_dense and variant.num_registers:
+        if self.is_dense and architecture.num_registers:
             raise InputError(
                 f"head {self.name} was trained on features of variants without registers, and "
-                f"{variant.name} has {variant.num_registers}; the shapes fit, but predictions "
-                f"would be wrong; export {variant.name.removesuffix('_reg')} with it"
+                f"{name_of(architecture)} has {architecture.num_registers}; the shapes fit, "
+                "but predictions would be wrong; "
+                f"export {name_of(architecture).removesuffix('_reg')} with it"
             )
 
 

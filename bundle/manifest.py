@@ -12,15 +12,16 @@ from enum import StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits, TaskLimits
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
-from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.bundle.variants import find_variant, name_of, variant_of
 from dinov2rt.bundle.weights_entry import WeightsEntry
-from dinov2rt.errors import BackendError, BundleError, Dinov2rtError
+from dinov2rt.errors import BackendError, BundleError, Dinov2rtError, InputError
 from dinov2rt.files import held, open_regular, read_regular, replacing
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.strict_json import parse
@@ -31,7 +32,8 @@ _MOST_BYTES = 2**24
 _MOST_ENTRIES = 1000
 """Limit on graphs, files, plans, and profiles of a plan. TensorRT builds far fewer profiles."""
 _MOST_REASON = 1000
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 named a variant; 2 states the architecture."""
 
 
 class Flavour(StrEnum):
@@ -229,19 +231,17 @@ class Manifest:
     """All that is known about a bundle.
 
     `cuda_graph` is the fp16 graph in the form for ONNX Runtime CUDA, see `export/fused.py`; None
-    where the bundle was exported without. `normalization` is what the weights were trained with;
-    it is part of graphs that take pixels. `heads` are the task heads in every graph. `tools` maps
-    the exporting packages to their versions.
+    where the bundle was exported without. `heads` are the task heads in every graph. `tools`
+    maps the exporting packages to their versions.
     """
 
     schema: int
-    variant: Variant
+    architecture: Architecture
     weights: WeightsEntry
     graphs: tuple[GraphEntry, ...]
     golden: FileEntry
     plans: tuple[PlanEntry, ...] = ()
     cuda_graph: GraphEntry | None = None
-    normalization: Normalization = IMAGENET
     tools: dict[str, str] = field(default_factory=dict)
     heads: tuple[HeadEntry, ...] = ()
 
@@ -261,8 +261,9 @@ class Manifest:
         document = _document(bundle, path)
         _check_schema(path, document)
         try:
-            return typing.cast(Self, _decode(cls, document, "manifest")), document
-        except (TypeError, ValueError) as error:
+            current = _upgraded(document) if document["schema"] == 1 else document
+            return typing.cast(Self, _decode(cls, current, "manifest")), document
+        except (InputError, TypeError, ValueError) as error:
             raise BundleError(
                 f"{path} is incomplete or misshapen ({shown(error, _MOST_REASON)}); "
                 "export the bundle again"
@@ -274,7 +275,9 @@ class Manifest:
         Raises:
             BundleError: `bundle` cannot be written to.
         """
-        text = json.dumps(_encode(self), indent=2, allow_nan=False) + "\n"
+        variant = variant_of(self.architecture)  # for people; it is not read again
+        named = {"schema": self.schema, "variant": variant.name if variant else None}
+        text = json.dumps(named | _encode(self), indent=2, allow_nan=False) + "\n"
         try:
             with replacing(bundle / MANIFEST_NAME) as partial:
                 partial.write_text(text, encoding="utf-8")
@@ -298,6 +301,16 @@ class Manifest:
             yield cls.read(bundle)
 
     @property
+    def name(self) -> str:
+        """The variant's name, or a label of the architecture's sizes."""
+        return name_of(self.architecture)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the weights were trained with; it is part of graphs that take pixels."""
+        return self.architecture.normalization
+
+    @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the bundle except the manifest, each once."""
         graphs = (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []))
@@ -307,10 +320,13 @@ class Manifest:
 
     def rebuild_command(self, bundle: Path) -> str:
         """What brings the bundle's own files back: the export that made them."""
-        command = ["dinov2rt", "export", self.variant.name, *self.weights.options]
+        variant = variant_of(self.architecture)
+        command = ["dinov2rt", "export", variant.name if variant else "auto"]
+        command += self.weights.options
         command += _export_options(self.graphs) if self.graphs else []
         command += self._head_options()
         command += self._statistics_options()
+        command += [] if variant else _architecture_options(self.architecture)
         return f"rebuild with: {shlex.join([*command, '--out', str(bundle), '--force'])}"
 
     def _head_options(self) -> list[str]:
@@ -324,11 +340,10 @@ class Manifest:
         """Beside a file or folder there may be other statistics than those of this bundle."""
         source = self.weights.source
         is_imagenet_always = source == "official" or source.startswith("synthetic:")
-        if is_imagenet_always and self.normalization == IMAGENET:
+        normalization = self.architecture.normalization
+        if is_imagenet_always and normalization == IMAGENET:
             return []
-        mean, std = (
-            ",".join(map(repr, each)) for each in (self.normalization.mean, self.normalization.std)
-        )
+        mean, std = (",".join(map(repr, each)) for each in (normalization.mean, normalization.std))
         return [f"--mean={mean}", f"--std={std}"]  # a mean may be negative
 
 
@@ -342,6 +357,14 @@ def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
     flags = {"--unnormed": "unnormed", "--x-prenorm": "x_prenorm", "--attention": "attention"}
     options += [flag for flag, name in flags.items() if getattr(first.extras, name)]
     return options
+
+
+def _architecture_options(architecture: Architecture) -> list[str]:
+    """What the shapes of tensors do not tell."""
+    options = ["--antialias", "on" if architecture.antialias else "off"]
+    options += ["--offset", repr(architecture.offset)]
+    options += ["--num-heads", str(architecture.num_heads)]
+    return [*options, "--grid", str(architecture.native_grid)]
 
 
 def sha256_of(file: Path) -> str:
@@ -375,10 +398,17 @@ def _check_schema(path: Path, document: Any) -> None:
         )
 
 
+def _upgraded(document: dict[str, Any]) -> dict[str, Any]:
+    """A manifest of schema 1, which held a variant's name and a normalisation, as one of today."""
+    variant = find_variant(_typed(str, document.get("variant"), "manifest.variant"))
+    architecture = _encode(variant.architecture)
+    if "normalization" in document:
+        architecture["normalization"] = document["normalization"]
+    return document | {"schema": SCHEMA_VERSION, "architecture": architecture}
+
+
 def _encode(value: Any) -> Any:
-    """A dataclass as plain JSON values; a variant by its name."""
-    if isinstance(value, Variant):
-        return value.name
+    """A dataclass as plain JSON values."""
     if dataclasses.is_dataclass(value):
         return {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, tuple):
@@ -390,8 +420,6 @@ def _encode(value: Any) -> Any:
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """The reverse of `_encode`, guided by the field types of the dataclass `kind`."""
-    if kind is Variant:
-        return find_variant(_typed(str, value, where))
     if dataclasses.is_dataclass(kind):
         return _decode_fields(kind, _typed(dict, value, where), where)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -402,6 +430,8 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{shown(key)}") for key, item in items}
     if origin is types.UnionType:
         return None if value is None else _decode(arguments[0], value, where)
+    if origin is typing.Literal:
+        return _typed(str, value, where)  # the dataclass checks it
     return _decode_plain(kind, value, where)
 
 

@@ -52,13 +52,11 @@ class ShapeRange:
         )
 
     @classmethod
-    def pinned(cls, side: int, max_batch: int) -> Self:
-        """Any batch of square images of one size, tuned for the largest."""
-        return cls(
-            BatchShape(1, side, side),
-            BatchShape(max_batch, side, side),
-            BatchShape(max_batch, side, side),
-        )
+    def pinned(cls, size: ImageSize, max_batch: int) -> Self:
+        """Any batch of images of one size, tuned for the largest."""
+        sides = (size.height, size.width)
+        largest = BatchShape(max_batch, *sides)
+        return cls(BatchShape(1, *sides), largest, largest)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.architecture import Architecture
 
 FloatArray = NDArray[np.floating[Any]]
 
@@ -39,9 +39,9 @@ class Extras:
 NO_EXTRAS = Extras()
 
 
-def output_names(variant: Variant, extras: Extras = NO_EXTRAS) -> tuple[str, ...]:
+def output_names(architecture: Architecture, extras: Extras = NO_EXTRAS) -> tuple[str, ...]:
     """Names of a graph's outputs that are tokens or made of them directly, in order."""
-    registers = ("register_tokens",) if variant.num_registers else ()
+    registers = ("register_tokens",) if architecture.num_registers else ()
     levels = (name for layer in extras.layers for name in layer_output_names(layer))
     others = (X_PRENORM,) * extras.x_prenorm + (ATTENTION,) * extras.attention
     return ("cls_token", *registers, "patch_tokens", *levels, *others)

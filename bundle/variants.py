@@ -1,49 +1,41 @@
-"""The eight DINOv2 backbones, in one table."""
+"""The eight DINOv2 backbones, in one table: names for eight architectures."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.geometry import Grid
+from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
 
-PATCH_SIZE = 14
-"""Side of a patch, in pixels; the same for every variant."""
-
-NATIVE_GRID = 37
-"""Side of the trained position table, in patches (518 pixels)."""
+_ALL: dict[str, Any] = {
+    "patch_size": 14,
+    "native_grid": Grid(37, 37),  # 518 pixels a side
+    "normalization": IMAGENET,
+    "layer_scale": True,
+    "qkv_bias": True,
+}
 
 _MOST_COMPARED = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One backbone, as `dinov2/hub/backbones.py` and `vision_transformer.py` define it.
-
-    `hidden_dim` is the width inside a block's MLP (for SwiGLU: of one half, after the gate).
-    """
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant(Architecture):
+    """One of the eight backbones, as `dinov2/hub/backbones.py` defines it."""
 
     name: str
-    embed_dim: int
-    depth: int
-    num_heads: int
-    ffn: Literal["mlp", "swiglu"]
-    hidden_dim: int
-    num_registers: int
 
     @property
-    def head_dim(self) -> int:
-        """Width of one attention head: 64 in all eight."""
-        return self.embed_dim // self.num_heads
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: CLS and the registers."""
-        return 1 + self.num_registers
+    def architecture(self) -> Architecture:
+        """The architecture without its name."""
+        return Architecture(**{f.name: getattr(self, f.name) for f in fields(Architecture)})
 
 
-def _family(letter: str, **facts: int | str) -> tuple[Variant, Variant]:
-    plain = Variant(name=f"dinov2_vit{letter}14", num_registers=0, **facts)  # type: ignore[arg-type]
-    registers = Variant(name=f"dinov2_vit{letter}14_reg", num_registers=4, **facts)  # type: ignore[arg-type]
+def _family(letter: str, **facts: Any) -> tuple[Variant, Variant]:
+    name = f"dinov2_vit{letter}14"
+    plain = Variant(name=name, num_registers=0, antialias=False, offset=0.1, **_ALL, **facts)
+    registers = replace(plain, name=f"{name}_reg", num_registers=4, antialias=True, offset=0.0)
     return plain, registers
 
 
@@ -77,3 +69,19 @@ def find_variant(name: str) -> Variant:
         f"unknown variant {quoted(name)}; nearest is {quoted(close[0])}, all are: "
         f"{', '.join(table)}"
     )
+
+
+def variant_of(architecture: Architecture) -> Variant | None:
+    """The variant that `architecture` is, whatever its mean and standard deviation; or None."""
+    facts = replace(architecture, normalization=IMAGENET)
+    return next((v for v in _TABLE if _facts(v) == _facts(facts)), None)
+
+
+def name_of(architecture: Architecture) -> str:
+    """The name of the variant that `architecture` is, or a label of its sizes."""
+    variant = architecture if isinstance(architecture, Variant) else variant_of(architecture)
+    return variant.name if variant else architecture.label
+
+
+def _facts(architecture: Architecture) -> tuple[Any, ...]:
+    return tuple(getattr(architecture, f.name) for f in fields(Architecture))

@@ -17,7 +17,7 @@ from dinov2rt.engines.configure import configure
 from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions, canonical_target
 from dinov2rt.engines.plans import FOLDER, identity_of, record_plan, write_plan
-from dinov2rt.engines.profile_syntax import parse_profiles
+from dinov2rt.engines.profile_syntax import default_profiles, parse_profiles
 from dinov2rt.errors import BackendError, BuildError, BundleError, InputError
 
 Progress = Callable[[str], None]
@@ -122,8 +122,10 @@ def _refuse_to_replace(job: _Job, manifest: Manifest) -> None:
 
 
 def _decide(bundle: Path, manifest: Manifest, options: BuildOptions) -> _Job:
+    architecture = manifest.architecture
+    names = default_profiles(architecture) if options.profiles is None else options.profiles
     profiles = parse_profiles(
-        options.profiles, max_batch=options.max_batch, max_size=options.max_size
+        names, architecture, max_batch=options.max_batch, max_size=options.max_size
     )
     toolkit = find_toolkit(options.flavour)
     toolkit.refuse(options)
@@ -137,7 +139,7 @@ def _decide(bundle: Path, manifest: Manifest, options: BuildOptions) -> _Job:
         toolkit=toolkit,
         target=target,
         graph=_find_graph(bundle, manifest, options.precision),
-        depth=manifest.variant.depth,
+        depth=architecture.depth,
         profiles=profiles,
         cache_file=cache_file,
     )

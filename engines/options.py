@@ -6,7 +6,6 @@ from enum import StrEnum
 from pathlib import Path
 
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import InputError
 
 
@@ -25,9 +24,10 @@ class BuildOptions:
 
     `target` is a compute capability ("sm80", or as `canonical_target` reads it), "current" (that of
     this machine's GPU) or "open" (any that the flavour's plans may run on). `profiles` names
-    presets or ranges, see `parse_profiles`; the presets end at `max_batch` images and `max_size`
-    pixels a side. `memory_limit_mib` is the most scratch memory that any profile may take.
-    `timing_cache` is a file to use in place of the default one, see `timing_cache.default_file`.
+    presets or ranges, see `parse_profiles`; None stands for `default_profiles`. The presets end at
+    `max_batch` images and `max_size` pixels a side. `memory_limit_mib` is the most scratch memory
+    that any profile may take. `timing_cache` is a file to use in place of the default one, see
+    `timing_cache.default_file`.
 
     Raises:
         InputError: a number is out of range, or the precision is int8.
@@ -36,7 +36,7 @@ class BuildOptions:
     target: str = "sm80"
     flavour: str = "auto"
     precision: Precision = Precision.FP16
-    profiles: str = "224,518,wide"
+    profiles: str | None = None
     max_batch: int = 32
     max_size: int = 1036
     memory_limit_mib: int | None = None
@@ -54,7 +54,7 @@ class BuildOptions:
                 "allowed for a plan are fp16, bf16 and fp32"
             )
         _check_least("max batch", self.max_batch, 1)
-        _check_least("max size", self.max_size, PATCH_SIZE)
+        _check_least("max size", self.max_size, 1)
         if self.memory_limit_mib is not None:
             _check_least("memory limit in MiB", self.memory_limit_mib, 1)
         if self.optimization_level not in (None, 0, 1, 2, 3, 4, 5):

@@ -113,7 +113,7 @@ def create_app(bundle: str, limits: Limits = Limits()) -> FastAPI:
         model = app.state.model
         return {
             "status": "ok",
-            "variant": model.variant.name,
+            "variant": model.manifest.name,
             "runs_on": model.describe().splitlines()[0],
             "batches": app.state.batcher.batches,
         }

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.golden import PHOTOS, at_least
 from dinov2rt.runtime.image_search import find_images
 from dinov2rt.runtime.images import load_image
 
@@ -33,18 +32,9 @@ def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray
 
 
 def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.uint8]:
-    image = _at_least(photo, size)
+    image = at_least(photo, size)
     random = np.random.default_rng(seed)
     top = random.integers(image.shape[0] - size.height + 1)
     left = random.integers(image.shape[1] - size.width + 1)
     crop = image[top : top + size.height, left : left + size.width]
     return crop[:, ::-1] if random.integers(2) else crop
-
-
-def _at_least(photo: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
-    height, width = photo.shape[:2]
-    scale = max(size.height / height, size.width / width, 1)
-    if scale == 1:
-        return photo
-    enlarged = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-    return np.asarray(Image.fromarray(photo).resize(enlarged, Image.Resampling.BICUBIC))

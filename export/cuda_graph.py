@@ -7,10 +7,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import BundleError
 from dinov2rt.export.fused import fuse
 
@@ -47,20 +47,20 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
         for file in graph.files:
             file.check(bundle, rebuild=rebuild)
         progress("writing the graph for ONNX Runtime CUDA")
-        entry = write_cuda_graph(bundle, manifest.variant, graph)
+        entry = write_cuda_graph(bundle, manifest.architecture, graph)
     with Manifest.changing(bundle) as manifest:
         dataclasses.replace(manifest, cuda_graph=entry).write(bundle)
     return entry
 
 
-def write_cuda_graph(bundle: Path, variant: Variant, graph: GraphEntry) -> GraphEntry:
+def write_cuda_graph(bundle: Path, architecture: Architecture, graph: GraphEntry) -> GraphEntry:
     """Write the form for ONNX Runtime CUDA of `graph`, the fp16 graph in `bundle`.
 
     Weights that do not change stay in their file.
     """
     source, *weights = graph.files
     model = ir.load(bundle / source.path)
-    fuse(model, variant)
+    fuse(model, architecture)
     with tempfile.TemporaryDirectory(dir=bundle, prefix=".cuda-") as scratch:
         _save(model, Path(scratch))
         for name in (f"{CUDA_GRAPH}.data", CUDA_GRAPH):

@@ -6,14 +6,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.manifest import GraphEntry, Manifest
 from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.variants import variant_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.export.golden import PHOTOS, eager_case
+from dinov2rt.export.golden import COMMON_SIZE, PHOTOS, eager_case, uneven_size
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
+from dinov2rt.export.weights.architecture import Stated
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.runtime.image_search import find_images
 from dinov2rt.runtime.images import load_image
@@ -25,7 +28,7 @@ def eager_cases(
     manifest: Manifest,
     graph: GraphEntry,
     *,
-    sizes: Sequence[ImageSize],
+    sizes: Sequence[ImageSize] | None = None,
     images: Sequence[Path] | None = None,
     weights: str | None = None,
 ) -> tuple[GoldenCase, ...]:
@@ -34,7 +37,8 @@ def eager_cases(
     Args:
         manifest: of the bundle; its weights are loaded again, and must still be the same.
         graph: tells the input and the layers.
-        sizes: centre crops of each image.
+        sizes: centre crops of each image; None takes 224 pixels a side, the size of the position
+            table, and one whose sides are no multiples of the patch.
         images: files or folders; None takes the photographs that ship with the project, at each
             size those that are large enough.
         weights: where the weights are now; None takes the source that the manifest names.
@@ -43,14 +47,28 @@ def eager_cases(
         InputError: an image cannot be read, or is smaller than one of the sizes.
         WeightsError: the weights cannot be loaded, or are not those of the bundle.
     """
+    if sizes is None:
+        sizes = default_sizes(manifest.architecture)
+    _check_sizes(sizes, manifest.architecture)
     crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
     state = weights_of(manifest, weights).state_dict
-    model = load_eager(manifest.variant, state, manifest.normalization)
+    model = load_eager(manifest.architecture, state)
     model.task_heads = heads_of(manifest)
     input_format = InputFormat(graph.input_name)
     return tuple(
         eager_case(model, name, crop[None], input_format, graph.extras) for name, crop in crops
     )
+
+
+def default_sizes(architecture: Architecture) -> tuple[ImageSize, ...]:
+    """Those of the golden cases that tell most."""
+    sizes = (COMMON_SIZE, architecture.native_size, uneven_size(architecture))
+    return tuple(dict.fromkeys(sizes))
+
+
+def _check_sizes(sizes: Sequence[ImageSize], architecture: Architecture) -> None:
+    for size in sizes:
+        size.snapped(Snap.CROP, architecture.patch_size)  # refuses what holds no patch
 
 
 def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
@@ -61,7 +79,9 @@ def weights_of(manifest: Manifest, source: str | None = None) -> Weights:
     """
     exported = manifest.weights
     source = exported.pinned_source if source is None else source
-    loaded = load_weights(source, manifest.variant, exported.prefix)
+    wanted = variant_of(manifest.architecture) or manifest.architecture
+    stated = Stated.of(manifest.architecture)  # whatever stands beside the weights by now
+    loaded = load_weights(source, wanted, exported.prefix, stated)
     if loaded.entry.sha256 != exported.sha256:
         raise WeightsError(
             f"{loaded.entry.source} has SHA-256 {loaded.entry.sha256}, the bundle was exported "
@@ -78,7 +98,7 @@ def heads_of(manifest: Manifest) -> tuple[EagerHead, ...]:
         WeightsError: their weights cannot be had, or are others by now.
     """
     sources = tuple(HeadSource(head.name, head.source) for head in manifest.heads)
-    heads = load_heads(sources, manifest.variant)
+    heads = load_heads(sources, manifest.architecture)
     for loaded, exported in zip(heads, manifest.heads, strict=True):
         if loaded.entry.sha256 != exported.sha256:
             raise WeightsError(

@@ -11,12 +11,13 @@ import onnx
 import onnx_ir as ir
 
 from dinov2rt._version import __version__
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
-from dinov2rt.bundle.normalization import IMAGENET, Normalization
+from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import Extras, InputFormat
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.variants import Variant, name_of
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.cuda_graph import write_cuda_graph
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
@@ -33,6 +34,7 @@ from dinov2rt.export.place import built_beside
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import OPSET, trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
+from dinov2rt.export.weights.architecture import NOTHING_STATED, Stated
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.runtime.backends.openvino import cannot_run_int8
 
@@ -47,10 +49,10 @@ class ExportOptions:
 
     `heads` are those whose answers they return.
 
-    `layers`, `unnormed`, `x_prenorm` and `attention` are those of `Extras`. Graphs return float32;
-    with `half_outputs` those of half precision return what they are called, float16 or bfloat16.
-    `normalization` takes the place of what stands beside the weights. `prefix` is what the names of
-    the backbone begin with in the checkpoint; None looks for it.
+    `layers`, `unnormed`, `x_prenorm` and `attention` are those of `Extras`; a layer below 0 counts
+    from the end. Graphs return float32; with `half_outputs` those of half precision return what
+    they are called, float16 or bfloat16. `stated` counts more than what stands beside the weights.
+    `prefix` is what the names of the backbone begin with in the checkpoint; None looks for it.
 
     Raises:
         InputError: no precision, one of them twice, or `unnormed` without layers.
@@ -60,7 +62,7 @@ class ExportOptions:
     layers: tuple[int, ...] = ()
     precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
     half_outputs: bool = False
-    normalization: Normalization | None = None
+    stated: Stated = NOTHING_STATED
     prefix: str | None = None
     unnormed: bool = False
     x_prenorm: bool = False
@@ -97,7 +99,7 @@ class _Reference:
 
 
 def export_bundle(
-    variant: Variant,
+    wanted: Variant | None,
     weights: str,
     out: Path,
     options: ExportOptions,
@@ -105,10 +107,10 @@ def export_bundle(
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Manifest:
-    """Make the directory `out` a bundle of `variant`.
+    """Make the directory `out` a bundle of `weights`.
 
     Args:
-        variant: which backbone.
+        wanted: what the weights must be of; None takes the architecture from them.
         weights: "official", "synthetic:SEED", a checkpoint file or folder, or OWNER/NAME on a hub.
         out: the bundle; made beside itself and renamed when complete.
         options: the graph's input and extra outputs.
@@ -123,29 +125,28 @@ def export_bundle(
     out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
     _check_target(out, force=force)
     _check_int8(options)
-    heads = load_heads(options.heads, variant)
     progress(f"loading {weights}")
-    loaded = load_weights(weights, variant, options.prefix)
-    if options.normalization is not None:
-        loaded = dataclasses.replace(loaded, normalization=options.normalization)
-    if loaded.normalization != IMAGENET:
-        progress(f"input is normalised with {loaded.normalization}, not with ImageNet's statistics")
+    loaded = load_weights(weights, wanted, options.prefix, options.stated)
+    architecture, normalization = loaded.architecture, loaded.architecture.normalization
+    heads = load_heads(options.heads, architecture)
+    options = dataclasses.replace(options, layers=_layers(options.layers, architecture.depth))
+    if normalization != IMAGENET:
+        progress(f"input is normalised with {normalization}, not with ImageNet's statistics")
     with built_beside(out, replace=force) as partial:
         progress("computing golden outputs with the eager model")
-        reference = _write_golden(partial, loaded, variant, options, heads)
+        reference = _write_golden(partial, loaded, options, heads)
         if Precision.FP16 in options.precisions:
             name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
         for precision, limits in reference.limits.items():
             progress(f"limits for {precision} with these weights: {limits.tokens}")
         progress("tracing the graph")
-        graphs = _write_graphs(partial, loaded, variant, options, reference, progress)
+        graphs = _write_graphs(partial, loaded, options, reference, progress)
         manifest = Manifest(
-            cuda_graph=_write_cuda_graph(partial, variant, graphs),
+            cuda_graph=_write_cuda_graph(partial, architecture, graphs),
             schema=SCHEMA_VERSION,
-            variant=variant,
+            architecture=architecture,
             weights=loaded.entry,
-            normalization=loaded.normalization,
             graphs=graphs,
             heads=tuple(head.entry for head in reference.heads),
             golden=reference.golden,
@@ -153,6 +154,17 @@ def export_bundle(
         )
         manifest.write(partial)
     return manifest
+
+
+def _layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
+    """Block indices from 0, ascending."""
+    indices = tuple(sorted(index + depth if index < 0 else index for index in layers))
+    if not set(indices) <= set(range(depth)) or len(set(indices)) < len(indices):
+        raise InputError(
+            f"layers {', '.join(map(str, layers))}; allowed are different block indices from 0 to "
+            f"{depth - 1}, or the last {depth} at most"
+        )
+    return indices
 
 
 def _check_int8(options: ExportOptions) -> None:
@@ -165,12 +177,11 @@ def _check_int8(options: ExportOptions) -> None:
 def _write_golden(
     bundle: Path,
     weights: Weights,
-    variant: Variant,
     options: ExportOptions,
     heads: tuple[EagerHead, ...],
 ) -> _Reference:
     """Store the eager model's golden outputs, and measure the limits for the graphs."""
-    model = load_eager(variant, weights.state_dict, weights.normalization)
+    model = load_eager(weights.architecture, weights.state_dict)
     model.task_heads = heads
     with record_ranges(model) as ranges:
         cases = golden_cases(model, options.input_format, options.extras)
@@ -190,23 +201,21 @@ def _write_golden(
 def _write_graphs(
     bundle: Path,
     weights: Weights,
-    variant: Variant,
     options: ExportOptions,
     reference: _Reference,
     progress: Progress,
 ) -> tuple[GraphEntry, ...]:
     """Write all graphs: clones of one trace, which share weights until one changes them."""
-    traced = trace(ExportGraph(variant, weights.state_dict, options.extras).eval())
-    _describe(traced, variant, weights)
+    architecture = weights.architecture
+    traced = trace(ExportGraph(architecture, weights.state_dict, options.extras).eval())
+    _describe(traced, weights)
     entries = []
     for precision in options.precisions:
-        model = _finish(
-            traced.clone(), variant, precision, options, weights.normalization, reference.heads
-        )
+        model = _finish(traced.clone(), architecture, precision, options, reference.heads)
         quantization = None
         if precision is Precision.INT8 and reference.evidence is not None:
             progress("rounding weights to int8")
-            eager = load_eager(variant, weights.state_dict, weights.normalization)
+            eager = load_eager(weights.architecture, weights.state_dict)
             rounded = round_weights(model, eager)
             model, quantization = search(model, rounded, reference.evidence, bundle, progress)
         entries.append(
@@ -229,21 +238,20 @@ def _write_graphs(
 
 
 def _write_cuda_graph(
-    bundle: Path, variant: Variant, graphs: tuple[GraphEntry, ...]
+    bundle: Path, architecture: Architecture, graphs: tuple[GraphEntry, ...]
 ) -> GraphEntry | None:
     """Write the fused form of the fp16 graph, for ONNX Runtime CUDA."""
     half = next((graph for graph in graphs if graph.precision is Precision.FP16), None)
     if half is None or half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
         return None
-    return write_cuda_graph(bundle, variant, half)
+    return write_cuda_graph(bundle, architecture, half)
 
 
 def _finish(
     model: ir.Model,
-    variant: Variant,
+    architecture: Architecture,
     precision: Precision,
     options: ExportOptions,
-    normalization: Normalization,
     heads: tuple[EagerHead, ...],
 ) -> ir.Model:
     """Fold, type, and attach the input: from a clone of the trace to what is saved.
@@ -251,38 +259,42 @@ def _finish(
     For int8 it is a float32 graph, which is then quantised in the search.
     """
     if precision in (Precision.FP32, Precision.INT8):
-        fold(model, variant)
-        _attach_taps(model, variant, options, heads)
+        fold(model, architecture)
+        _attach_taps(model, architecture, options, heads)
         if precision is Precision.FP32:
             fold_norms(model)
             split_qkv(model)
     else:
-        fold_attention_scale(model, variant)
-        _attach_taps(model, variant, options, heads)
+        fold_attention_scale(model, architecture)
+        _attach_taps(model, architecture, options, heads)
         to_half(model, precision)
         if options.half_outputs:
             half_outputs(model, precision)
     if options.input_format is InputFormat.PIXELS:
-        attach_pixel_input(model, normalization)
+        attach_pixel_input(model, architecture.normalization)
     return model
 
 
 def _attach_taps(
-    model: ir.Model, variant: Variant, options: ExportOptions, heads: tuple[EagerHead, ...]
+    model: ir.Model,
+    architecture: Architecture,
+    options: ExportOptions,
+    heads: tuple[EagerHead, ...],
 ) -> None:
     """Everything that is read off the backbone once the weights are folded."""
     if options.attention:
-        attach_attention(model, variant)
-    attach_heads(model, variant, heads)
+        attach_attention(model, architecture)
+    attach_heads(model, architecture, heads)
     if any(head.spec.is_dense for head in heads):
-        attach_center_padding(model)
+        attach_center_padding(model, architecture.patch_size)
 
 
-def _describe(model: ir.Model, variant: Variant, weights: Weights) -> None:
+def _describe(model: ir.Model, weights: Weights) -> None:
+    name = name_of(weights.architecture)
     model.producer_name, model.producer_version = "dinov2rt", __version__
-    model.graph.name = variant.name
+    model.graph.name = name
     model.metadata_props.update(
-        variant=variant.name,
+        variant=name,
         weights_source=weights.entry.source,
         weights_sha256=weights.entry.sha256,
         exporter_version=__version__,

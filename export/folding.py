@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.export.surgery import (
     add_initializer,
     array_of,
@@ -35,13 +35,13 @@ def fold_layer_scale(model: ir.Model) -> None:
         del model.graph.initializers[gamma.name]
 
 
-def fold_attention_scale(model: ir.Model, variant: Variant) -> None:
+def fold_attention_scale(model: ir.Model, architecture: Architecture) -> None:
     """`softmax(s q kᵀ)`: the scale `s = head_dim^-0.5` goes into the query's weight and bias."""
-    for index in range(variant.depth):
+    for index in range(architecture.depth):
         for kind in ("weight", "bias"):
             value = model.graph.initializers[f"blocks.{index}.qkv.{kind}"]
             scaled = array_of(value).copy()
-            scaled[..., : variant.embed_dim] *= np.float32(variant.head_dim**-0.5)
+            scaled[..., : architecture.embed_dim] *= np.float32(architecture.head_dim**-0.5)
             set_array(value, scaled)
     for attention in nodes_of(model, "Attention"):
         attention.attributes["scale"] = ir.AttrFloat32("scale", 1.0)
@@ -90,10 +90,10 @@ def split_qkv(model: ir.Model) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def fold(model: ir.Model, variant: Variant) -> None:
+def fold(model: ir.Model, architecture: Architecture) -> None:
     """LayerScale and the attention scale."""
     fold_layer_scale(model)
-    fold_attention_scale(model, variant)
+    fold_attention_scale(model, architecture)
 
 
 def _is_block(node: ir.Node) -> bool:

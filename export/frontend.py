@@ -4,7 +4,6 @@ import numpy as np
 import onnx_ir as ir
 
 from dinov2rt.bundle.normalization import Normalization
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.export.surgery import Writer, module_of
 
 PADDING_INPUT = "padding"
@@ -50,7 +49,7 @@ def attach_pixel_input(model: ir.Model, normalization: Normalization) -> None:
         graph.initializers.add(value)
 
 
-def attach_center_padding(model: ir.Model) -> None:
+def attach_center_padding(model: ir.Model, patch_size: int) -> None:
     """Let the graph pad its normalised images with zeros to whole patches, centred.
 
     An odd pixel goes to the bottom or the right. Source: `CenterPadding` in `dinov2/hub/utils.py`.
@@ -63,7 +62,7 @@ def attach_center_padding(model: ir.Model) -> None:
     for axis in (2, 3):
         name = f"{_CENTER}/axis_{axis}"
         side = write("Shape", images, name=f"{name}_side", dtype=_INT64, start=axis, end=axis + 1)
-        patch = np.array([PATCH_SIZE])
+        patch = np.array([patch_size])
         over = write("Mod", side, patch, name=f"{name}_over", dtype=_INT64)
         lacking = write("Sub", patch, over, name=f"{name}_lacking", dtype=_INT64)
         pad = write("Mod", lacking, patch, name=f"{name}_pad", dtype=_INT64)

@@ -21,9 +21,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.position import COLUMNS_INPUT, ROWS_INPUT, table_taps
 from dinov2rt.bundle.signature import ATTENTION
-from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.export.surgery import Writer, module_of
 
 _HALF, _FLOAT, _INT64 = ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.INT64
@@ -33,8 +33,8 @@ _PADDING = "padding"
 _BEHIND_BLOCKS = ("layer_", "x_prenorm", "final", f"{ATTENTION}_map", "heads.")
 
 
-def fuse(model: ir.Model, variant: Variant) -> None:
-    """Rewrite `model`, the portable fp16 graph of `variant`, in place.
+def fuse(model: ir.Model, architecture: Architecture) -> None:
+    """Rewrite `model`, the portable fp16 graph of `architecture`, in place.
 
     Its images keep their name, type and layout. Three inputs are added, or replaced:
     `padding` int64 [8], what ONNX calls `pads` for the images in their own layout, negative where
@@ -43,8 +43,8 @@ def fuse(model: ir.Model, variant: Variant) -> None:
     """
     graph = model.graph
     writer = Writer(graph, before=_first_head(graph))
-    tokens = _embed(writer, variant)
-    _Blocks(writer, variant, tokens).write()
+    tokens = _embed(writer, architecture)
+    _Blocks(writer, architecture, tokens).write()
     RemoveUnusedNodesPass()(model)
     _drop_unused_initializers(graph)
     model.opset_imports[_CONTRIB] = 1
@@ -55,11 +55,11 @@ def _first_head(graph: ir.Graph) -> ir.Node:
     return next(node for node in graph if (node.name or "").startswith(_BEHIND_BLOCKS))
 
 
-def _embed(write: Writer, variant: Variant) -> ir.Value:
+def _embed(write: Writer, architecture: Architecture) -> ir.Value:
     """Images to the tokens that enter the first block, [B, 1 + R + h·w, D] float32."""
     images = write.graph.inputs[0]
     is_pixels = images.dtype == ir.DataType.UINT8
-    padding = _declare_inputs(write, images)
+    padding = _declare_inputs(write, images, architecture)
     if is_pixels:
         scale, shift = (
             write.array(name).reshape(1, 1, 1, 3) for name in ("pixel_scale", "pixel_shift")
@@ -68,13 +68,15 @@ def _embed(write: Writer, variant: Variant) -> ir.Value:
         images = write("Mul", images, scale, name="pixels/scaled")
         images = write("Add", images, shift, name="pixels/normalized")
     padded = write("Pad", images, padding, name="embedding/padded")
-    patches = _patches(write, padded, is_pixels)
-    weight = write.array("patch_weight")  # [D, 3, 14, 14]
+    patches = _patches(write, padded, architecture.patch_size, is_pixels)
+    weight = write.array("patch_weight")  # [D, 3, P, P]
     order = (2, 3, 1, 0) if is_pixels else (1, 2, 3, 0)
-    weight = weight.transpose(order).reshape(-1, variant.embed_dim)
+    weight = weight.transpose(order).reshape(-1, architecture.embed_dim)
     product = write("MatMul", patches, weight, name="embedding.patch/product", dtype=_HALF)
     product = write("Cast", product, name="embedding.patch/float", dtype=_FLOAT)
-    patch_tokens = write("Add", product, _positions(write, variant), name="embedding/patch_tokens")
+    patch_tokens = write(
+        "Add", product, _positions(write, architecture), name="embedding/patch_tokens"
+    )
     batch = write("Shape", padded, name="embedding/batch", dtype=_INT64, start=0, end=1)
     one = np.array([1])
     shape = write("Concat", batch, one, one, name="embedding/prefix_shape", dtype=_INT64, axis=0)
@@ -82,7 +84,7 @@ def _embed(write: Writer, variant: Variant) -> ir.Value:
     return write("Concat", prefix, patch_tokens, name="embedding/tokens", axis=1)
 
 
-def _declare_inputs(write: Writer, images: ir.Value) -> ir.Value:
+def _declare_inputs(write: Writer, images: ir.Value, architecture: Architecture) -> ir.Value:
     """Take out the inputs that the portable graph has besides its images, and declare our own.
 
     Returns:
@@ -91,18 +93,20 @@ def _declare_inputs(write: Writer, images: ir.Value) -> ir.Value:
     graph = write.graph
     graph.initializers.pop(_PADDING, None)
     padding = ir.val(_PADDING, dtype=_INT64, shape=[8])
-    taps = write.initializer("position.table").shape[0]  # type: ignore[index]
-    sides = ((ROWS_INPUT, "rows"), (COLUMNS_INPUT, "columns"))
-    matrices = [ir.val(name, dtype=_FLOAT, shape=ir.Shape([side, taps])) for name, side in sides]
+    taps = table_taps(architecture)
+    sides = ((ROWS_INPUT, "rows", taps.rows), (COLUMNS_INPUT, "columns", taps.cols))
+    matrices = [
+        ir.val(name, dtype=_FLOAT, shape=ir.Shape([side, count])) for name, side, count in sides
+    ]
     graph.inputs[:] = [images, padding, *matrices]
     return padding
 
 
-def _patches(write: Writer, padded: ir.Value, is_pixels: bool) -> ir.Value:
-    """Padded images to the pixels of each patch, [B, h·w, 588] float16.
+def _patches(write: Writer, padded: ir.Value, patch_size: int, is_pixels: bool) -> ir.Value:
+    """Padded images to the pixels of each patch of P × P, [B, h·w, 3 · P · P] float16.
 
     A convolution whose stride is its kernel is a product of these; ONNX Runtime's own convolution
-    kernel for 14 × 14 takes about ten times as long.
+    kernel for such a patch takes about ten times as long.
     """
     height, width = (1, 2) if is_pixels else (2, 3)
     batch = write("Shape", padded, name="patches/batch", dtype=_INT64, start=0, end=1)
@@ -111,32 +115,32 @@ def _patches(write: Writer, padded: ir.Value, is_pixels: bool) -> ir.Value:
         pixels = write(
             "Shape", padded, name=f"patches/{name}_pixels", dtype=_INT64, start=axis, end=axis + 1
         )
-        side = np.array([PATCH_SIZE])
+        side = np.array([patch_size])
         sides.append(write("Div", pixels, side, name=f"patches/{name}", dtype=_INT64))
     rows, columns = sides
-    side, channels = np.array([PATCH_SIZE]), np.array([3])
-    if is_pixels:  # [B, h, 14, w, 14 · 3]
+    side, channels = np.array([patch_size]), np.array([3])
+    if is_pixels:  # [B, h, P, w, P · 3]
         cells = [batch, rows, side, columns, side * channels]
         order = [0, 1, 3, 2, 4]
-    else:  # [B, 3, h, 14, w, 14]
+    else:  # [B, 3, h, P, w, P]
         cells = [batch, channels, rows, side, columns, side]
         order = [0, 2, 4, 1, 3, 5]
     shape = write("Concat", *cells, name="patches/cells", dtype=_INT64, axis=0)
     split = write("Reshape", padded, shape, name="patches/split")
     ordered = write("Transpose", split, name="patches/ordered", perm=order)
     half = write("Cast", ordered, name="patches/half", dtype=_HALF)
-    length = np.array([-1]), np.array([3 * PATCH_SIZE**2])
+    length = np.array([-1]), np.array([3 * patch_size**2])
     flat = write("Concat", batch, *length, name="patches/flat", dtype=_INT64, axis=0)
     return write("Reshape", half, flat, name="patches", dtype=_HALF)
 
 
-def _positions(write: Writer, variant: Variant) -> ir.Value:
+def _positions(write: Writer, architecture: Architecture) -> ir.Value:
     """The position of every patch, plus the bias of the patch embedding: [1, h·w, D] float32."""
     rows, columns = write.graph.inputs[2:4]
-    table = write.initializer("position.table")  # [taps, taps · D]
-    taps, dim = table.shape[0], variant.embed_dim  # type: ignore[index]
+    table = write.initializer("position.table")  # [row taps, column taps · D]
+    taps, dim = table_taps(architecture), architecture.embed_dim
     down = write("MatMul", rows, table, name="position/rows")
-    down = write("Reshape", down, np.array([-1, taps, dim]), name="position/of_rows")
+    down = write("Reshape", down, np.array([-1, taps.cols, dim]), name="position/of_rows")
     across = write("MatMul", columns, down, name="position/columns")
     flat = write("Reshape", across, np.array([1, -1, dim]), name="position/flat")
     bias = write.array("patch_bias").astype(np.float32)
@@ -150,20 +154,20 @@ class _Blocks:
     each branch is added when the norm after it is written.
     """
 
-    def __init__(self, write: Writer, variant: Variant, tokens: ir.Value) -> None:
-        self._write, self._variant = write, variant
+    def __init__(self, write: Writer, architecture: Architecture, tokens: ir.Value) -> None:
+        self._write, self._architecture = write, architecture
         self._stream = tokens
         norms = {
             module_of(node): node for node in write.graph if node.op_type == "LayerNormalization"
         }
         self._final = norms["final.norm"]
-        firsts = [norms[f"blocks.{index}.norm1"] for index in range(variant.depth)]
+        firsts = [norms[f"blocks.{index}.norm1"] for index in range(architecture.depth)]
         self._after = [*firsts[1:], self._final]
         """The norm in the portable graph that takes what each block leaves."""
 
     def write(self) -> None:
         """Write every block, in order; intermediate and final norms take their results."""
-        write, depth = self._write, self._variant.depth
+        write, depth = self._write, self._architecture.depth
         weight, bias = (write.initializer(f"blocks.0.norm1.{kind}") for kind in ("weight", "bias"))
         normed = write(
             "LayerNormalization",
@@ -197,7 +201,7 @@ class _Blocks:
             name=f"{name}/attention",
             dtype=_HALF,
             domain=_CONTRIB,
-            num_heads=self._variant.num_heads,
+            num_heads=self._architecture.num_heads,
             scale=1.0,  # the query's weights hold it
         )
         return self._product(mixed, f"{name}.proj", f"{name}.ls1")
@@ -219,7 +223,7 @@ class _Blocks:
 
     def _heads_of(self, normed: ir.Value, name: str, kind: str) -> ir.Value:
         """Queries or keys of every head, [B, heads, N, head_dim] float16."""
-        write, dim = self._write, self._variant.embed_dim
+        write, dim = self._write, self._architecture.embed_dim
         columns = slice(0, dim) if kind == "query" else slice(dim, 2 * dim)
         place = f"{ATTENTION}_map/{kind}s"
         half = write("Cast", normed, name=f"{place}_half", dtype=_HALF)
@@ -228,13 +232,13 @@ class _Blocks:
         )
         product = write("MatMul", half, weight, name=f"{place}_product", dtype=_HALF)
         biased = write("Add", product, bias, name=f"{place}_biased", dtype=_HALF)
-        shape = np.array([0, 0, self._variant.num_heads, self._variant.head_dim])
+        shape = np.array([0, 0, self._architecture.num_heads, self._architecture.head_dim])
         split = write("Reshape", biased, shape, name=f"{place}_split", dtype=_HALF)
         return write("Transpose", split, name=f"{place}_of_heads", perm=[0, 2, 1, 3], dtype=_HALF)
 
     def _feed_forward(self, normed: ir.Value, name: str) -> ir.Value:
         half = self._write("Cast", normed, name=f"{name}.up/half", dtype=_HALF)
-        is_gated = self._variant.ffn == "swiglu"
+        is_gated = self._architecture.ffn == "swiglu"
         hidden = self._swiglu(half, name) if is_gated else self._mlp(half, name)
         return self._product(hidden, f"{name}.down", f"{name}.ls2")
 
@@ -270,7 +274,7 @@ class _Blocks:
         divides out again, exactly.
         """
         write = self._write
-        gamma = write.array(f"{scale}.gamma")
+        gamma = self._gamma(scale)
         exact = write.array(f"{name}.weight").astype(np.float32) * gamma
         exponent = _exponent(exact)
         weight = np.ldexp(exact, exponent).astype(np.float16)
@@ -291,7 +295,7 @@ class _Blocks:
     def _add_and_norm(self, branch: ir.Value, name: str, scale: str, norm: str) -> ir.Value:
         """Add a branch and its bias to the residual stream, and normalise the sum."""
         write = self._write
-        bias = write.array(f"{name}.bias") * write.array(f"{scale}.gamma")
+        bias = write.array(f"{name}.bias") * self._gamma(scale)
         weight, shift = (write.initializer(f"{norm}.{kind}") for kind in ("weight", "bias"))
         normed, _, _, self._stream = write.several(
             "SkipLayerNormalization",
@@ -306,6 +310,11 @@ class _Blocks:
             epsilon=_EPSILON,
         )
         return normed
+
+    def _gamma(self, scale: str) -> np.ndarray:
+        if self._architecture.layer_scale:
+            return self._write.array(f"{scale}.gamma")
+        return np.ones(self._architecture.embed_dim, np.float32)
 
     def _feed_head(self, index: int) -> None:
         """Give everything behind the blocks the residual stream that block `index` leaves."""

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.signature import Extras, FloatArray, InputFormat, output_names
@@ -14,14 +16,7 @@ from dinov2rt.runtime.images import load_image
 
 PHOTOS = Path(__file__).parent / "photos"
 
-# Each tells something apart: a batch at the common size; few and unequal rows and columns; sides
-# that are no multiples of 14; the trained grid, where the position table is used as it is.
-_CASES = (
-    (ImageSize(224, 224), ("astronaut.jpg", "coffee.jpg")),
-    (ImageSize(98, 126), ("chelsea.jpg",)),
-    (ImageSize(231, 345), ("coffee.jpg",)),
-    (ImageSize(518, 518), ("hubble.jpg",)),
-)
+COMMON_SIZE = ImageSize(224, 224)
 
 
 def golden_cases(
@@ -30,13 +25,49 @@ def golden_cases(
     """The eager model's outputs on the photographs that ship with the project."""
     return tuple(
         eager_case(model, str(size), golden_pixels(size, photos), input_format, extras)
-        for size, photos in _CASES
+        for size, photos in _photos_by_size(model.architecture).items()
     )
 
 
+def _photos_by_size(architecture: Architecture) -> dict[ImageSize, tuple[str, ...]]:
+    """Each size tells something apart.
+
+    A batch at the common size; few and unequal rows and columns; sides that are no multiples of the
+    patch; the native grid, where the position table is used as it is.
+    """
+    photos: dict[ImageSize, tuple[str, ...]] = {
+        COMMON_SIZE: ("astronaut.jpg", "coffee.jpg"),
+        small_size(architecture): ("chelsea.jpg",),
+        uneven_size(architecture): ("coffee.jpg",),
+    }
+    photos.setdefault(architecture.native_size, ("hubble.jpg",))
+    return photos
+
+
+def small_size(architecture: Architecture) -> ImageSize:
+    """Few and unequal rows and columns: 98 x 126 for a patch of 14."""
+    return ImageSize(7 * architecture.patch_size, 9 * architecture.patch_size)
+
+
+def uneven_size(architecture: Architecture) -> ImageSize:
+    """Sides that are no multiples of the patch: 231 x 345 for one of 14."""
+    side = architecture.patch_size
+    return ImageSize(16 * side + side // 2, 24 * side + side // 2 + side // 7)
+
+
 def golden_pixels(size: ImageSize, photos: tuple[str, ...]) -> np.ndarray:
-    """Centre crops of the photographs, uint8 [B, H, W, 3]."""
-    return np.stack([_center(load_image(PHOTOS / photo), size) for photo in photos])
+    """Centre crops of the photographs, uint8 [B, H, W, 3]; too small ones are enlarged."""
+    return np.stack([_center(at_least(load_image(PHOTOS / photo), size), size) for photo in photos])
+
+
+def at_least(photo: np.ndarray, size: ImageSize) -> np.ndarray:
+    """`photo` [H, W, 3], enlarged (bicubic) where it is smaller than `size`."""
+    height, width = photo.shape[:2]
+    scale = max(size.height / height, size.width / width, 1)
+    if scale == 1:
+        return photo
+    enlarged = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
+    return np.asarray(Image.fromarray(photo).resize(enlarged, Image.Resampling.BICUBIC))
 
 
 def eager_case(
@@ -59,10 +90,10 @@ def eager_outputs(model: Dinov2, images: torch.Tensor, extras: Extras) -> dict[s
     """The graph's outputs by name, from the eager model on `images` float32 [B, 3, H, W]."""
     size = (images.shape[2], images.shape[3])
     if pads_images(model.task_heads):
-        images = center_padded(images)
+        images = center_padded(images, model.architecture.patch_size)
     features = model.forward_features(images)
     values = [features["x_norm_clstoken"]]
-    if model.variant.num_registers:
+    if model.architecture.num_registers:
         values.append(features["x_norm_regtokens"])
     values.append(features["x_norm_patchtokens"])
     if extras.layers:
@@ -74,7 +105,7 @@ def eager_outputs(model: Dinov2, images: torch.Tensor, extras: Extras) -> dict[s
         values.append(features["x_prenorm"])
     if extras.attention:
         values.append(model.cls_attention(images))
-    names = output_names(model.variant, extras)
+    names = output_names(model.architecture, extras)
     outputs = {name: value.float().numpy() for name, value in zip(names, values, strict=True)}
     return outputs | head_outputs(model, images, size)
 

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.signature import NO_EXTRAS, Extras
-from dinov2rt.bundle.variants import PATCH_SIZE, Variant
 from dinov2rt.export.model import LAYER_NORM_EPS
 from dinov2rt.export.position import PositionTable
 from dinov2rt.export.weights.state_dict import StateDict
 
 
 class Affine(nn.Module):
-    """`x @ weight + bias`, with weight [in, out]."""
+    """`x @ weight + bias`, with weight [in, out]. A bias that is not there is zero."""
 
     def __init__(self, state: StateDict, name: str) -> None:
         super().__init__()
-        self.weight = _parameter(state[f"{name}.weight"].T)
-        self.bias = _parameter(state[f"{name}.bias"])
+        weight = state[f"{name}.weight"]
+        self.weight = _parameter(weight.T)
+        self.bias = _parameter(state.get(f"{name}.bias", torch.zeros(len(weight))))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, in] to [B, N, out]."""
@@ -59,19 +60,21 @@ class LayerScale(nn.Module):
 class GraphBlock(nn.Module):
     """A transformer block; both MLP and SwiGLU are called `up` and `down`."""
 
-    def __init__(self, variant: Variant, state: StateDict, name: str) -> None:
+    def __init__(self, architecture: Architecture, state: StateDict, name: str) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = variant.num_heads, variant.head_dim
-        self.gated = variant.ffn == "swiglu"
+        self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
+        self.gated = architecture.ffn == "swiglu"
         up, down = ("w12", "w3") if self.gated else ("fc1", "fc2")
         self.norm1 = Norm(state, f"{name}.norm1")
         self.qkv = Affine(state, f"{name}.attn.qkv")
         self.proj = Affine(state, f"{name}.attn.proj")
-        self.ls1 = LayerScale(state, f"{name}.ls1")
+        self.ls1, self.ls2 = (
+            LayerScale(state, f"{name}.{leaf}") if architecture.layer_scale else nn.Identity()
+            for leaf in ("ls1", "ls2")
+        )
         self.norm2 = Norm(state, f"{name}.norm2")
         self.up = Affine(state, f"{name}.mlp.{up}")
         self.down = Affine(state, f"{name}.mlp.{down}")
-        self.ls2 = LayerScale(state, f"{name}.ls2")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -98,18 +101,20 @@ class GraphBlock(nn.Module):
 class Embedding(nn.Module):
     """Normalised images to the tokens that enter the first block."""
 
-    def __init__(self, variant: Variant, state: StateDict) -> None:
+    def __init__(self, architecture: Architecture, state: StateDict) -> None:
         super().__init__()
-        self.prefix = _parameter(constant_prefix(variant, state))
-        self.position = PositionTable(variant, state["pos_embed"][0, 1:])
+        self.prefix = _parameter(constant_prefix(architecture, state))
+        self.position = PositionTable(architecture, state["pos_embed"][0, 1:])
         self.patch_weight = _parameter(state["patch_embed.proj.weight"])
         self.patch_bias = _parameter(state["patch_embed.proj.bias"])
+        self.patch_size = architecture.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, 1 + R + h·w, D]."""
         batch, _, height, width = images.shape
-        patches = functional.conv2d(images, self.patch_weight, self.patch_bias, stride=PATCH_SIZE)
-        positions = self.position(height // PATCH_SIZE, width // PATCH_SIZE)
+        side = self.patch_size
+        patches = functional.conv2d(images, self.patch_weight, self.patch_bias, stride=side)
+        positions = self.position(height // side, width // side)
         patch_tokens = patches.flatten(2).transpose(1, 2) + positions
         return torch.cat((self.prefix.expand(batch, -1, -1), patch_tokens), dim=1)
 
@@ -117,9 +122,9 @@ class Embedding(nn.Module):
 class Head(nn.Module):
     """The final norm, and the tokens by kind."""
 
-    def __init__(self, variant: Variant, state: StateDict) -> None:
+    def __init__(self, architecture: Architecture, state: StateDict) -> None:
         super().__init__()
-        self.first_patch = variant.num_prefix_tokens
+        self.first_patch = architecture.num_prefix_tokens
         self.norm = Norm(state, "norm")
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
@@ -134,20 +139,23 @@ class Head(nn.Module):
 class ExportGraph(nn.Module):
     """The whole backbone as three kinds of modules, which `trace.py` exports and joins."""
 
-    def __init__(self, variant: Variant, state: StateDict, extras: Extras = NO_EXTRAS) -> None:
+    def __init__(
+        self, architecture: Architecture, state: StateDict, extras: Extras = NO_EXTRAS
+    ) -> None:
         super().__init__()
-        self.variant, self.extras = variant, extras
-        self.embedding = Embedding(variant, state)
+        self.architecture, self.extras = architecture, extras
+        self.embedding = Embedding(architecture, state)
         self.blocks = nn.ModuleList(
-            GraphBlock(variant, state, f"blocks.{index}") for index in range(variant.depth)
+            GraphBlock(architecture, state, f"blocks.{index}")
+            for index in range(architecture.depth)
         )
-        self.head = Head(variant, state)
+        self.head = Head(architecture, state)
 
 
-def constant_prefix(variant: Variant, state: StateDict) -> Tensor:
+def constant_prefix(architecture: Architecture, state: StateDict) -> Tensor:
     """CLS plus its position, then the registers, which have none: constants, [1, 1 + R, D]."""
     cls_token = state["cls_token"] + state["pos_embed"][:, :1]
-    if not variant.num_registers:
+    if not architecture.num_registers:
         return cls_token
     return torch.cat((cls_token, state["register_tokens"]), dim=1)
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from dinov2rt.bundle.accuracy import POOLED, compare, compare_cases, is_pooled
-from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import (
     FLOAT32_ERROR,
@@ -23,7 +22,7 @@ from dinov2rt.bundle.limits import (
 )
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
-from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels
+from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels, small_size
 from dinov2rt.export.heads.limits import task_limits, task_outputs
 from dinov2rt.export.model import Dinov2
 
@@ -36,7 +35,6 @@ Correct implementations reach at most 1.24; the nearest wrong one, a residual st
 reaches 2.2. See docs/adr/0007.
 """
 
-_CROP_SIZE = ImageSize(98, 126)
 _PHOTOS = ("astronaut.jpg", "chelsea.jpg", "coffee.jpg", "hubble.jpg")
 
 # 1 - cos grows with the square of the error, and the worst token of all cases is compared with the
@@ -151,7 +149,7 @@ def _tokens(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _crops(model: Dinov2, input_format: InputFormat, extras: Extras) -> Iterator[GoldenCase]:
     for photo in _PHOTOS:
-        pixels = golden_pixels(_CROP_SIZE, (photo,))
+        pixels = golden_pixels(small_size(model.architecture), (photo,))
         yield eager_case(model, photo, pixels, input_format, extras)
 
 

@@ -12,21 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinov2rt.bundle.normalization import IMAGENET, Normalization
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.errors import InputError
 
 LAYER_NORM_EPS = 1e-6
-POSITION_OFFSET = 0.1
-"""Added to the grid of variants without registers before the position table is resampled."""
 
 
 class PatchEmbed(nn.Module):
     """Images [B, 3, H, W] to patch tokens [B, h·w, D]; pixels beyond the last patch drop."""
 
-    def __init__(self, embed_dim: int) -> None:
+    def __init__(self, embed_dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=PATCH_SIZE, stride=PATCH_SIZE)
+        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, h·w, D], row-major."""
@@ -37,10 +36,10 @@ class PatchEmbed(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention with a fused qkv projection, head-major inside q, k and v."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -107,18 +106,18 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block with LayerScale on both branches."""
+    """Pre-norm transformer block; LayerScale on both branches, where the architecture has it."""
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        dim = variant.embed_dim
+        dim = architecture.embed_dim
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, variant.num_heads)
-        self.ls1 = LayerScale(dim)
+        self.attn = Attention(dim, architecture.num_heads, qkv_bias=architecture.qkv_bias)
+        self.ls1 = LayerScale(dim) if architecture.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        feed_forward = SwiGlu if variant.ffn == "swiglu" else Mlp
-        self.mlp = feed_forward(dim, variant.hidden_dim)
-        self.ls2 = LayerScale(dim)
+        feed_forward = SwiGlu if architecture.ffn == "swiglu" else Mlp
+        self.mlp = feed_forward(dim, architecture.hidden_dim)
+        self.ls2 = LayerScale(dim) if architecture.layer_scale else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -130,46 +129,51 @@ class Block(nn.Module):
 class Dinov2(nn.Module):
     """A DINOv2 backbone with the official state-dict keys.
 
-    Input images are float32 [B, 3, H, W], RGB scaled to 0..1 and normalised with the ImageNet mean
-    and standard deviation. H and W need not be multiples of 14: what exceeds them at the bottom and
-    the right is dropped, as the official model card says (the official code asserts instead).
+    Input images are float32 [B, 3, H, W], RGB scaled to 0..1 and normalised with the architecture's
+    mean and standard deviation. H and W need not be multiples of the patch: what exceeds them at
+    the bottom and the right is dropped, as the official model card says (the official code asserts
+    instead).
     """
 
-    def __init__(self, variant: Variant) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.variant = variant
-        self.normalization = IMAGENET
+        self.architecture = architecture
         self.task_heads: tuple[Any, ...] = ()  # of `heads/checkpoint.py`; no part of the state dict
-        dim = variant.embed_dim
+        dim = architecture.embed_dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + NATIVE_GRID**2, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + architecture.native_grid.num_patches, dim))
         self.mask_token = nn.Parameter(torch.zeros(1, dim))  # a key of every checkpoint; unused
-        if variant.num_registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, variant.num_registers, dim))
-        self.patch_embed = PatchEmbed(dim)
-        self.blocks = nn.ModuleList(Block(variant) for _ in range(variant.depth))
+        if architecture.num_registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, architecture.num_registers, dim))
+        self.patch_embed = PatchEmbed(dim, architecture.patch_size)
+        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.depth))
         self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+
+    @property
+    def normalization(self) -> Normalization:
+        """What the input has to be normalised with."""
+        return self.architecture.normalization
 
     def interpolate_pos_encoding(self, rows: int, cols: int) -> Tensor:
         """The position table [1, 1 + rows·cols, D] for a grid, CLS first.
 
-        Source: `interpolate_pos_encoding` in `vision_transformer.py`. Variants without registers
-        sample with the scale `(grid + 0.1) / 37`, not antialiased; those with registers sample to a
-        size, antialiased. The native grid is returned as it is.
+        Source: `interpolate_pos_encoding` in `vision_transformer.py`. With an offset, the scale
+        `(grid + offset) / native` is given, without one the size. The native grid is returned as it
+        is.
         """
-        if (rows, cols) == (NATIVE_GRID, NATIVE_GRID):
+        architecture, native = self.architecture, self.architecture.native_grid
+        if Grid(rows, cols) == native:
             return self.pos_embed
         table = self.pos_embed.float()
-        dim = table.shape[-1]
-        grid = table[:, 1:].reshape(1, NATIVE_GRID, NATIVE_GRID, dim).permute(0, 3, 1, 2)
-        if self.variant.num_registers:
-            resampled = functional.interpolate(
-                grid, size=(rows, cols), mode="bicubic", antialias=True
-            )
-        else:
-            scale = tuple((side + POSITION_OFFSET) / NATIVE_GRID for side in (rows, cols))
-            resampled = functional.interpolate(grid, scale_factor=scale, mode="bicubic")
-        patches = resampled.permute(0, 2, 3, 1).reshape(1, rows * cols, dim)
+        grid = table[:, 1:].reshape(1, native.rows, native.cols, -1).permute(0, 3, 1, 2)
+        target: dict[str, Any] = {"size": (rows, cols)}
+        if offset := architecture.offset:
+            scale = ((rows + offset) / native.rows, (cols + offset) / native.cols)
+            target = {"scale_factor": scale}
+        resampled = functional.interpolate(
+            grid, mode="bicubic", antialias=architecture.antialias, **target
+        )
+        patches = resampled.permute(0, 2, 3, 1).flatten(1, 2)
         return torch.cat((table[:, :1], patches), dim=1)
 
     def prepare_tokens(self, images: Tensor) -> Tensor:
@@ -177,9 +181,10 @@ class Dinov2(nn.Module):
         batch, _, height, width = images.shape
         patches = self.patch_embed(images)
         tokens = torch.cat((self.cls_token.expand(batch, -1, -1), patches), dim=1)
-        position = self.interpolate_pos_encoding(height // PATCH_SIZE, width // PATCH_SIZE)
+        grid = ImageSize(height, width).grid(self.architecture.patch_size)
+        position = self.interpolate_pos_encoding(grid.rows, grid.cols)
         tokens = tokens + position.to(tokens.dtype)
-        if self.variant.num_registers:  # they come after the positions: they have none
+        if self.architecture.num_registers:  # they come after the positions: they have none
             registers = self.register_tokens.expand(batch, -1, -1)
             tokens = torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)
         return tokens
@@ -195,7 +200,7 @@ class Dinov2(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         normed = self.norm(tokens)
-        prefix = self.variant.num_prefix_tokens
+        prefix = self.architecture.num_prefix_tokens
         return {
             "x_norm_clstoken": normed[:, 0],
             "x_norm_regtokens": normed[:, 1:prefix],
@@ -223,7 +228,7 @@ class Dinov2(nn.Module):
             tokens = block(tokens)
         last: Any = self.blocks[-1]
         weights: Tensor = last.attn.cls_weights(last.norm1(tokens))
-        return weights[:, :, self.variant.num_prefix_tokens :]
+        return weights[:, :, self.architecture.num_prefix_tokens :]
 
     def get_intermediate_layers(
         self,
@@ -246,16 +251,17 @@ class Dinov2(nn.Module):
         Raises:
             InputError: the model does not have a block of that index.
         """
-        wanted = _block_indices(n, self.variant.depth)
+        wanted = _block_indices(n, self.architecture.depth)
         tokens, outputs = self.prepare_tokens(images), []
         for index, block in enumerate(self.blocks):
             tokens = block(tokens)
             if index in wanted:
                 outputs.append(self.norm(tokens) if norm else tokens)
-        patches = [output[:, self.variant.num_prefix_tokens :] for output in outputs]
+        patches = [output[:, self.architecture.num_prefix_tokens :] for output in outputs]
         if reshape:
-            rows, cols = images.shape[2] // PATCH_SIZE, images.shape[3] // PATCH_SIZE
-            patches = [patch.transpose(1, 2).unflatten(2, (rows, cols)) for patch in patches]
+            grid = ImageSize(*images.shape[2:]).grid(self.architecture.patch_size)
+            sides = (grid.rows, grid.cols)
+            patches = [patch.transpose(1, 2).unflatten(2, sides) for patch in patches]
         if return_class_token:
             return tuple(zip(patches, [output[:, 0] for output in outputs], strict=True))
         return tuple(patches)
@@ -272,15 +278,9 @@ def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
     return wanted
 
 
-def load_eager(
-    variant: Variant, state_dict: dict[str, Tensor], normalization: Normalization = IMAGENET
-) -> Dinov2:
-    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy.
-
-    `normalization` is what its input has to be normalised with.
-    """
+def load_eager(architecture: Architecture, state_dict: dict[str, Tensor]) -> Dinov2:
+    """The eager model in evaluation mode, holding `state_dict` itself rather than a copy."""
     with torch.device("meta"):
-        model = Dinov2(variant)
+        model = Dinov2(architecture)
     model.load_state_dict(state_dict, strict=True, assign=True)
-    model.normalization = normalization
     return model.eval().requires_grad_(False)

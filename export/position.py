@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinov2rt.bundle.variants import NATIVE_GRID, Variant
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.position import ANTIALIASED_CUBIC, CUBIC, EDGE_TAPS, whole_numbers
 
-CONSTANT_PARAMETERS = ("taps",)
+CONSTANT_PARAMETERS = ("row_taps", "col_taps")
 """Parameters of `PositionTable` that no checkpoint decides."""
-
-_PAD = 2  # taps reach two rows over the border; repeating the edge stands for clamping the index
 
 
 def magnitude(value: Tensor) -> Tensor:
@@ -39,51 +38,71 @@ def cubic_kernel(distance: Tensor, a: float) -> Tensor:
 
 
 class PositionTable(nn.Module):
-    """Resamples the patch positions [37·37, D] to any grid, as the official code does.
+    """Resamples the patch positions [R·C, D] of a native grid R × C to any grid.
 
     Source: `interpolate_pos_encoding` in `dinov2/models/vision_transformer.py` and ATen's bicubic
-    kernels: a = -0.75, border repeated, scale `(grid + 0.1) / 37` for variants without registers;
-    a = -0.5, antialiased, rows normalised, scale `grid / 37` for those with registers.
+    kernels, at the scale `(grid + offset) / native` of each axis. Not antialiased: a = -0.75, the
+    border repeated; the native grid is the table as it is. Antialiased: a = -0.5, rows normalised;
+    an axis that keeps its length is not resampled.
     """
 
-    def __init__(self, variant: Variant, patch_positions: Tensor) -> None:
+    def __init__(self, architecture: Architecture, patch_positions: Tensor) -> None:
         super().__init__()
-        self.antialias = variant.num_registers > 0
-        table = patch_positions.reshape(NATIVE_GRID, NATIVE_GRID, -1)  # rows, columns, D
-        if not self.antialias:
-            planes = functional.pad(table.permute(2, 0, 1)[None], (_PAD,) * 4, mode="replicate")
-            table = planes[0].permute(1, 2, 0).contiguous()
+        self.native, self.antialias = architecture.native_grid, architecture.antialias
+        self.factor, self.added = whole_numbers(architecture.offset)
+        table = patch_positions.reshape(self.native.rows, self.native.cols, -1)
+        edge = 0 if self.antialias else EDGE_TAPS  # repeating it stands for clamping the index
+        planes = functional.pad(table.permute(2, 0, 1)[None], (edge,) * 4, mode="replicate")
+        table = planes[0].permute(1, 2, 0).contiguous()  # rows, columns, D
         self.dim = table.shape[-1]
         self.table = nn.Parameter(table.flatten(1), requires_grad=False)  # [taps, taps·D]
-        taps = torch.arange(table.shape[0], dtype=torch.float32)
-        self.taps = nn.Parameter(taps if self.antialias else taps - _PAD, requires_grad=False)
+        self.row_taps, self.col_taps = (
+            nn.Parameter(torch.arange(count, dtype=torch.float32) - edge, requires_grad=False)
+            for count in table.shape[:2]
+        )
 
     def forward(self, rows: int, cols: int) -> Tensor:
         """The positions [1, rows·cols, D] of a grid, row-major."""
         index_rows, index_cols = _index(rows), _index(cols)
+        native_rows, native_cols = _is(rows, self.native.rows), _is(cols, self.native.cols)
         if self.antialias:
-            mix_rows = self._antialiased(index_rows, rows)
-            mix_cols = self._antialiased(index_cols, cols)
+            mix_rows = self._antialiased(index_rows, rows, self.row_taps, native_rows)
+            mix_cols = self._antialiased(index_cols, cols, self.col_taps, native_cols)
         else:
-            off_native = magnitude(_float(rows) - 37) + magnitude(_float(cols) - 37)
-            native = functional.relu(1 - off_native)
-            mix_rows = self._offset(index_rows, rows, native)
-            mix_cols = self._offset(index_cols, cols, native)
+            native = native_rows * native_cols
+            mix_rows = self._bicubic(index_rows, rows, self.row_taps, native)
+            mix_cols = self._bicubic(index_cols, cols, self.col_taps, native)
         # Both operands of one rank: OpenVINO's CPU plugin refuses others where a side is dynamic.
-        down = (mix_rows @ self.table).reshape(-1, len(self.taps), self.dim)  # [rows, taps, D]
+        down = (mix_rows @ self.table).reshape(-1, len(self.col_taps), self.dim)
         return (mix_cols[None] @ down).reshape(1, -1, self.dim)  # [rows, cols, D], then flat
 
-    def _offset(self, index: Tensor, side: int, native: Tensor) -> Tensor:
-        # (i + 0.5) · 37 / (n + 0.1) - 0.5, scaled by 10 so that both terms are exact integers.
-        # `native` is 1 at 37 × 37 alone and takes the offset away there: the table as it is.
-        source = (370 * index + 185) / (10 * _float(side) + (1 - native)) - 0.5
-        return cubic_kernel(source[:, None] - self.taps, a=-0.75)
+    def _bicubic(self, index: Tensor, count: int, taps: Tensor, native: Tensor) -> Tensor:
+        side = len(taps) - 2 * EDGE_TAPS
+        source = self._centers(index, side, self._length(count, native)) - 0.5
+        return cubic_kernel(source[:, None] - taps, CUBIC)
 
-    def _antialiased(self, index: Tensor, side: int) -> Tensor:
-        center = (37 * index + 18.5) / _float(side)
-        shrink = functional.relu(1 - functional.relu(1 - _float(side) / 37))  # min(n / 37, 1)
-        weights = cubic_kernel((self.taps + 0.5 - center[:, None]) * shrink, a=-0.5)
+    def _antialiased(self, index: Tensor, count: int, taps: Tensor, native: Tensor) -> Tensor:
+        side, length = len(taps), self._length(count, native)
+        center = self._centers(index, side, length)
+        shrink = functional.relu(
+            1 - functional.relu(1 - length / (self.factor * side))
+        )  # min(…, 1)
+        weights = cubic_kernel((taps + 0.5 - center[:, None]) * shrink, ANTIALIASED_CUBIC)
         return weights / weights.sum(dim=1, keepdim=True)
+
+    def _length(self, count: int, native: Tensor) -> Tensor:
+        """`factor · (count + offset)`, a whole number; without the offset where `native` is 1."""
+        length = self.factor * _float(count)
+        return length + self.added * (1 - native) if self.added else length
+
+    def _centers(self, index: Tensor, side: int, length: Tensor) -> Tensor:
+        """`(i + 0.5) · side / (count + offset)`, from two exact terms."""
+        return (self.factor * side * index + self.factor * side / 2) / length
+
+
+def _is(count: int, native: int) -> Tensor:
+    """1 where `count` is `native`, else 0, without an operator that compares."""
+    return functional.relu(1 - magnitude(_float(count) - native))
 
 
 def _index(count: int) -> Tensor:

@@ -18,8 +18,8 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.signature import NO_EXTRAS, X_PRENORM, Extras, output_names
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.taps import split_tokens
@@ -29,10 +29,7 @@ from dinov2rt.export.surgery import Writer
 OPSET = 23
 """The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""
 
-# Neither square nor a multiple of 14, over one patch a side: an example that satisfies an accident
-# (H == W, one column, a whole number of patches) can be specialised to it without a word.
-_EXAMPLE_IMAGES = (2, 3, 73, 107)
-_EXAMPLE_TOKENS = (2, 37)
+_EXAMPLE_BATCH, _EXAMPLE_TOKENS = 2, 35
 _INPUT_SHAPE = ("batch", 3, "height", "width")
 _MODULE = re.compile(r"'([a-z][\w.]*)'")  # torch's own hooks begin with an underscore
 
@@ -45,9 +42,9 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     Raises:
         ExportError: a dimension that must be dynamic was exported as a constant.
     """
-    embed_dim = graph.variant.embed_dim
-    tokens = torch.zeros(*_EXAMPLE_TOKENS, embed_dim)
-    images = torch.zeros(_EXAMPLE_IMAGES)
+    embed_dim = graph.architecture.embed_dim
+    tokens = torch.zeros(_EXAMPLE_BATCH, _EXAMPLE_TOKENS, embed_dim)
+    images = _example_images(graph.architecture.patch_size)
     model = _export(graph.embedding, images, "images", {0: "batch", 2: "height", 3: "width"}, opset)
     block = _export(graph.blocks[0], tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
     head = _export(graph.head, tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
@@ -56,9 +53,19 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     _copy_dimensions(block.graph)
     _join(model.graph, graph, block.graph, head.graph)
     RemoveUnusedNodesPass()(model)
-    name_dimensions(model, graph.variant, graph.extras)
+    name_dimensions(model, graph.architecture, graph.extras)
     _forget_inner_shapes(model.graph)
     return model
+
+
+def _example_images(patch_size: int) -> torch.Tensor:
+    """Neither square nor a whole number of patches, over one patch a side.
+
+    An example that satisfies an accident (H == W, one column, a multiple of the patch) can be
+    specialised to it without a word.
+    """
+    height, width = 5 * patch_size + patch_size // 3, 7 * patch_size + patch_size // 2
+    return torch.zeros(_EXAMPLE_BATCH, 3, height, width)
 
 
 def _export(
@@ -105,7 +112,7 @@ def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph)
         ends.append(Writer(target)("Identity", tokens, name="x_prenorm/tokens"))
     final = _append(target, head, tokens, _beside("final", graph.head))
     target.outputs.extend([*final, *ends])
-    names = output_names(graph.variant, replace(graph.extras, attention=False))
+    names = output_names(graph.architecture, replace(graph.extras, attention=False))
     for output, name in zip(target.outputs, names, strict=True):
         output.name = name
     target.sort()
@@ -194,7 +201,9 @@ def _beside(prefix: str, head: nn.Module) -> Rename:
     return lambda name: name if name in weights else below(name)
 
 
-def name_dimensions(model: ir.Model, variant: Variant, extras: Extras = NO_EXTRAS) -> None:
+def name_dimensions(
+    model: ir.Model, architecture: Architecture, extras: Extras = NO_EXTRAS
+) -> None:
     """Assert that what must be dynamic is, and give every dimension a readable name."""
     (images,) = model.graph.inputs
     found = tuple(dim if isinstance(dim, int) else dim.value for dim in images.shape or ())
@@ -207,13 +216,13 @@ def name_dimensions(model: ir.Model, variant: Variant, extras: Extras = NO_EXTRA
         is_static = shape is None or any(isinstance(dim, int) for dim in shape[: 1 + of_patches])
         if is_static and not is_tap:  # nothing of a tap is known but what it was made of
             raise ExportError(f"output {name} was exported as {shape}, which is not dynamic")
-        output.shape = ir.Shape(["batch", *_token_axis(name, variant), variant.embed_dim])
+        output.shape = ir.Shape(["batch", *_token_axis(name, architecture), architecture.embed_dim])
 
 
-def _token_axis(name: str, variant: Variant) -> tuple[str | int, ...]:
+def _token_axis(name: str, architecture: Architecture) -> tuple[str | int, ...]:
     """The axis of an output that counts tokens; a CLS token's has none."""
     if name == "register_tokens":
-        return (variant.num_registers,)
+        return (architecture.num_registers,)
     if name == X_PRENORM:
         return ("num_tokens",)
     return ("num_patches",) if name.endswith("patch_tokens") else ()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, file_state
 from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
@@ -66,7 +66,7 @@ class FeatureDataset:
     """
 
     folder: Path
-    variant: Variant
+    architecture: Architecture
     dtype: FeatureType
     patch_tokens: bool
     metadata: Mapping[str, str]
@@ -145,7 +145,7 @@ class FeatureDataset:
 
     def _schema(self) -> Any:
         return feature_schema(
-            self.variant, self.dtype, self.metadata, patch_tokens=self.patch_tokens
+            self.architecture, self.dtype, self.metadata, patch_tokens=self.patch_tokens
         )
 
     def _errors(self, part: Path) -> Path:

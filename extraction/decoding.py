@@ -42,12 +42,13 @@ class Decoding:
     """What is done to an image before the model.
 
     `max_pixels` bounds what the model sees: larger images are scaled to fit, or with `scale` false
-    refused.
+    refused. `patch_size` is the side of the model's patches, in pixels.
     """
 
     preprocess: Preprocess
     snap: Snap
     max_pixels: int
+    patch_size: int
     scale: bool = True
 
     def fit(self, size: ImageSize) -> ImageSize:
@@ -57,12 +58,12 @@ class Decoding:
             InputError: it is too large and must not be scaled, or cannot be snapped.
         """
         if self.scale:
-            return size.fitted(self.max_pixels, self.snap)
-        if (seen := size.snapped(self.snap)).pixels > self.max_pixels:
+            return size.fitted(self.max_pixels, self.snap, self.patch_size)
+        if (seen := size.snapped(self.snap, self.patch_size)).pixels > self.max_pixels:
             raise InputError(
                 f"image of {size} has {seen.pixels} pixels, more than max_pixels="
                 f"{self.max_pixels}; let it be scaled to fit (without --no-scale), choose another "
-                'preprocess, such as "short-side:518", or raise max_pixels (memory grows with it)'
+                'preprocess, such as "short-side:448", or raise max_pixels (memory grows with it)'
             )
         return size
 
@@ -221,7 +222,13 @@ def _read(part: FileSlice) -> bytes:
 
 def _snapped(image: NDArray[np.uint8], decoding: Decoding) -> NDArray[np.uint8]:
     # In a list, each image is snapped by itself, and not left to the graph.
-    (group,) = group_images([image], InputFormat.PIXELS, decoding.snap, decoding.max_pixels)
+    (group,) = group_images(
+        [image],
+        InputFormat.PIXELS,
+        decoding.snap,
+        decoding.max_pixels,
+        patch_size=decoding.patch_size,
+    )
     pixels: NDArray[np.uint8] = np.ascontiguousarray(group.images[0])
     return pixels
 

@@ -50,9 +50,10 @@ class ExtractOptions:
         if self.batch < 1:
             raise InputError(f"batch={self.batch}; allowed is a whole number from 1")
 
-    def decoding(self, max_pixels: int) -> Decoding:
-        """What of it is done before the model."""
-        return Decoding(self.preprocess, self.snap, max_pixels, self.scale)
+    def decoding(self, model: Model) -> Decoding:
+        """What of it is done before `model`."""
+        side = model.architecture.patch_size
+        return Decoding(self.preprocess, self.snap, model.options.max_pixels, side, self.scale)
 
 
 def extract(
@@ -78,7 +79,7 @@ def extract(
         Dinov2rtError: a decoder died.
     """
     window_images = WINDOW_BATCHES * options.batch
-    decoding = options.decoding(model.options.max_pixels)
+    decoding = options.decoding(model)
     images = decode_chunks(chunks, decoding, decoders, ahead=window_images)
     # One copy feeds the model, a few batches ahead of the other, which waits for the results.
     fed, awaited = itertools.tee(_windows(images, options.batch))
@@ -135,7 +136,7 @@ def _computed(
 ) -> Iterator[list[Outcome]]:
     """The outcomes of each batch; one that the model refuses does not end the others."""
     waiting: deque[_Batch] = deque()
-    outputs = output_names(model.variant)
+    outputs = output_names(model.architecture)
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
         for batch in tuple(waiting):  # those on their way when the model refused one

@@ -57,7 +57,7 @@ class Extractor:
         """
         settings = {"dtype": str(dtype), "patch_tokens": "yes" if options.patch_tokens else "no"}
         metadata = feature_metadata(model, options, root) | settings
-        dataset = FeatureDataset(folder, model.variant, dtype, options.patch_tokens, metadata)
+        dataset = FeatureDataset(folder, model.architecture, dtype, options.patch_tokens, metadata)
         return cls(model, options, dataset, decoders)
 
     def process(
@@ -121,7 +121,7 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
     weights = model.manifest.weights
     metadata = {
         "dinov2rt_version": __version__,
-        "variant": model.variant.name,
+        "variant": model.manifest.name,
         "weights_source": weights.source,
         "weights_sha256": weights.sha256,
         "precision": str(model.graph.precision),

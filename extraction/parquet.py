@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
@@ -48,7 +48,11 @@ class FeatureType(StrEnum):
 
 
 def feature_schema(
-    variant: Variant, dtype: FeatureType, metadata: Mapping[str, str], *, patch_tokens: bool
+    architecture: Architecture,
+    dtype: FeatureType,
+    metadata: Mapping[str, str],
+    *,
+    patch_tokens: bool,
 ) -> Any:
     """The columns of a table of features, as a pyarrow schema.
 
@@ -63,11 +67,11 @@ def feature_schema(
     """
     pa = _pyarrow()
     number = pa.float16() if dtype is FeatureType.FLOAT16 else pa.float32()
-    width = variant.embed_dim
+    width = architecture.embed_dim
     token = pa.list_(number, width)
     fields = {"key": pa.string()} | dict.fromkeys(SIZE_COLUMNS, pa.int32()) | {"cls_token": token}
-    if variant.num_registers:
-        fields["register_tokens"] = pa.list_(token, variant.num_registers)
+    if architecture.num_registers:
+        fields["register_tokens"] = pa.list_(token, architecture.num_registers)
     fields["patch_mean"] = token
     if patch_tokens:
         fields["patch_tokens"] = pa.list_(token)

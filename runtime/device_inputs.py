@@ -17,6 +17,7 @@ def device_group(
     snap: Snap,
     max_pixels: int,
     *,
+    patch_size: int,
     graph_pads: bool = False,
 ) -> ImageGroup:
     """Check a batch of images, or a single one, of any library; see `inputs.group_images`.
@@ -30,7 +31,7 @@ def device_group(
     """
     batch = images[None] if len(images.shape) == 3 else images
     size = _size(batch, input_format)
-    target = size.snapped(snap)
+    target = size.snapped(snap, patch_size)
     own = Snap.PAD if graph_pads else Snap.CROP
     if snap not in (own, Snap.ERROR) and target != size:
         raise InputError(
@@ -42,7 +43,7 @@ def device_group(
             f"image of {size} has {target.pixels} pixels, more than max_pixels={max_pixels}; "
             "make it smaller, or load the model with a larger max_pixels (memory grows with it)"
         )
-    return ImageGroup(batch, Padding(), target.grid, tuple(range(len(batch))))
+    return ImageGroup(batch, Padding(), target.grid(patch_size), tuple(range(len(batch))))
 
 
 def _size(batch: Any, input_format: InputFormat) -> ImageSize:

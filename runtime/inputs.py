@@ -42,6 +42,18 @@ class _Layout:
     channel: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Snapping:
+    snap: Snap
+    max_pixels: int
+    patch_size: int
+    graph_pads: bool
+
+    def target(self, size: ImageSize) -> ImageSize:
+        """What the model sees of an image of `size`."""
+        return size.snapped(self.snap, self.patch_size)
+
+
 _UINT8 = _Layout(dtype="uint8", shape="[B, H, W, 3] or [H, W, 3]", height=1, width=2, channel=3)
 _FLOAT = _Layout(dtype="float32", shape="[B, 3, H, W] or [3, H, W]", height=2, width=3, channel=1)
 
@@ -51,8 +63,9 @@ def group_images(
     input_format: InputFormat,
     snap: Snap,
     max_pixels: int,
-    normalization: Normalization = IMAGENET,
     *,
+    patch_size: int,
+    normalization: Normalization = IMAGENET,
     graph_pads: bool = False,
 ) -> list[ImageGroup]:
     """Check `images` and group them by what the model will see.
@@ -61,18 +74,20 @@ def group_images(
         images: uint8 [B, H, W, 3] or [H, W, 3], or a sequence of [H, W, 3]; for a graph that takes
             normalised images, float32 with channels first as well.
         input_format: what the graph takes; uint8 is normalised here where the graph does not.
-        snap: how sides become multiples of 14.
+        snap: how sides become multiples of the patch.
         max_pixels: the most pixels that one image may have.
+        patch_size: side of the model's patches, in pixels.
         normalization: with which uint8 is normalised for a graph that does not do it.
         graph_pads: the graph pads by itself and drops no pixels.
 
     Raises:
         InputError: anything that is not that.
     """
+    snapping = _Snapping(snap, max_pixels, patch_size, graph_pads)
     if isinstance(images, list | tuple):
-        return _group_sequence(images, input_format, snap, max_pixels, normalization, graph_pads)
+        return _group_sequence(images, input_format, snapping, normalization)
     batch = _checked(images, input_format)
-    snapped, padding, grid = _snap(batch, snap, max_pixels, graph_pads)
+    snapped, padding, grid = _snap(batch, snapping)
     formatted = _format(snapped, input_format, padding, normalization)
     return [ImageGroup(*formatted, grid, tuple(range(len(batch))))]
 
@@ -80,17 +95,15 @@ def group_images(
 def _group_sequence(
     images: Sequence[Any],
     input_format: InputFormat,
-    snap: Snap,
-    max_pixels: int,
+    snapping: _Snapping,
     normalization: Normalization,
-    graph_pads: bool,
 ) -> list[ImageGroup]:
     if not images:
         raise InputError("got an empty list of images; pass at least one")
     alike: defaultdict[Any, list[tuple[int, NDArray[Any]]]] = defaultdict(list)
     for position, image in enumerate(images):
         try:
-            snapped, padding, grid = _prepare_one(image, input_format, snap, max_pixels, graph_pads)
+            snapped, padding, grid = _prepare_one(image, input_format, snapping)
         except InputError as error:
             raise InputError(f"image {position} of the list: {error}") from error
         alike[snapped.shape, snapped.dtype, padding, grid].append((position, snapped))
@@ -104,15 +117,15 @@ def _group_sequence(
 
 
 def _prepare_one(
-    image: Any, input_format: InputFormat, snap: Snap, max_pixels: int, graph_pads: bool
+    image: Any, input_format: InputFormat, snapping: _Snapping
 ) -> tuple[NDArray[Any], Padding, Grid]:
     """One image of a list, as a batch of one; see `_snap`."""
     batch = _checked(image, input_format)
     if np.ndim(image) != 3:
         raise InputError(f"got a batch of shape {list(batch.shape)}; a list holds single images")
-    if snap in (Snap.CROP, Snap.ERROR):  # crop now, so that unequal images can share a batch
-        batch = _crop(batch, ImageSize(*_size(batch)).snapped(snap), centered=False)
-    return _snap(batch, snap, max_pixels, graph_pads)
+    if snapping.snap in (Snap.CROP, Snap.ERROR):  # now, so that unequal images can share a batch
+        batch = _crop(batch, snapping.target(ImageSize(*_size(batch))), centered=False)
+    return _snap(batch, snapping)
 
 
 def _checked(images: Any, input_format: InputFormat) -> NDArray[Any]:
@@ -168,24 +181,24 @@ def _size(batch: NDArray[Any]) -> tuple[int, int]:
     return batch.shape[height], batch.shape[width]
 
 
-def _snap(
-    batch: NDArray[Any], snap: Snap, max_pixels: int, graph_pads: bool
-) -> tuple[NDArray[Any], Padding, Grid]:
-    """The batch with what `snap` does before the graph, and what the graph is left to do."""
-    size = ImageSize(*_size(batch))
-    target = size.snapped(snap)
-    if target.pixels > max_pixels:
+def _snap(batch: NDArray[Any], snapping: _Snapping) -> tuple[NDArray[Any], Padding, Grid]:
+    """The batch with what is done before the graph, and what the graph is left to do."""
+    size, snap, side = ImageSize(*_size(batch)), snapping.snap, snapping.patch_size
+    target = snapping.target(size)
+    grid = target.grid(side)
+    if target.pixels > snapping.max_pixels:
         raise InputError(
-            f"image of {size} has {target.pixels} pixels, more than max_pixels={max_pixels}; "
-            "make it smaller, or load the model with a larger max_pixels (memory grows with it)"
+            f"image of {size} has {target.pixels} pixels, more than "
+            f"max_pixels={snapping.max_pixels}; make it smaller, or load the model with a larger "
+            "max_pixels (memory grows with it)"
         )
     if snap is Snap.PAD:
-        return batch, Padding() if graph_pads else size.center_padding(), target.grid
-    if snap is Snap.CENTER_CROP or (graph_pads and snap is Snap.CROP):
+        return batch, Padding() if snapping.graph_pads else size.center_padding(side), grid
+    if snap is Snap.CENTER_CROP or (snapping.graph_pads and snap is Snap.CROP):
         batch = _crop(batch, target, centered=snap is Snap.CENTER_CROP)
     elif snap is Snap.RESIZE and target != size:
         batch = _resize(batch, target)
-    return batch, Padding(), target.grid  # the graph itself drops what is left over by "crop"
+    return batch, Padding(), grid  # the graph itself drops what is left over by "crop"
 
 
 def _crop(batch: NDArray[Any], target: ImageSize, *, centered: bool) -> NDArray[Any]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.accuracy import AccuracyReport
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
@@ -23,7 +24,7 @@ from dinov2rt.bundle.named import is_variant_name
 from dinov2rt.bundle.remote import is_url, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat, is_task_output
-from dinov2rt.bundle.variants import PATCH_SIZE, Variant
+from dinov2rt.bundle.variants import Variant, variant_of
 from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
 from dinov2rt.foreign import quoted
 from dinov2rt.runtime.backends.protocol import Backend
@@ -80,9 +81,14 @@ class Model:
     _location: str = field(repr=False)
 
     @property
-    def variant(self) -> Variant:
-        """Which of the eight backbones this is."""
-        return self.manifest.variant
+    def architecture(self) -> Architecture:
+        """What the bundle computes."""
+        return self.manifest.architecture
+
+    @property
+    def variant(self) -> Variant | None:
+        """Which of the eight backbones this is, or None where it is none of them."""
+        return variant_of(self.manifest.architecture)
 
     @property
     def graph(self) -> GraphEntry:
@@ -136,9 +142,9 @@ class Model:
                 CuPy, JAX); it must not be overwritten before an output was taken over.
             outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all
                 but those of heads. What is not asked for is not copied.
-            snap: how sides that are no multiples of 14 become some: "crop" (bottom and right, the
-                model card's), "center-crop", "pad" (zeros after normalisation, centred, as the
-                depth heads do), "resize" (to the nearest multiple), or "error".
+            snap: how sides that are no multiples of the patch become some: "crop" (bottom and
+                right, the model card's), "center-crop", "pad" (zeros after normalisation, centred,
+                as the depth heads do), "resize" (to the nearest multiple), or "error".
             preprocess: how images are scaled and cropped first, as for `load_image`.
             device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
                 for DLPack. The consumer's stream waits for it; the host does not.
@@ -208,7 +214,8 @@ class Model:
 
     def _loader(self, preprocess: Preprocess | str, snap: Snap) -> Loader:
         steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
-        return Loader(steps, lambda size: size.fitted(self.options.max_pixels, snap))
+        most, side = self.options.max_pixels, self.architecture.patch_size
+        return Loader(steps, lambda size: size.fitted(most, snap, side))
 
     def predict(
         self,
@@ -225,10 +232,10 @@ class Model:
         Args:
             images: as for features.
             heads: names of the heads that are to answer, one or several; None means all.
-            snap: how sides that are no multiples of 14 become some, as for features. By default as
+            snap: how sides that are no multiples of the patch become some. By default as
                 each head's official evaluation: classifiers drop pixels at the bottom and the
                 right; dense heads pad, and answer at the image's own size. Heads that differ in
-                that take two passes then, unless all sides are multiples of 14.
+                that take two passes then, unless all sides are multiples of the patch.
             scores: let segmentation come with the head's own scores [B, K, h, w].
             recipe: "single" is one pass over the pixels as they are; "official" reproduces the
                 heads' evaluations: depth averaged with the mirrored image's, segmentation with
@@ -253,15 +260,17 @@ class Model:
         def run(group: ImageGroup, names: tuple[str, ...]) -> dict[str, Any]:
             return self._outputs_of(group, names, device_outputs)
 
+        side = self.architecture.patch_size
+
         def ask(pixels: NDArray[np.uint8], head: HeadEntry, with_scores: bool) -> Any:
             alone = Request((head,), None, with_scores)
-            answered: Any = predict_all(pixels, alone, self._groups, run)
+            answered: Any = predict_all(pixels, alone, self._groups, run, side)
             return answered[head.name]
 
         if recipe == "official":
             answers = official(images, request.heads, ask)
         else:
-            answers = predict_all(images, request, self._groups, run)
+            answers = predict_all(images, request, self._groups, run, side)
         if len(request.heads) > 1:
             return answers
         (name,) = (head.name for head in request.heads)
@@ -334,7 +343,7 @@ class Model:
 
     def describe(self) -> str:
         """What runs this model, why nothing better does, and what would be faster on request."""
-        lines = [f"{self.variant.name} {self.graph.precision} on {self._backend.description}"]
+        lines = [f"{self.manifest.name} {self.graph.precision} on {self._backend.description}"]
         lines += filter(None, [self._doubt()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
         lines += worth_asking_for(self.manifest, self._choice)
@@ -374,12 +383,17 @@ class Model:
 
     def _groups(self, images: Any, snap: Snap) -> list[ImageGroup]:
         arguments = (InputFormat(self.graph.input_name), snap, self.options.max_pixels)
+        side = self.architecture.patch_size
         if not is_on_gpu(images):
             return group_images(
-                images, *arguments, self.manifest.normalization, graph_pads=self.graph.pads
+                images,
+                *arguments,
+                patch_size=side,
+                normalization=self.architecture.normalization,
+                graph_pads=self.graph.pads,
             )
         self._check_gpu("images on the GPU")
-        return [device_group(images, *arguments, graph_pads=self.graph.pads)]
+        return [device_group(images, *arguments, patch_size=side, graph_pads=self.graph.pads)]
 
     def _check_gpu(self, what: str) -> None:
         if not self._backend.reads_gpu_arrays:
@@ -390,7 +404,7 @@ class Model:
 
     def _run(self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool) -> Features:
         outputs = self._outputs_of(group, names, device_outputs)
-        return Features(outputs, group.grid, self.variant.num_registers)
+        return Features(outputs, group.grid, self.architecture.num_registers)
 
     def _outputs_of(
         self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool
@@ -409,9 +423,9 @@ class Model:
 
     def _passes(self, group: ImageGroup) -> Iterator[NDArray[Any]]:
         """The group in batches that hold at most `max_pixels`, and what the backend takes."""
-        pixels = group.grid.num_patches * PATCH_SIZE**2
-        step = max(1, self.options.max_pixels // pixels)
-        size = ImageSize(group.grid.rows * PATCH_SIZE, group.grid.cols * PATCH_SIZE)
+        side = self.architecture.patch_size
+        size = ImageSize(group.grid.rows * side, group.grid.cols * side)
+        step = max(1, self.options.max_pixels // size.pixels)
         step = min(step, self._backend.batch_limit(size) or step)
         for start in range(0, len(group.images), step):
             yield group.images[start : start + step]

@@ -26,7 +26,7 @@ Group = Callable[[Any, Snap], list[ImageGroup]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request: the heads, how sides become multiples of 14, and whether to return scores.
+    """A request: the heads, how sides become multiples of the patch, and whether to return scores.
 
     If `snap` is None, each head treats images as in its official evaluation: classifiers drop
     pixels at the bottom and at the right, dense heads pad.
@@ -77,16 +77,16 @@ class Request:
 
 
 def predict_all(
-    images: Any, request: Request, group: Group, run: Run
+    images: Any, request: Request, group: Group, run: Run, patch_size: int
 ) -> list[Predictions] | Predictions:
     """The predictions for an array of images, or for each image of a list.
 
-    If all sides are multiples of 14, all heads share one pass.
+    If all sides are multiples of the patch, all heads share one pass.
     """
     is_list = isinstance(images, list | tuple)
     parts: list[list[Predictions]] = []
     passes = request.by_snap()
-    if len(passes) > 1 and _is_snapped(images):
+    if len(passes) > 1 and _is_snapped(images, patch_size):
         passes = {Snap.PAD: request.heads}
     for snap, heads in passes.items():
         names = tuple(name for head in heads for name in _outputs(head, scores=request.scores))
@@ -99,21 +99,21 @@ def predict_all(
     return merged if is_list else merged[0]
 
 
-def _is_snapped(images: Any) -> bool:
-    """Whether every image has sides that are multiples of 14."""
+def _is_snapped(images: Any, patch_size: int) -> bool:
+    """Whether every image has sides that are multiples of the patch."""
     every = images if isinstance(images, list | tuple) else [images]
     try:
         shapes = [np.shape(image) for image in every]
     except (TypeError, ValueError, RuntimeError):
         return False  # the check of the images reports the error
-    return all(_sides_are_whole(shape) for shape in shapes)
+    return all(_sides_are_whole(shape, patch_size) for shape in shapes)
 
 
-def _sides_are_whole(shape: Sequence[int]) -> bool:
+def _sides_are_whole(shape: Sequence[int], patch_size: int) -> bool:
     if len(shape) not in (3, 4):
         return False
     sides = shape[-3:-1] if shape[-1] == 3 else shape[-2:]
-    return all(side % 14 == 0 for side in sides)
+    return all(side % patch_size == 0 for side in sides)
 
 
 def _outputs(head: HeadEntry, *, scores: bool) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ class _Runner:
         if self.backend == "openvino":
             return OpenVinoBackend(file, threads=request.threads)
         if self.is_fused:
-            return OnnxRuntimeCudaBackend(file, graph, request.manifest.variant)
+            return OnnxRuntimeCudaBackend(file, graph, request.manifest.architecture)
         return OnnxRuntimeBackend(
             file, device=self.device, threads=request.threads, ordinal=request.ordinal or 0
         )
@@ -238,7 +238,7 @@ def _open_plan(request: _Request, entry: PlanEntry) -> Choice:
     """Check and load a plan; add a fallback graph unless a device or backend was requested."""
     rebuild = rebuild_command(request.bundle, entry)
     graph = graph_of(request.manifest, entry, rebuild)
-    plan = open_plan(request.bundle, entry, graph)
+    plan = open_plan(request.bundle, entry, graph, request.manifest.architecture.patch_size)
     if request.device != "auto" or request.backend is not None:
         return Choice(graph, plan, (), plan)
     whole = FallbackBackend(plan, lambda: _first_that_starts(request, _graphs(request)).backend)

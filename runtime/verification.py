@@ -62,7 +62,7 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
     file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in graph.files]
 
     def complete(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
-        grid = GridInputs.of(manifest.variant, graph.input_name, inputs)
+        grid = GridInputs.of(manifest.architecture, graph.input_name, inputs)
         return {**inputs, **grid.arrays()}
 
     backend = OnnxRuntimeBackend(file, device="cpu", threads=None, complete=complete)

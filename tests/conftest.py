@@ -183,7 +183,7 @@ def pooling_bundle(tmp_path: Path) -> Path:
     )
     Manifest(
         schema=SCHEMA_VERSION,
-        variant=find_variant("dinov2_vits14"),
+        architecture=find_variant("dinov2_vits14").architecture,
         weights=WeightsEntry(source="synthetic:0", sha256="0" * 64),
         graphs=(graph,),
         golden=FileEntry.of(bundle, "golden.npz"),
@@ -237,7 +237,7 @@ def bundle_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention=True,
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._CASES", SMALL_CASES)
+        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
         export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle
 

@@ -66,7 +66,7 @@ def assert_official(model: dinov2rt.Model, file: Path) -> None:
     assert relative_l2(features.cls_token, golden["cls_token"]) <= LIMIT
     assert relative_l2(patches[:, golden["patch_index"]], golden["patch_tokens"]) <= LIMIT
     assert relative_l2(patches.mean(axis=1), golden["patch_mean"]) <= LIMIT
-    if model.variant.num_registers:
+    if model.architecture.num_registers:
         assert relative_l2(features.register_tokens, golden["register_tokens"]) <= LIMIT
 
 
@@ -98,7 +98,7 @@ def test_small_bundles_give_the_official_features(
 
 def test_one_bundle_serves_every_size(small_bundle: Path) -> None:
     with dinov2rt.load(small_bundle) as model:
-        eager = load_eager(model.variant, synthetic_state_dict(model.variant, 0))
+        eager = load_eager(model.architecture, synthetic_state_dict(model.architecture, 0))
         photos = ("astronaut.jpg", "coffee.jpg", "hubble.jpg", "chelsea.jpg")
         for index, (height, width) in enumerate(SIZES):
             batch = index % 4 + 1

@@ -54,8 +54,7 @@ class Run:
     ) -> None:
         self.out, self.deadline, self.all_peers = out, deadline, all_peers
         self.tasks = {
-            Manifest.read(bundle).variant.name: Task(bundle, "cuda", threads=1)
-            for bundle in bundles
+            Manifest.read(bundle).name: Task(bundle, "cuda", threads=1) for bundle in bundles
         }
         self.environment: Environment = describe_environment("cuda")
         rate = matrix_gflops(_MATRIX_SIDE)

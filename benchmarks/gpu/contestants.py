@@ -203,7 +203,7 @@ class TorchContestant:
         images = torch.from_numpy(self._manifest.normalization(photo_batch(cell.batch, cell.size)))
         self._images = images.half() if self._form.half else images
         self._on_gpu = self._images.cuda()
-        names = output_names(self._manifest.variant)
+        names = output_names(self._manifest.architecture)
         self._runner = TorchRunner("", "cuda", names, module, self._form.autocast)
         began = time.perf_counter()
         for _ in range(3):  # compiled, warmed up and captured
@@ -255,11 +255,11 @@ _modules: dict[tuple[str, bool], AllTokens] = {}
 
 def _module(manifest: Manifest, half: bool) -> AllTokens:
     """The eager model on the GPU, in float32 or half; made once for all cells."""
-    key = (manifest.variant.name, half)
+    key = (manifest.name, half)
     if key not in _modules:
         module = load_all_tokens(manifest)
-        _modules[manifest.variant.name, False] = module.cuda()
-        _modules[manifest.variant.name, True] = _half_copy(manifest, module)
+        _modules[manifest.name, False] = module.cuda()
+        _modules[manifest.name, True] = _half_copy(manifest, module)
     return _modules[key]
 
 
@@ -267,7 +267,7 @@ def _half_copy(manifest: Manifest, module: AllTokens) -> AllTokens:
     from dinov2rt.export.model import load_eager
 
     state = {name: value.half() for name, value in module.model.state_dict().items()}
-    return AllTokens(load_eager(manifest.variant, state)).eval()
+    return AllTokens(load_eager(manifest.architecture, state)).eval()
 
 
 def _facts(variant: str, name: str, title: str, version: str, load_ms: float) -> CandidateFacts:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE
+from dinov2rt.bundle.variants import variants
 
 EXPORT = "export"
 """The task that needs no GPU: all variants are exported in parallel."""
@@ -15,7 +15,7 @@ _BACKENDS = (
     ("onnxruntime", "fp16"),
     ("tensorrt", "fp16"),
 )
-_GOLDEN_SIDE = NATIVE_GRID * PATCH_SIZE
+_GOLDEN_SIDE = max(variant.native_size.height for variant in variants())
 """The longest side of a golden output's image, which a plan has to take to be verified."""
 
 

@@ -58,7 +58,7 @@ def measure(
                 device_to_host_ms=to_host,
             ),
             floor=floor(
-                manifest.variant,
+                manifest.architecture,
                 cell,
                 Precision.FP16,
                 turns_ms=device_ms[each.name],

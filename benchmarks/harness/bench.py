@@ -109,7 +109,7 @@ def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
 def _bundle_facts(bundle: Path) -> BundleFacts:
     manifest = Manifest.read(bundle)
     return BundleFacts(
-        variant=manifest.variant.name,
+        variant=manifest.name,
         weights_source=manifest.weights.source,
         weights_sha256=manifest.weights.sha256,
         manifest_sha256=hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest(),

@@ -50,7 +50,7 @@ def enter(
 
     Candidates that cannot run or load are returned as missing.
     """
-    entrants, missing, variant = [], [], task.manifest.variant.name
+    entrants, missing, variant = [], [], task.manifest.name
     for candidate in candidates:
         reason = candidate.cannot_run(task)
         if reason is not None:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 
 from dinov2rt.benchmarks.results import Cell, Floor
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
 from dinov2rt.errors import InputError
 
 _CHANNELS = 3
@@ -14,12 +14,12 @@ _BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 _OUTPUT_BYTES = 4
 
 
-def flops(variant: Variant, batch: int, size: ImageSize) -> int:
+def flops(architecture: Architecture, batch: int, size: ImageSize) -> int:
     """Floating-point operations of `batch` images, 2 for each multiply-add of a matrix product.
 
     With P patches, N = 1 + R + P tokens, width D and hidden width H, an image takes
 
-        patch embedding   2 · P · (3 · 14²) · D
+        patch embedding   2 · P · (3 · patch²) · D
         each block        2 · N · D · 3D          query, key and value
                         + 2 · 2 · N² · D          query times key, weights times value
                         + 2 · N · D · D           projection
@@ -28,48 +28,51 @@ def flops(variant: Variant, batch: int, size: ImageSize) -> int:
     Norms, softmax, activations and the resampling of the position table are left out: below one
     percent, and no matrix products.
     """
-    patches, dim = size.grid.num_patches, variant.embed_dim
-    tokens = variant.num_prefix_tokens + patches
-    embedding = 2 * patches * _CHANNELS * PATCH_SIZE**2 * dim
+    patches, dim = size.grid(architecture.patch_size).num_patches, architecture.embed_dim
+    tokens = architecture.num_prefix_tokens + patches
+    embedding = 2 * patches * _CHANNELS * architecture.patch_size**2 * dim
     projections = 2 * tokens * dim * 4 * dim
-    feed_forward = 2 * _ffn_products(variant) * tokens * dim * variant.hidden_dim
-    linear = batch * (embedding + variant.depth * (projections + feed_forward))
-    return linear + quadratic_flops(variant, batch, size)
+    feed_forward = 2 * _ffn_products(architecture) * tokens * dim * architecture.hidden_dim
+    linear = batch * (embedding + architecture.depth * (projections + feed_forward))
+    return linear + quadratic_flops(architecture, batch, size)
 
 
-def quadratic_flops(variant: Variant, batch: int, size: ImageSize) -> int:
+def quadratic_flops(architecture: Architecture, batch: int, size: ImageSize) -> int:
     """Those of `flops` that grow with the square of the tokens: the two products of attention."""
-    tokens = variant.num_prefix_tokens + size.grid.num_patches
-    return batch * variant.depth * 4 * tokens**2 * variant.embed_dim
+    tokens = architecture.num_prefix_tokens + size.grid(architecture.patch_size).num_patches
+    return batch * architecture.depth * 4 * tokens**2 * architecture.embed_dim
 
 
-def min_bytes(variant: Variant, batch: int, size: ImageSize, precision: Precision) -> int:
+def min_bytes(architecture: Architecture, batch: int, size: ImageSize, precision: Precision) -> int:
     """Bytes that cross the memory bus at least, if everything else stays in a cache.
 
     Weights once, in `precision`; images as uint8, which is their smallest form; all tokens after
     the final norm once, in float32.
     """
-    tokens = variant.num_prefix_tokens + size.grid.num_patches
+    tokens = architecture.num_prefix_tokens + size.grid(architecture.patch_size).num_patches
     images = batch * size.pixels * _CHANNELS
-    outputs = batch * tokens * variant.embed_dim * _OUTPUT_BYTES
-    return num_weights(variant) * _BYTES[precision] + images + outputs
+    outputs = batch * tokens * architecture.embed_dim * _OUTPUT_BYTES
+    return num_weights(architecture) * _BYTES[precision] + images + outputs
 
 
-def num_weights(variant: Variant) -> int:
+def num_weights(architecture: Architecture) -> int:
     """Numbers in the weights that a forward pass reads: all but the mask token."""
-    dim, hidden = variant.embed_dim, variant.hidden_dim
-    embedding = (_CHANNELS * PATCH_SIZE**2 + 1) * dim
-    prefix_and_positions = (variant.num_prefix_tokens + 1 + NATIVE_GRID**2) * dim
-    gates = _ffn_products(variant) - 1  # layers that widen; one narrows again
+    dim, hidden = architecture.embed_dim, architecture.hidden_dim
+    embedding = (_CHANNELS * architecture.patch_size**2 + 1) * dim
+    prefix_and_positions = (
+        architecture.num_prefix_tokens + 1 + architecture.native_grid.num_patches
+    ) * dim
+    gates = _ffn_products(architecture) - 1  # layers that widen; one narrows again
     feed_forward = gates * (dim + 1) * hidden + (hidden + 1) * dim
     attention = (dim + 1) * 4 * dim
-    norms_and_scales = 6 * dim
+    attention -= 0 if architecture.qkv_bias else 3 * dim
+    norms_and_scales = (6 if architecture.layer_scale else 4) * dim
     block = attention + feed_forward + norms_and_scales
-    return embedding + prefix_and_positions + variant.depth * block + 2 * dim
+    return embedding + prefix_and_positions + architecture.depth * block + 2 * dim
 
 
 def floor(
-    variant: Variant,
+    architecture: Architecture,
     cell: Cell,
     precision: Precision,
     *,
@@ -89,8 +92,8 @@ def floor(
             f"{len(turns_ms)} turns beside {len(matrix_gflops)} of the matrix product; they come "
             "in pairs; measure again"
         )
-    gflop = flops(variant, cell.batch, cell.size) / 1e9
-    gbyte = min_bytes(variant, cell.batch, cell.size, precision) / 1e9
+    gflop = flops(architecture, cell.batch, cell.size) / 1e9
+    gbyte = min_bytes(architecture, cell.batch, cell.size, precision) / 1e9
     copying_ms = 1e3 * gbyte / copy_gb_per_s
     computing_ms = [1e3 * gflop / rate for rate in matrix_gflops]
     least_ms = [max(copying_ms, each) for each in computing_ms]
@@ -105,5 +108,5 @@ def floor(
     )
 
 
-def _ffn_products(variant: Variant) -> int:
-    return 3 if variant.ffn == "swiglu" else 2
+def _ffn_products(architecture: Architecture) -> int:
+    return 3 if architecture.ffn == "swiglu" else 2

@@ -92,7 +92,7 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iter
         BundleError: the accuracy limits for the precision of a candidate are unknown.
     """
     task = Task(bundle, request.device, request.threads)
-    variant, candidates = task.manifest.variant.name, own_candidates(request.own, task)
+    variant, candidates = task.manifest.name, own_candidates(request.own, task)
     with ExitStack() as stack:
         reference = stack.enter_context(Worker(request.reference, task))
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
@@ -218,7 +218,7 @@ def _floor(
     if product_.failure is not None:
         return None
     return floor(
-        limit.manifest.variant,
+        limit.manifest.architecture,
         row.cell,
         contestant.worker.candidate.precision,
         turns_ms=_medians_ms(contestant),

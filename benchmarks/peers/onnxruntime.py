@@ -49,7 +49,7 @@ class OnnxRuntimePeer:
 
     def outputs(self, result: list[NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        return dict(zip(output_names(self._task.manifest.variant), result, strict=True))
+        return dict(zip(output_names(self._task.manifest.architecture), result, strict=True))
 
     def close(self) -> None:
         """Close the sessions and delete the files."""

@@ -39,7 +39,7 @@ class OpenVinoPeer:
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        names = output_names(self._task.manifest.variant)
+        names = output_names(self._task.manifest.architecture)
         return dict(zip(names, result.values(), strict=True))
 
     def close(self) -> None:

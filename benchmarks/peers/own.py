@@ -32,7 +32,7 @@ class ProductRunner:
             threads=task.threads,
             max_pixels=_ANY_CELL,
         )
-        self._names = output_names(task.manifest.variant)
+        self._names = output_names(task.manifest.architecture)
         self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -59,7 +59,8 @@ class ProductRunner:
             InputFormat(input_name),
             Snap.CROP,
             _ANY_CELL,
-            self._model.manifest.normalization,
+            patch_size=self._model.architecture.patch_size,
+            normalization=self._model.architecture.normalization,
         )
         return Phases(*backend.phases_ms({input_name: group.images}, self._names))
 

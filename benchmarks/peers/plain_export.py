@@ -34,11 +34,11 @@ def plain_export(form: str, task: Task, shape: Shape, file: Path) -> None:
 def exports_any_size(task: Task) -> bool:
     """Whether a plain export runs at other image sizes than its example's.
 
-    The position table of variants without registers is resampled by a scale that the tracer turns
-    into a constant. Their graph declares its height and width dynamic all the same, and at another
+    With an offset, the position table is resampled by a scale that the tracer turns into a
+    constant. Its graph declares its height and width dynamic all the same, and at another
     grid it fails, or, where the number of patches happens to be equal, returns wrong tokens.
     """
-    return task.manifest.variant.num_registers > 0
+    return task.manifest.architecture.offset == 0
 
 
 def main() -> int:

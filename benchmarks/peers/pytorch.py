@@ -42,7 +42,7 @@ class AllTokens(nn.Module):
         The final norm is applied.
         """
         features = self.model.forward_features(images)
-        registers = (features["x_norm_regtokens"],) if self.model.variant.num_registers else ()
+        registers = (features["x_norm_regtokens"],) if self.model.architecture.num_registers else ()
         return features["x_norm_clstoken"], *registers, features["x_norm_patchtokens"]
 
 
@@ -128,13 +128,13 @@ def open_transformers(task: Task) -> TorchRunner:
 
     from dinov2rt.benchmarks.peers.transformers import huggingface_model
 
-    variant = task.manifest.variant
-    model = huggingface_model(variant, weights_of(task.manifest).state_dict).to(_device(task))
+    architecture = task.manifest.architecture
+    model = huggingface_model(architecture, weights_of(task.manifest).state_dict).to(_device(task))
 
     def forward(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images).last_hidden_state
-        first_patch = variant.num_prefix_tokens
-        registers = (tokens[:, 1:first_patch],) if variant.num_registers else ()
+        first_patch = architecture.num_prefix_tokens
+        registers = (tokens[:, 1:first_patch],) if architecture.num_registers else ()
         return tokens[:, 0], *registers, tokens[:, first_patch:]
 
     runner = _runner(task, forward, autocast=False)
@@ -144,7 +144,7 @@ def open_transformers(task: Task) -> TorchRunner:
 
 def load_all_tokens(manifest: Manifest) -> AllTokens:
     """The eager model with the weights of the bundle, on the CPU."""
-    return AllTokens(load_eager(manifest.variant, weights_of(manifest).state_dict)).eval()
+    return AllTokens(load_eager(manifest.architecture, weights_of(manifest).state_dict)).eval()
 
 
 def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> TorchRunner:
@@ -156,7 +156,7 @@ def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> 
     return TorchRunner(
         version=f"torch {torch.__version__}",
         device=task.device,
-        names=output_names(task.manifest.variant),
+        names=output_names(task.manifest.architecture),
         forward=forward,
         autocast=autocast,
         normalization=task.manifest.normalization,

@@ -10,38 +10,40 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.export.model import LAYER_NORM_EPS
 from dinov2rt.export.weights.huggingface import from_official_names
 from dinov2rt.export.weights.state_dict import StateDict
 
 
-def huggingface_model(variant: Variant, weights: StateDict) -> Any:
+def huggingface_model(architecture: Architecture, weights: StateDict) -> Any:
     """`Dinov2Model` or `Dinov2WithRegistersModel` in evaluation mode, its attention by SDPA.
 
     Args:
-        variant: which backbone.
+        architecture: what it computes.
         weights: its official state dict.
     """
     with torch.device("meta"):
-        model = _empty_model(variant)
+        model = _empty_model(architecture)
     model.load_state_dict(from_official_names(weights, model.state_dict()), assign=True)
     return model.eval().requires_grad_(False)
 
 
-def _empty_model(variant: Variant) -> Any:
+def _empty_model(architecture: Architecture) -> Any:
+    size = architecture.native_size
     facts: dict[str, Any] = {
-        "hidden_size": variant.embed_dim,
-        "num_hidden_layers": variant.depth,
-        "num_attention_heads": variant.num_heads,
-        "image_size": NATIVE_GRID * PATCH_SIZE,
-        "patch_size": PATCH_SIZE,
-        "use_swiglu_ffn": variant.ffn == "swiglu",
+        "hidden_size": architecture.embed_dim,
+        "num_hidden_layers": architecture.depth,
+        "num_attention_heads": architecture.num_heads,
+        "image_size": [size.height, size.width],
+        "patch_size": architecture.patch_size,
+        "qkv_bias": architecture.qkv_bias,
+        "use_swiglu_ffn": architecture.ffn == "swiglu",
         "layer_norm_eps": LAYER_NORM_EPS,
         "attn_implementation": "sdpa",
     }
-    if variant.num_registers:
-        registers = variant.num_registers
+    if architecture.num_registers:
+        registers = architecture.num_registers
         config = Dinov2WithRegistersConfig(num_register_tokens=registers, **facts)
         return Dinov2WithRegistersModel(config)
     return Dinov2Model(Dinov2Config(**facts))

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.signature import InputFormat
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.optional import require
 from dinov2rt.runtime.model import Model, load
@@ -74,20 +73,17 @@ def measure(bundle: Path, *, size: int, batch: int, repeats: int) -> Overhead:
     """Time both on the CPU, on `batch` random square images of `size` pixels a side.
 
     Raises:
-        InputError: fewer than one image or turn, or less than a patch.
+        InputError: fewer than one image or turn, or nothing to see.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
-    if batch < 1 or repeats < 1 or size < PATCH_SIZE:
-        raise InputError(
-            f"batch {batch}, size {size}, repeats {repeats}; "
-            f"allowed are from 1, {PATCH_SIZE} and 1 on"
-        )
+    if batch < 1 or repeats < 1 or size < 1:
+        raise InputError(f"batch {batch}, size {size}, repeats {repeats}; allowed are from 1 on")
     with load(bundle, device="cpu", backend="onnxruntime", max_pixels=batch * size * size) as model:
         images = _images(model, (batch, size, size, 3))
         session_ms, model_ms = _take_turns(
             _bare_session(model, images), lambda: model(images), repeats
         )
-        variant, backend = model.variant.name, model.describe().partition(" on ")[2]
+        variant, backend = model.manifest.name, model.describe().partition(" on ")[2]
     differences = [call - bare for bare, call in zip(session_ms, model_ms, strict=True)]
     package_ms, numpy_ms = _import_ms("dinov2rt"), _import_ms("numpy")
     return Overhead(

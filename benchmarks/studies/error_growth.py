@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def _levels(model: Dinov2, images: torch.Tensor) -> Levels:
-    depth = model.variant.depth
+    depth = model.architecture.depth
     blocks = tuple(sorted({*range(0, depth, 3), depth - 1}))
     outputs = eager_outputs(model, images, Extras(blocks))
     return {block: outputs[layer_output_names(block)[1]] for block in blocks}

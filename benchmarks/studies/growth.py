@@ -149,15 +149,16 @@ def _is_enough(taken: Sequence[_Sample], seconds: float) -> bool:
 
 def _point(model: Model, batch: int, side: int, taken: Sequence[_Sample]) -> Point:
     size = ImageSize(side, side)
-    gflop = flops(model.variant, batch, size) / 1e9
-    quadratic = quadratic_flops(model.variant, batch, size) / 1e9
+    gflop = flops(model.architecture, batch, size) / 1e9
+    quadratic = quadratic_flops(model.architecture, batch, size) / 1e9
     p50_ms = statistics.median(sample.time_ms for sample in taken)
     fraction = statistics.median(1e3 * gflop / each.gflops / each.time_ms for each in taken)
     quadratic_ms = fraction * p50_ms * quadratic / gflop
     return Point(
         batch=batch,
         side=side,
-        tokens=model.variant.num_prefix_tokens + size.grid.num_patches,
+        tokens=model.architecture.num_prefix_tokens
+        + size.grid(model.architecture.patch_size).num_patches,
         p50_ms=p50_ms,
         linear_ms=fraction * p50_ms - quadratic_ms,
         quadratic_ms=quadratic_ms,

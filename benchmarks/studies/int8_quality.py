@@ -22,7 +22,6 @@ from dinov2rt.bundle.accuracy import nearest_lost
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.signature import FloatArray, InputFormat
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.export.golden import PHOTOS
@@ -77,18 +76,18 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
     """Run both graphs on `crops` square crops of `size` pixels a side, of images in `photos`.
 
     Raises:
-        InputError: fewer than three crops, or less than a patch, or no images.
+        InputError: fewer than three crops, or nothing to see, or no images.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
-    if crops < 3 or size < PATCH_SIZE:
-        raise InputError(f"crops {crops}, size {size}; allowed are from 3 and {PATCH_SIZE} on")
+    if crops < 3 or size < 1:
+        raise InputError(f"crops {crops}, size {size}; allowed are from 3 and 1 on")
     seeds = range(_FIRST_SEED, _FIRST_SEED + crops)
     pixels = photo_crops(seeds, ImageSize(size, size), photos)
     with load(bundle, device="cpu", backend="onnxruntime", precision="fp32") as model:
         want_cls, want_patches = _tokens(model, pixels)
     with load(bundle, device="cpu", backend="openvino", precision="int8") as model:
         got_cls, got_patches = _tokens(model, pixels)
-        entry, variant = model.graph.quantization, model.variant.name
+        entry, variant = model.graph.quantization, model.manifest.name
     cls_cosines = _cosines(got_cls, want_cls)
     patch_cosines = _cosines(got_patches, want_patches)
     lost = nearest_lost(got_cls, want_cls)

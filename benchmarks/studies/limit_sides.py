@@ -23,7 +23,7 @@ from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat, output_names
-from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits
 from dinov2rt.export.model import LAYER_NORM_EPS, Attention, Block, Dinov2, Mlp, load_eager
@@ -100,30 +100,35 @@ class Emulation:
         for block in cast("Iterable[Block]", model.blocks):
             mlp = cast("Mlp", block.mlp)
             mixed = self._attend(block.attn, self._norm(block.norm1, tokens))
-            tokens = how.stream(tokens + self._linear(block.attn.proj, mixed, block.ls1.gamma))
+            tokens = how.stream(
+                tokens + self._linear(block.attn.proj, mixed, cast("Tensor", block.ls1.gamma))
+            )
             hidden = half(self._linear(mlp.fc1, self._norm(block.norm2, tokens)))
             hidden = half(functional.gelu(hidden, approximate=how.gelu))
-            tokens = how.stream(tokens + self._linear(mlp.fc2, hidden, block.ls2.gamma))
+            tokens = how.stream(
+                tokens + self._linear(mlp.fc2, hidden, cast("Tensor", block.ls2.gamma))
+            )
         normed = functional.layer_norm(
             tokens, tokens.shape[-1:], model.norm.weight, model.norm.bias, LAYER_NORM_EPS
         )
-        prefix = model.variant.num_prefix_tokens
+        prefix = model.architecture.num_prefix_tokens
         parts = [normed[:, 0], normed[:, 1:prefix], normed[:, prefix:]]
-        names = output_names(model.variant)
+        names = output_names(model.architecture)
         kept = [part for part in parts if part.numel()]
         return {name: part.numpy() for name, part in zip(names, kept, strict=True)}
 
     def _embed(self, images: Tensor) -> Tensor:
         model = self._model
         patch = model.patch_embed.proj
-        rows, columns = (images.shape[axis] // PATCH_SIZE for axis in (2, 3))
+        side = model.architecture.patch_size
+        rows, columns = (images.shape[axis] // side for axis in (2, 3))
         product = functional.conv2d(
             half(images), self._how.weight(patch.weight), stride=patch.stride
         )
         patches = half(product).flatten(2).transpose(1, 2) + cast("Tensor", patch.bias)
         tokens = torch.cat((model.cls_token.expand(len(images), -1, -1), patches), dim=1)
         tokens = tokens + model.interpolate_pos_encoding(rows, columns)
-        if not model.variant.num_registers:
+        if not model.architecture.num_registers:
             return tokens
         registers = model.register_tokens.expand(len(images), -1, -1)
         return torch.cat((tokens[:, :1], registers, tokens[:, 1:]), dim=1)

@@ -41,7 +41,8 @@ from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.preprocess import Preprocess
 
 _VARIANT = "dinov2_vits14"
-_DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22)
+_PATCH_SIZE = find_variant(_VARIANT).patch_size
+_DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22, patch_size=_PATCH_SIZE)
 _EXTREMES = (
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
@@ -208,9 +209,9 @@ def _manifest() -> bytes:
     names = ("cls_token", "patch_tokens")
     graph = GraphEntry(Precision.FP32, 23, "pixels", names, (), (file,))
     source = WeightsEntry("synthetic:0", "0" * 64)
-    variant = find_variant(_VARIANT)
+    architecture = find_variant(_VARIANT).architecture
     with tempfile.TemporaryDirectory() as folder:
-        Manifest(SCHEMA_VERSION, variant, source, (graph,), file).write(Path(folder))
+        Manifest(SCHEMA_VERSION, architecture, source, (graph,), file).write(Path(folder))
         return Path(folder, MANIFEST_NAME).read_bytes()
 
 

@@ -30,7 +30,7 @@ def write_small_bundle(bundle: Path, gain: float = 1.0) -> None:
     files = tuple(FileEntry.of(bundle, name) for name in ("fp32.onnx", "fp32.onnx.data"))
     Manifest(
         schema=SCHEMA_VERSION,
-        variant=variant,
+        architecture=variant.architecture,
         weights=WeightsEntry(source=f"synthetic:{gain:g}", sha256=f"{gain:064.1f}"),
         graphs=(GraphEntry(Precision.FP32, 17, "pixels", _OUTPUTS, (), files),),
         golden=FileEntry.of(bundle, "golden.npz"),

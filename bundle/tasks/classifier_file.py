@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.files import require_regular
 
@@ -31,19 +32,20 @@ class OwnClassifier:
     variant: str
     weights_sha256: str
 
-    def check(self, variant: Variant) -> None:
+    def check(self, architecture: Architecture) -> None:
         """Check that the classifier was fitted on features of this backbone.
 
         Raises:
             InputError: another variant.
             WeightsError: shapes that do not fit.
         """
-        if self.variant != variant.name:
+        if self.variant != name_of(architecture):
             raise InputError(
-                f"the classifier was fitted on features of {self.variant}, not of {variant.name}; "
-                f"export {self.variant} with it, or fit one on features of {variant.name}"
+                f"the classifier was fitted on features of {self.variant}, not of "
+                f"{name_of(architecture)}; "
+                f"export {self.variant} with it, or fit one on features of {name_of(architecture)}"
             )
-        features = (self.num_layers + self.uses_mean) * variant.embed_dim
+        features = (self.num_layers + self.uses_mean) * architecture.embed_dim
         if self.weight.shape != (len(self.class_names), features):
             raise WeightsError(
                 f"the classifier's weight is {list(self.weight.shape)}, must be "

@@ -145,7 +145,7 @@ def _unservable_plans(manifest: Manifest) -> Iterator[LeftOut]:
 def _onnx_model(
     bundle: Path, manifest: Manifest, graph: GraphEntry, options: RepositoryOptions
 ) -> TritonModel:
-    name = f"{manifest.variant.name}_{graph.precision}"
+    name = f"{manifest.name}_{graph.precision}"
     inputs, outputs = _signature(bundle, manifest, graph)
     config = onnx_config(
         name,
@@ -161,7 +161,7 @@ def _onnx_model(
 def _plan_model(
     bundle: Path, manifest: Manifest, plan: PlanEntry, options: RepositoryOptions
 ) -> TritonModel:
-    kind = f"{manifest.variant.name}_{plan.precision}_{plan.target}_trt{plan.version}"
+    kind = f"{manifest.name}_{plan.precision}_{plan.target}_trt{plan.version}"
     name = re.sub(r"[^\w-]", "_", kind)
     graph = graph_of(manifest, plan, rebuild_command(bundle, plan))
     inputs, outputs = _signature(bundle, manifest, graph)

@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from dinov2rt.bundle.heads import Task
 from dinov2rt.bundle.signature import scores_name
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.export.heads.checkpoint import EagerHead
 from dinov2rt.export.heads.eager import Level, Size, resize
 from dinov2rt.export.model import Dinov2
@@ -20,14 +19,14 @@ def pads_images(heads: Sequence[EagerHead]) -> bool:
     return any(head.spec.is_dense for head in heads)
 
 
-def center_padded(images: Tensor) -> Tensor:
-    """Normalised images [B, 3, H, W] with zeros around them, up to multiples of 14.
+def center_padded(images: Tensor, patch_size: int) -> Tensor:
+    """Normalised images [B, 3, H, W] with zeros around them, up to multiples of the patch.
 
     Source: `CenterPadding` in `dinov2/hub/utils.py`; an odd pixel goes to the bottom or right.
     """
     pads: list[int] = []
     for side in (images.shape[3], images.shape[2]):
-        lacking = -side % PATCH_SIZE
+        lacking = -side % patch_size
         pads += [lacking // 2, lacking - lacking // 2]
     return functional.pad(images, pads)
 
@@ -45,7 +44,8 @@ def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndar
         return {}
     layers = sorted({layer for head in heads for layer in head.entry.layers})
     tokens = model.block_tokens(images, layers)
-    grid = (images.shape[2] // PATCH_SIZE, images.shape[3] // PATCH_SIZE)
+    side = model.architecture.patch_size
+    grid = (images.shape[2] // side, images.shape[3] // side)
     outputs: dict[str, np.ndarray] = {}
     for head in heads:
         # Heads are float32 in the official evaluation, whatever the backbone is.
@@ -58,7 +58,7 @@ def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndar
 def _level(model: Dinov2, tokens: Tensor, head: EagerHead, grid: Size) -> Level:
     if head.spec.task is not Task.DEPTH:  # depth heads read the stream as it is
         tokens = model.norm(tokens)
-    patches = tokens[:, model.variant.num_prefix_tokens :].transpose(1, 2)
+    patches = tokens[:, model.architecture.num_prefix_tokens :].transpose(1, 2)
     return Level(patches.reshape(*patches.shape[:2], *grid), tokens[:, 0])
 
 

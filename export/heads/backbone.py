@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from dinov2rt.bundle.variants import PATCH_SIZE, Variant
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.export.frontend import HEIGHT_NODE, WIDTH_NODE
 from dinov2rt.export.heads.bilinear import Sides
 from dinov2rt.export.model import LAYER_NORM_EPS
@@ -21,12 +21,13 @@ class Backbone:
     Every normed layer is written once, however many heads read it.
     """
 
-    def __init__(self, model: ir.Model, variant: Variant) -> None:
+    def __init__(self, model: ir.Model, architecture: Architecture) -> None:
         self.write = Writer(model.graph)
-        self.variant = variant
-        self._first_patch = variant.num_prefix_tokens
+        self.architecture = architecture
+        self.patch_size = architecture.patch_size
+        self._first_patch = architecture.num_prefix_tokens
         norms = {module_of(norm): norm for norm in nodes_of(model, "LayerNormalization")}
-        after = [f"blocks.{index}.norm1" for index in range(1, variant.depth)]
+        after = [f"blocks.{index}.norm1" for index in range(1, architecture.depth)]
         self._norms = [norms[name] for name in (*after, "final.norm")]
         self._made: dict[str, ir.Value] = {}
         self._sizes: tuple[Sides, Sides] | None = None
@@ -40,7 +41,7 @@ class Backbone:
 
     def normed(self, layer: int) -> ir.Value:
         """Tokens behind block `layer` after the final norm, [B, N, D]."""
-        if layer == self.variant.depth - 1:
+        if layer == self.architecture.depth - 1:
             return self._norms[-1].outputs[0]
         name = f"heads.norm_{layer}"
         return self._once(name, lambda: self._norm(self.stream(layer), name))
@@ -48,7 +49,7 @@ class Backbone:
     def normed_cls_token(self, layer: int) -> ir.Value:
         """The class token behind block `layer` after the final norm, [B, D]."""
         name = f"heads.cls_norm_{layer}"
-        if layer == self.variant.depth - 1:
+        if layer == self.architecture.depth - 1:
             return self._once(name, lambda: self.cls_token(self.normed(layer), name))
         return self._once(name, lambda: self._norm(self.cls_token(self.stream(layer), name), name))
 
@@ -94,10 +95,10 @@ class Backbone:
 
     def _patch_count(self, side: ir.Value) -> ir.Value:
         up = self.write(
-            "Add", side, np.array([PATCH_SIZE - 1]), name=f"{side.name}_up", dtype=_INT64
+            "Add", side, np.array([self.patch_size - 1]), name=f"{side.name}_up", dtype=_INT64
         )
         return self.write(
-            "Div", up, np.array([PATCH_SIZE]), name=f"{side.name}_patches", dtype=_INT64
+            "Div", up, np.array([self.patch_size]), name=f"{side.name}_patches", dtype=_INT64
         )
 
     def _norm(self, tokens: ir.Value, name: str) -> ir.Value:

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.heads import OFFICIAL_HEADS, Decoder, HeadEntry, HeadSpec, Task, output_of
 from dinov2rt.bundle.manifest import sha256_of
 from dinov2rt.bundle.tasks.classifier_file import OwnClassifier, read_classifier
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.variants import name_of, variant_of
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.heads.eager import BinDepth, Classifier, DptDepth, PixelClassifier
 from dinov2rt.export.heads.readers import StateDict, read_head
@@ -63,14 +64,16 @@ class EagerHead:
     module: nn.Module
 
 
-def load_heads(sources: tuple[HeadSource, ...], variant: Variant) -> tuple[EagerHead, ...]:
+def load_heads(
+    sources: tuple[HeadSource, ...], architecture: Architecture
+) -> tuple[EagerHead, ...]:
     """Every head with its weights, downloaded if need be.
 
     Raises:
-        InputError: a head that does not go with `variant`.
+        InputError: a head that does not go with `architecture`.
         WeightsError: weights that cannot be had, cannot be read, or do not fit.
     """
-    loaded = [_load(source, variant) for source in sources]
+    loaded = [_load(source, architecture) for source in sources]
     tasks = [head.spec.task for head in loaded]
     return tuple(_named(head, tasks) for head in loaded)
 
@@ -82,16 +85,16 @@ def _named(head: EagerHead, tasks: list[Task]) -> EagerHead:
     return replace(head, entry=replace(head.entry, output=output))
 
 
-def _load(source: HeadSource, variant: Variant) -> EagerHead:
+def _load(source: HeadSource, architecture: Architecture) -> EagerHead:
     if source.name == OWN:
-        return _load_own(source, variant)
+        return _load_own(source, architecture)
     spec = OFFICIAL_HEADS[source.name]
-    spec.check(variant)
-    layers = spec.layers_of(variant)
-    module = module_of_spec(spec, variant)
+    spec.check(architecture)
+    layers = spec.layers_of(architecture)
+    module = module_of_spec(spec, architecture)
     shapes = {key: tuple(value.shape) for key, value in file_keys(spec, module).items()}
-    state, sha256 = _state(source.source, spec, variant, shapes)
-    _check(state, shapes, spec, variant, source.source)
+    state, sha256 = _state(source.source, spec, architecture, shapes)
+    _check(state, shapes, spec, architecture, source.source)
     _assign(module, state, spec)
     entry = HeadEntry(
         name=spec.name,
@@ -108,9 +111,9 @@ def _load(source: HeadSource, variant: Variant) -> EagerHead:
     return EagerHead(spec, entry, module)
 
 
-def module_of_spec(spec: HeadSpec, variant: Variant) -> nn.Module:
+def module_of_spec(spec: HeadSpec, architecture: Architecture) -> nn.Module:
     """The module of an official head, without weights."""
-    dim = variant.embed_dim
+    dim = architecture.embed_dim
     with torch.device("meta"):
         if spec.decoder is Decoder.CLASSIFIER:
             return Classifier((spec.num_layers + 1) * dim, spec.num_classes or 0)
@@ -128,13 +131,19 @@ def file_keys(spec: HeadSpec, module: nn.Module) -> StateDict:
     return {_prefix(spec) + key: value for key, value in module.state_dict().items()}
 
 
-def official_head_url(spec: HeadSpec, variant: Variant) -> str:
+def official_head_url(spec: HeadSpec, architecture: Architecture) -> str:
     """Where the weights of an official head are published.
 
     Source: `dinov2/hub/classifiers.py` and `dinov2/hub/depthers.py`.
     """
+    variant = variant_of(architecture)
+    if variant is None:
+        raise InputError(
+            f"official heads are those of the variants, and this is {architecture.label}; give a "
+            f"file of its own: --head {spec.name}=FILE"
+        )
     folder = variant.name.removesuffix("_reg")
-    registers = f"_reg{variant.num_registers}" if variant.num_registers else ""
+    registers = f"_reg{architecture.num_registers}" if architecture.num_registers else ""
     return f"{BASE_URL}/{folder}/{folder}{registers}_{spec.infix}_head.pth"
 
 
@@ -143,15 +152,17 @@ def _prefix(spec: HeadSpec) -> str:
 
 
 def _state(
-    source: str, spec: HeadSpec, variant: Variant, shapes: dict[str, tuple[int, ...]]
+    source: str, spec: HeadSpec, architecture: Architecture, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[StateDict, str]:
     """The tensors, and a SHA-256: that of the file, or of all tensors where there is none."""
     if source.startswith(_SYNTHETIC):
-        arrays = synthetic_head(spec, variant.embed_dim, shapes, _seed(source))
+        arrays = synthetic_head(spec, architecture.embed_dim, shapes, _seed(source))
         state = {key: torch.from_numpy(array) for key, array in arrays.items()}
         return state, state_dict_sha256(state)
     if source == "official":
-        path = download_once(official_head_url(spec, variant), f"--head {spec.name}=synthetic:0")
+        path = download_once(
+            official_head_url(spec, architecture), f"--head {spec.name}=synthetic:0"
+        )
     else:
         path = Path(source)
         if not path.is_file():
@@ -175,7 +186,7 @@ def _check(
     state: StateDict,
     shapes: dict[str, tuple[int, ...]],
     spec: HeadSpec,
-    variant: Variant,
+    architecture: Architecture,
     source: str,
 ) -> None:
     """Exactly these keys and shapes: the hub loads such files with `strict=False`."""
@@ -189,7 +200,7 @@ def _check(
     for key, shape in shapes.items():
         if found[key] != shape:
             raise WeightsError(
-                f"{source} is no {spec.name} head of {variant.name}: {key} has shape "
+                f"{source} is no {spec.name} head of {name_of(architecture)}: {key} has shape "
                 f"{list(found[key])}, must be {list(shape)}"
             )
 
@@ -207,12 +218,12 @@ def _assign(module: nn.Module, state: StateDict, spec: HeadSpec) -> None:
     module.eval().requires_grad_(False)
 
 
-def _load_own(source: HeadSource, variant: Variant) -> EagerHead:
+def _load_own(source: HeadSource, architecture: Architecture) -> EagerHead:
     if source.source == "official":
         raise InputError(f"head {OWN} needs a file: --head {OWN}=FILE, as train-head writes it")
     path = Path(source.source)
     own = read_classifier(path)
-    own.check(variant)
+    own.check(architecture)
     spec = HeadSpec(
         OWN, Task.CLASSIFICATION, Decoder.CLASSIFIER, "own", own.num_layers, len(own.class_names)
     )
@@ -224,7 +235,7 @@ def _load_own(source: HeadSource, variant: Variant) -> EagerHead:
         output=str(spec.task),
         source=source.source,
         sha256=sha256_of(path),
-        layers=spec.layers_of(variant),
+        layers=spec.layers_of(architecture),
         num_classes=spec.num_classes,
         class_names=own.class_names,
         uses_mean=own.uses_mean,

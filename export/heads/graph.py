@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.heads import Decoder
 from dinov2rt.bundle.signature import scores_name
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.heads.algebra import Array, bin_weights, fold_batch_norm, split_levels
 from dinov2rt.export.heads.backbone import Backbone
 from dinov2rt.export.heads.bilinear import Sides, bilinear_matrix, resize_planes, resize_tokens
@@ -25,11 +25,11 @@ _BANDS = 8
 _MOST_CLASSES = 256
 
 
-def attach_heads(model: ir.Model, variant: Variant, heads: Sequence[EagerHead]) -> None:
+def attach_heads(model: ir.Model, architecture: Architecture, heads: Sequence[EagerHead]) -> None:
     """Add every head and its outputs to the backbone's graph, in their order."""
     if not heads:
         return
-    backbone = Backbone(model, variant)
+    backbone = Backbone(model, architecture)
     for head in heads:
         state = {name: value.numpy() for name, value in head.module.state_dict().items()}
         outputs = _WRITERS[head.spec.decoder](backbone, head, state)

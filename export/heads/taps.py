@@ -3,8 +3,8 @@
 import numpy as np
 import onnx_ir as ir
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.signature import ATTENTION
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.surgery import Writer, nodes_of
 
 _END = np.array([np.iinfo(np.int64).max])
@@ -19,7 +19,7 @@ def split_tokens(
     return cls_token, patches
 
 
-def attach_attention(model: ir.Model, variant: Variant) -> None:
+def attach_attention(model: ir.Model, architecture: Architecture) -> None:
     """Return the CLS token's attention to each patch in the last block: [B, heads, h·w] float32.
 
     It is computed beside the fused attention, from the same queries and keys, for one query. The
@@ -36,14 +36,14 @@ def attach_attention(model: ir.Model, variant: Variant) -> None:
     keys = write("Transpose", key, name=f"{place}/keys", perm=[0, 1, 3, 2], dtype=_type_of(key))
     scores = write("MatMul", first, keys, name=f"{place}/product")
     scale = attention.attributes.get("scale")
-    factor = variant.head_dim**-0.5 if scale is None else scale.as_float()
+    factor = architecture.head_dim**-0.5 if scale is None else scale.as_float()
     if factor != 1:
         scores = write("Mul", scores, np.float32(factor), name=f"{place}/scaled")
     weights = write("Softmax", scores, name=f"{place}/weights", axis=-1)
-    patches = _from(write, weights, variant.num_prefix_tokens, axis=3, name=f"{place}/patches")
+    patches = _from(write, weights, architecture.num_prefix_tokens, axis=3, name=f"{place}/patches")
     output = write("Squeeze", patches, np.array([2]), name=f"{place}/row")
     output.name = ATTENTION
-    output.shape = ir.Shape(["batch", variant.num_heads, "num_patches"])
+    output.shape = ir.Shape(["batch", architecture.num_heads, "num_patches"])
     model.graph.outputs.append(output)
 
 

@@ -2,19 +2,19 @@
 
 from torch import nn
 
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.export.model import Dinov2
 
 LEAVES = ("qkv", "proj", "up", "down")
 """Of a block, in the order in which they are computed."""
 
 
-def product_names(variant: Variant) -> tuple[str, ...]:
+def product_names(architecture: Architecture) -> tuple[str, ...]:
     """All of them, e.g. `blocks.3.down`, in the order of the graph."""
-    return tuple(f"blocks.{index}.{leaf}" for index in range(variant.depth) for leaf in LEAVES)
+    return tuple(f"blocks.{index}.{leaf}" for index in range(architecture.depth) for leaf in LEAVES)
 
 
 def products(model: Dinov2) -> dict[str, nn.Linear]:
     """The layers of the eager model that compute them, by name."""
     linears = [part for part in model.blocks.modules() if isinstance(part, nn.Linear)]
-    return dict(zip(product_names(model.variant), linears, strict=True))
+    return dict(zip(product_names(model.architecture), linears, strict=True))

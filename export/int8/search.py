@@ -48,14 +48,14 @@ _STRICTER = Limits(
     cosine_p1=1 - _MARGIN * (1 - INT8_TOKEN_COSINE_P1),
 )
 
-_RANKED_ON = (range(4), ImageSize(112, 112))
-# Small crops are the harder case: one that is flat has nothing beside it.
-_SIZES = (ImageSize(224, 224), ImageSize(98, 126))
+_RANKED_ON, _RANKED_PATCHES = range(4), (8, 8)
+# Rows and columns. Small crops are the harder case: one that is flat has nothing beside it.
+_PATCHES = ((16, 16), (7, 9))
 _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
-_GALLERY_SIZE = ImageSize(224, 224)
+_GALLERY_PATCHES = (16, 16)
 _SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 200), range(200, 300)
-_ROUNDED_ON = (range(20, 36), ImageSize(224, 224))
+_ROUNDED_ON, _ROUNDED_PATCHES = range(20, 36), (16, 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +119,17 @@ def gather(
     The `golden` cases are among those that are checked.
     """
 
-    def case(seeds: range, size: ImageSize) -> GoldenCase:
+    def case(seeds: range, patches: tuple[int, int]) -> GoldenCase:
+        size = _size(model, patches)
         pixels = photo_crops(seeds, size)
         return eager_case(model, f"{seeds} at {size}", pixels, input_format, extras)
 
     def crops(batches: Sequence[range], gallery: range) -> Crops:
-        cases = tuple(case(seeds, size) for size in _SIZES for seeds in batches)
-        return Crops(cases, case(gallery, _GALLERY_SIZE))
+        cases = tuple(case(seeds, patches) for patches in _PATCHES for seeds in batches)
+        return Crops(cases, case(gallery, _GALLERY_PATCHES))
 
-    ranked = rank(model, torch.from_numpy(model.normalization(photo_crops(*_RANKED_ON))))
+    ranked_on = photo_crops(_RANKED_ON, _size(model, _RANKED_PATCHES))
+    ranked = rank(model, torch.from_numpy(model.normalization(ranked_on)))
     checked = crops(_CHECKED_ON, _CHECKED_GALLERY)
     return Evidence(
         ranked,
@@ -136,9 +138,15 @@ def gather(
     )
 
 
+def _size(model: Dinov2, patches: tuple[int, int]) -> ImageSize:
+    rows, cols = patches
+    return ImageSize(rows * model.architecture.patch_size, cols * model.architecture.patch_size)
+
+
 def round_weights(model: ir.Model, eager: Dinov2) -> dict[str, Int8Weight]:
     """The weights of all products of `model`, the float32 graph of `eager`, as int8."""
-    images = torch.from_numpy(eager.normalization(photo_crops(*_ROUNDED_ON)))
+    pixels = photo_crops(_ROUNDED_ON, _size(eager, _ROUNDED_PATCHES))
+    images = torch.from_numpy(eager.normalization(pixels))
     return round_products(eager, images, product_weights(model))
 
 

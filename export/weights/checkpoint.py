@@ -4,16 +4,21 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.manifest import sha256_of
-from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import WeightsError
+from dinov2rt.export.weights.architecture import (
+    NOTHING_STATED,
+    Stated,
+    as_wanted,
+    read_architecture,
+)
 from dinov2rt.export.weights.hub import download, is_hub_id
-from dinov2rt.export.weights.huggingface import check_config
 from dinov2rt.export.weights.official import official_checkpoint
-from dinov2rt.export.weights.preprocessor import normalization_of
 from dinov2rt.export.weights.reading import read_backbone
+from dinov2rt.export.weights.source_config import check_config, stated_beside
 from dinov2rt.export.weights.state_dict import (
     StateDict,
     check_state_dict,
@@ -25,37 +30,41 @@ from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """A checked state dict (official keys, contiguous float32), and where it came from.
-
-    `normalization` is what stands beside the weights, or the official model's.
-    """
+    """A checked state dict (official keys, contiguous float32), and where it came from."""
 
     state_dict: StateDict
+    architecture: Architecture
     entry: WeightsEntry
-    normalization: Normalization = IMAGENET
 
 
-def load_weights(source: str, variant: Variant, prefix: str | None = None) -> Weights:
-    """The weights of `variant` from `source`, downloaded if need be.
+def load_weights(
+    source: str,
+    wanted: Architecture | None,
+    prefix: str | None = None,
+    stated: Stated = NOTHING_STATED,
+) -> Weights:
+    """The weights from `source`, downloaded if need be.
 
     Args:
         source: "official"; "synthetic:SEED"; the path of a checkpoint, a file or a folder of
             transformers or timm; or OWNER/NAME[@REVISION] on the Hugging Face hub.
-        variant: what the weights must be of.
+        wanted: what the weights must be of; None takes whatever they are.
         prefix: what the names of the backbone begin with; None looks for it.
+        stated: of their architecture; it counts more than what stands beside the weights.
 
     Raises:
         WeightsError: they cannot be had, cannot be read, or do not fit.
         MissingDependencyError: huggingface_hub is needed and not installed.
     """
     if source.partition(":")[0] == "synthetic":
-        state = synthetic_state_dict(variant, _seed(source))
-        return Weights(state, WeightsEntry(source, state_dict_sha256(state)))
-    location, revision = _located(source, variant)
-    found = read_backbone(location, prefix)
+        return _synthetic(source, wanted, stated)
+    location, revision = _located(source, wanted)
+    found = read_backbone(location, prefix, stated.num_patches)
+    stated = stated.over(stated_beside(location))
+    architecture = _architecture(found.state_dict, wanted, str(location), stated)
     if location.is_dir():
-        check_config(location, variant)
-    check_state_dict(found.state_dict, variant, str(location))
+        check_config(location, architecture)
+    check_state_dict(found.state_dict, wanted or architecture, str(location))
     state = to_float32(found.state_dict)
     files = found.files
     entry = WeightsEntry(
@@ -66,13 +75,31 @@ def load_weights(source: str, variant: Variant, prefix: str | None = None) -> We
         left_out=found.backbone.left_out,
         revision=revision,
     )
-    return Weights(state, entry, _normalization(location))
+    return Weights(state, architecture, entry)
 
 
-def _located(source: str, variant: Variant) -> tuple[Path, str | None]:
+def _synthetic(source: str, wanted: Architecture | None, stated: Stated) -> Weights:
+    if wanted is None:
+        raise WeightsError(f"weights {source} are drawn for a variant; name one in place of auto")
+    state = synthetic_state_dict(wanted, _seed(source))
+    entry = WeightsEntry(source, state_dict_sha256(state))
+    return Weights(state, as_wanted(wanted, stated, source), entry)
+
+
+def _architecture(
+    state: StateDict, wanted: Architecture | None, source: str, stated: Stated
+) -> Architecture:
+    if wanted is None:
+        return read_architecture(state, source, stated)
+    return as_wanted(wanted, stated, source)
+
+
+def _located(source: str, wanted: Architecture | None) -> tuple[Path, str | None]:
     """The file or folder that `source` stands for, and the revision of one from the hub."""
     if source == "official":
-        return official_checkpoint(variant), None
+        if not isinstance(wanted, Variant):
+            raise WeightsError("official weights are those of a variant; name one in place of auto")
+        return official_checkpoint(wanted), None
     if "://" in source:
         raise WeightsError(
             f"weights {source} are a URL; download the file and give its path, or ask for official"
@@ -81,11 +108,6 @@ def _located(source: str, variant: Variant) -> tuple[Path, str | None]:
         snapshot = download(source)
         return snapshot.folder, snapshot.revision
     return Path(source), None
-
-
-def _normalization(location: Path) -> Normalization:
-    """What stands beside the weights, in their folder or in that of their file."""
-    return normalization_of(location if location.is_dir() else location.parent)
 
 
 def _seed(source: str) -> int:

@@ -13,8 +13,8 @@ _TO_ONE = 1 / 255
 _MOST_BYTES = 2**20
 
 
-def normalization_of(weights: Path) -> Normalization:
-    """What `preprocessor_config.json` in the folder `weights` says; else the official statistics.
+def normalization_of(weights: Path) -> Normalization | None:
+    """What `preprocessor_config.json` in the folder `weights` says; None where there is none.
 
     Source: `BaseImageProcessor` of transformers: pixels times `rescale_factor` unless `do_rescale`
     is false, then less `image_mean` and over `image_std` unless `do_normalize` is false. Written
@@ -25,7 +25,7 @@ def normalization_of(weights: Path) -> Normalization:
     """
     file = weights / _CONFIG
     if not file.is_file():
-        return IMAGENET
+        return None
     config = _read(file)
     try:
         is_rescaled = config.get("do_rescale", True)

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import torch
 
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.variants import name_of, variants
 from dinov2rt.errors import WeightsError
 
 StateDict = dict[str, torch.Tensor]
@@ -14,38 +15,39 @@ Shapes = dict[str, tuple[int, ...]]
 _NAMED_KEYS = 3
 
 
-def official_shapes(variant: Variant) -> Shapes:
+def official_shapes(architecture: Architecture) -> Shapes:
     """Every key of the official checkpoint with its shape.
 
     Source: `DinoVisionTransformer` in `dinov2/models/vision_transformer.py`, as
     `dinov2/hub/backbones.py` builds it.
     """
-    dim = variant.embed_dim
-    shapes: Shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, 1 + NATIVE_GRID**2, dim)}
-    if variant.num_registers:
-        shapes["register_tokens"] = (1, variant.num_registers, dim)
+    dim = architecture.embed_dim
+    positions = 1 + architecture.native_grid.num_patches
+    shapes: Shapes = {"cls_token": (1, 1, dim), "pos_embed": (1, positions, dim)}
+    if architecture.num_registers:
+        shapes["register_tokens"] = (1, architecture.num_registers, dim)
     shapes["mask_token"] = (1, dim)
-    shapes["patch_embed.proj.weight"] = (dim, 3, PATCH_SIZE, PATCH_SIZE)
+    shapes["patch_embed.proj.weight"] = (dim, 3, architecture.patch_size, architecture.patch_size)
     shapes["patch_embed.proj.bias"] = (dim,)
-    block = _block_shapes(variant)
-    for index in range(variant.depth):
+    block = _block_shapes(architecture)
+    for index in range(architecture.depth):
         shapes |= {f"blocks.{index}.{name}": shape for name, shape in block.items()}
     return shapes | _norm("norm", dim)
 
 
-def check_state_dict(state: StateDict, variant: Variant, source: str) -> None:
-    """Accept `state` only if it is, key for key, a state dict of `variant`.
+def check_state_dict(state: StateDict, architecture: Architecture, source: str) -> None:
+    """Accept `state` only if it is, key for key, a state dict of `architecture`.
 
     Raises:
-        WeightsError: keys are missing, unexpected or misshapen (the message names the variant
+        WeightsError: keys are missing, unexpected or misshapen (the message names the architecture
             that does fit, if there is one), or a tensor is not floating-point or not finite.
             The message begins with `source`.
     """
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    differences = _differences(found, official_shapes(variant))
+    differences = _differences(found, official_shapes(architecture))
     if differences:
         raise WeightsError(
-            f"{source} does not fit {variant.name}: {differences}; {_way_out(found)}"
+            f"{source} does not fit {name_of(architecture)}: {differences}; {_way_out(found)}"
         )
     for name, tensor in state.items():
         _check_values(tensor, f"{source}: {name}")
@@ -82,21 +84,18 @@ def first_few(items: Iterable[str]) -> str:
     return ", ".join(everything[:_NAMED_KEYS]) + (f" and {more} more" if more > 0 else "")
 
 
-def _block_shapes(variant: Variant) -> Shapes:
-    dim, hidden = variant.embed_dim, variant.hidden_dim
-    if variant.ffn == "mlp":
+def _block_shapes(architecture: Architecture) -> Shapes:
+    dim, hidden = architecture.embed_dim, architecture.hidden_dim
+    if architecture.ffn == "mlp":
         mlp = _linear("mlp.fc1", hidden, dim) | _linear("mlp.fc2", dim, hidden)
     else:
         mlp = _linear("mlp.w12", 2 * hidden, dim) | _linear("mlp.w3", dim, hidden)
-    return {
-        **_norm("norm1", dim),
-        **_linear("attn.qkv", 3 * dim, dim),
-        **_linear("attn.proj", dim, dim),
-        "ls1.gamma": (dim,),
-        **_norm("norm2", dim),
-        **mlp,
-        "ls2.gamma": (dim,),
-    }
+    scales: list[Shapes] = [{f"ls{i}.gamma": (dim,)} for i in (1, 2) if architecture.layer_scale]
+    attention = _linear("attn.qkv", 3 * dim, dim) | _linear("attn.proj", dim, dim)
+    if not architecture.qkv_bias:
+        del attention["attn.qkv.bias"]
+    first, second = scales or [{}, {}]
+    return _norm("norm1", dim) | attention | first | _norm("norm2", dim) | mlp | second
 
 
 def _linear(name: str, rows: int, cols: int) -> Shapes:
@@ -125,7 +124,7 @@ def _way_out(found: Shapes) -> str:
     for variant in variants():
         if official_shapes(variant) == found:
             return f"it fits {variant.name}, so ask for that variant"
-    return "it fits none of the eight variants; give a checkpoint of a DINOv2 backbone"
+    return "it fits none of the eight variants; ask for auto, which reads the architecture from it"
 
 
 def _check_values(tensor: torch.Tensor, where: str) -> None:

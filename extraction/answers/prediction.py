@@ -58,7 +58,8 @@ def predict_chunks(
         Dinov2rtError: a decoder died.
     """
     # Images keep their own size: heads pad or crop by themselves.
-    decoding = Decoding(options.preprocess, Snap.PAD, model.options.max_pixels)
+    side = model.architecture.patch_size
+    decoding = Decoding(options.preprocess, Snap.PAD, model.options.max_pixels, side)
     decoded = decode_chunks(chunks, decoding, decoders, ahead=options.batch)
     for window in batched((image for _, image in decoded), options.batch):
         yield from _answers(model, window, options)

@@ -15,10 +15,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import GraphEntry
 from dinov2rt.bundle.signature import InputFormat
-from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import BackendError, first_line
 from dinov2rt.optional import require
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
@@ -87,12 +87,12 @@ class SessionProgram:
         self,
         session: Any,
         graph: GraphEntry,
-        variant: Variant,
+        architecture: Architecture,
         ordinal: int,
         upload: Callable[[NDArray[np.float32]], Memory],
         device: str = "cuda",
     ) -> None:
-        self._session, self._graph, self._variant = session, graph, variant
+        self._session, self._graph, self._architecture = session, graph, architecture
         self._upload, self._device = upload, device
         self._numbers = itertools.count(1)
         self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, Memory]]] = (
@@ -118,7 +118,7 @@ class SessionProgram:
         return bound
 
     def _bind(self, grid: GridInputs, shape: tuple[int, ...], lane: Lane, number: int) -> _Bound:
-        outputs = output_specs(self._graph, self._variant, shape[0], grid)
+        outputs = output_specs(self._graph, self._architecture, shape[0], grid)
         images = TensorSpec(shape, self.input_dtype)
         specs = {self.input_name: images, **outputs}
         addresses = lane.reserve({name: spec.num_bytes for name, spec in specs.items()})
@@ -163,7 +163,7 @@ class OnnxRuntimeCudaBackend:
     concurrent_calls = 1
     reads_gpu_arrays = True
 
-    def __init__(self, graph_file: Path, graph: GraphEntry, variant: Variant) -> None:
+    def __init__(self, graph_file: Path, graph: GraphEntry, architecture: Architecture) -> None:
         ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
         self.gpu: Gpu = find_gpu()
         self.description = f"onnxruntime {ort.__version__}, {self.gpu.name} ({self.gpu.target})"
@@ -184,9 +184,9 @@ class OnnxRuntimeCudaBackend:
             # them replaces MatMul and Add by a slower Gemm.
             optimize=False,
         )
-        program = SessionProgram(session, graph, variant, self.gpu.ordinal, self._upload)
+        program = SessionProgram(session, graph, architecture, self.gpu.ordinal, self._upload)
         self._lane: Lane | None = Lane(program, self._stream)
-        self._graph, self._variant = graph, variant
+        self._graph, self._architecture = graph, architecture
         self._lock = threading.Lock()
 
     def infer(
@@ -234,17 +234,17 @@ class OnnxRuntimeCudaBackend:
             if self._lane is None:
                 raise BackendError("the model is closed; load it again")
             call("cudaSetDevice", self.gpu.ordinal)  # the current device is a thread's own
-            grid = GridInputs.of(self._variant, self._graph.input_name, inputs)
+            grid = GridInputs.of(self._architecture, self._graph.input_name, inputs)
             yield self._lane, inputs[self._graph.input_name], grid
 
 
 def output_specs(
-    graph: GraphEntry, variant: Variant, batch: int, grid: GridInputs
+    graph: GraphEntry, architecture: Architecture, batch: int, grid: GridInputs
 ) -> dict[str, TensorSpec]:
     """Shape and dtype of each output of `graph` for a batch of images of one grid."""
-    dim = variant.embed_dim
+    dim = architecture.embed_dim
     shapes = {
-        "register_tokens": (batch, variant.num_registers, dim),
+        "register_tokens": (batch, architecture.num_registers, dim),
         "patch_tokens": (batch, grid.grid.num_patches, dim),
         "cls_token": (batch, dim),
     }

@@ -10,7 +10,6 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import GraphEntry, PlanEntry, rebuild_command
 from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import BackendError, PlanInputError
 from dinov2rt.runtime.gpu.cuda import Stopwatch, Stream, call
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
@@ -39,13 +38,14 @@ class TensorRTBackend:
     concurrent_calls = 2  # the copies of one call overlap with the computation of the other
     reads_gpu_arrays = True
 
-    def __init__(self, plan: LoadedPlan) -> None:
+    def __init__(self, plan: LoadedPlan, patch_size: int) -> None:
         entry, gpu = plan.entry, plan.gpu
         self.description = (
             f"{entry.flavour} {entry.version}, {gpu.name} ({gpu.target}), {entry.file.path}"
         )
         self.entry, self.gpu = entry, gpu
         self._plan: LoadedPlan | None = plan
+        self._patch_size = patch_size
         self._idle: list[Lane] = []
 
     def infer(
@@ -91,7 +91,7 @@ class TensorRTBackend:
         plan = self._plan  # another thread may close the backend during this call
         if plan is None:
             raise BackendError("the model is closed; load it again")
-        images = plan_input(plan.entry, inputs)
+        images = plan_input(plan.entry, inputs, self._patch_size)
         profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
         call("cudaSetDevice", plan.gpu.ordinal)  # every thread has its own current device
         with self._lane(plan) as lane:
@@ -110,10 +110,13 @@ class TensorRTBackend:
             self.close()
 
 
-def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBackend:
+def open_plan(
+    bundle: Path, entry: PlanEntry, graph: GraphEntry, patch_size: int
+) -> TensorRTBackend:
     """Check the plan against this machine and against the manifest, then deserialise it.
 
-    A plan without weights gets them from `graph`, the one that it was built from.
+    A plan without weights gets them from `graph`, the one that it was built from. `patch_size` is
+    the side of its model's patches, in pixels.
 
     Raises:
         BackendError: the plan cannot run here; the message names the difference and the command
@@ -145,7 +148,8 @@ def open_plan(bundle: Path, entry: PlanEntry, graph: GraphEntry) -> TensorRTBack
     if "weight_streaming" in entry.options:  # must be set before the first execution context
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     contexts = contexts_of(trt, engine, entry.flavour)
-    return TensorRTBackend(LoadedPlan(entry, machine.gpu, trt, engine, contexts, log))
+    plan = LoadedPlan(entry, machine.gpu, trt, engine, contexts, log)
+    return TensorRTBackend(plan, patch_size)
 
 
 def _does_not_load(entry: PlanEntry, reason: str, rebuild: str) -> BackendError:
@@ -162,11 +166,11 @@ def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:
         raise BackendError(f"the plan does not take the weights of {graph} ({log.last})")
 
 
-def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:
+def plan_input(entry: PlanEntry, inputs: Mapping[str, Any], patch_size: int) -> Any:
     """The images of a call as the plan takes them.
 
     What the graph would drop at the bottom and the right of images on the host is left out here, so
-    that a size which is no multiple of 14 finds the profile of the one below.
+    that a size which is no multiple of the patch finds the profile of the one below.
 
     Raises:
         PlanInputError: the call needs an input that plans do not have.
@@ -184,7 +188,7 @@ def plan_input(entry: PlanEntry, inputs: Mapping[str, Any]) -> Any:
     rows, cols = _axes(entry)
     index = [slice(None)] * 4
     for axis in (rows, cols):
-        index[axis] = slice(images.shape[axis] // PATCH_SIZE * PATCH_SIZE)
+        index[axis] = slice(images.shape[axis] // patch_size * patch_size)
     return images[tuple(index)]
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.analysis.pca import draw_demo, patch_pca
+from dinov2rt.analysis.pca import draw_demo, patch_pca, seen_by_model
 from dinov2rt.analysis.prediction_pictures import draw_overview
-from dinov2rt.bundle.variants import PATCH_SIZE, find_variant
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, MissingDependencyError, PlanWarning
@@ -96,8 +97,7 @@ def _standing(bundle: Path) -> str:
 def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:
     """Features, attention and depth of one photo, beside it."""
     features, depth = model(pixels), model.predict(pixels)
-    rows, cols, _ = features.patch_tokens[0].shape
-    seen = pixels[: rows * PATCH_SIZE, : cols * PATCH_SIZE]
+    seen = seen_by_model(pixels, Snap.CROP, model.architecture.patch_size)
     colours = patch_pca([features.patch_tokens[0]])[0]
     if not isinstance(depth, Depth):
         raise TypeError(f"{_HEAD} does not answer with depth")

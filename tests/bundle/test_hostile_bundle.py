@@ -92,7 +92,7 @@ def test_usual_limits_are_sound() -> None:
         (set_("golden", "path", to=ESCAPE), "holds control characters"),
         (set_("golden", "path", to="\u202egnp"), "holds control characters"),
         (set_("golden", "path", to="../" + "x" * 10**5), "does not lie in the bundle"),
-        (set_("variant", to="x" * 10**5), "unknown variant"),
+        (set_("architecture", "ffn", to="x" * 10**5), "is neither mlp nor swiglu"),
         (set_("graphs", 0, "precision", to=ESCAPE), "is not a valid Precision"),
         (set_("tools", to={ESCAPE: 1}), "manifest.tools."),
         (set_("weights", "source", to="\ud800"), "lone surrogate"),

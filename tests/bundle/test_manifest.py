@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.manifest import (
     MANIFEST_NAME,
     SCHEMA_VERSION,
@@ -45,7 +46,11 @@ PLAN = PlanEntry(
     precision=Precision.FP16,
     input_name="pixels",
     outputs=("cls_token",),
-    profiles=(ProfileEntry("b8-224", ShapeRange.pinned(224, max_batch=8), scratch_bytes=7),),
+    profiles=(
+        ProfileEntry(
+            "b8-224", ShapeRange.pinned(ImageSize(224, 224), max_batch=8), scratch_bytes=7
+        ),
+    ),
     fused_attention=12,
     weight_bytes=8,
     build_seconds=1.5,
@@ -57,7 +62,7 @@ VERIFICATION = VerificationEntry(
 )
 MANIFEST = Manifest(
     schema=SCHEMA_VERSION,
-    variant=find_variant("dinov2_vits14"),
+    architecture=find_variant("dinov2_vits14").architecture,
     weights=WeightsEntry(source="synthetic:0", sha256="c" * 64),
     graphs=(GRAPH,),
     golden=replace(FILE, path="golden.npz"),
@@ -97,7 +102,7 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
 
 def test_the_file_is_plain_json_with_names_for_types(bundle: Path) -> None:
     document = document_of(bundle)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     assert document["variant"] == "dinov2_vits14"
     assert document["graphs"][0]["precision"] == "fp32"
     assert document["graphs"][0]["files"][0] == {
@@ -106,6 +111,74 @@ def test_the_file_is_plain_json_with_names_for_types(bundle: Path) -> None:
         "sha256": "a" * 64,
     }
     assert document["plans"][0]["verification"] is None
+
+
+def test_the_architecture_is_stated_whole_and_the_name_is_for_people(bundle: Path) -> None:
+    document = document_of(bundle)
+    assert document["architecture"] == {
+        "embed_dim": 384,
+        "depth": 12,
+        "num_heads": 6,
+        "ffn": "mlp",
+        "hidden_dim": 1536,
+        "patch_size": 14,
+        "num_registers": 0,
+        "native_grid": {"rows": 37, "cols": 37},
+        "antialias": False,
+        "offset": 0.1,
+        "normalization": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "layer_scale": True,
+        "qkv_bias": True,
+    }
+    document["variant"] = "whatever"
+    write(bundle, document)
+    assert Manifest.read(bundle) == MANIFEST
+
+
+def test_one_that_none_of_the_variants_is_has_a_label(bundle: Path) -> None:
+    grid = Grid(16, 24)
+    other = replace(MANIFEST.architecture, patch_size=16, num_registers=8, native_grid=grid)
+    manifest = replace(MANIFEST, architecture=other)
+    manifest.write(bundle)
+    assert document_of(bundle)["variant"] is None
+    assert Manifest.read(bundle) == manifest
+    assert manifest.name == "dinov2_384x12_patch16_reg8"
+    assert manifest.rebuild_command(Path("out")).startswith(
+        "rebuild with: dinov2rt export auto --weights synthetic:0 --precision fp32 "
+        "--antialias off --offset 0.1 --num-heads 6 --grid 16x24 "
+    )
+
+
+def test_a_bundle_of_the_first_schema_is_read() -> None:
+    own = Normalization((0.7072, 0.5786, 0.7036), (0.2119, 0.2301, 0.1776))
+    architecture = replace(MANIFEST.architecture, normalization=own)
+    assert Manifest.read(Path(__file__).with_name("schema1")) == replace(
+        MANIFEST, architecture=architecture
+    )
+
+
+def test_a_bundle_of_the_first_schema_without_statistics_has_those_of_imagenet(
+    tmp_path: Path,
+) -> None:
+    document = document_of(Path(__file__).with_name("schema1"))
+    del document["normalization"]
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(document))
+    assert Manifest.read(tmp_path) == MANIFEST
+
+
+@pytest.mark.parametrize(
+    ("variant", "reason"),
+    [
+        (["dinov2_vits14"], "manifest.variant is list, must be str"),
+        ("dinov2_vits15", "unknown variant 'dinov2_vits15'; nearest is 'dinov2_vits14', all are: "),
+    ],
+)
+def test_a_misshapen_bundle_of_the_first_schema(
+    tmp_path: Path, variant: object, reason: str
+) -> None:
+    document = document_of(Path(__file__).with_name("schema1")) | {"variant": variant}
+    (tmp_path / MANIFEST_NAME).write_text(json.dumps(document))
+    assert f"is incomplete or misshapen ({reason}" in read_error(tmp_path)
 
 
 def test_keys_of_a_later_version_are_left_out(bundle: Path) -> None:
@@ -166,7 +239,7 @@ def test_no_schema_version(tmp_path: Path, document: Any) -> None:
 def test_newer_schema(bundle: Path) -> None:
     write(bundle, document_of(bundle) | {"schema": SCHEMA_VERSION + 1})
     assert read_error(bundle) == (
-        f"{bundle / MANIFEST_NAME} has schema 2, this dinov2rt reads up to 1; "
+        f"{bundle / MANIFEST_NAME} has schema 3, this dinov2rt reads up to 2; "
         "upgrade dinov2rt, or export the bundle again with this version"
     )
 
@@ -216,10 +289,23 @@ def without(*path: str | int) -> Callable[[Document], None]:
         ),
         (set_("tools", "torch", to=2), "manifest.tools.torch is int, must be str"),
         (set_("tools", to=["torch"]), "manifest.tools is list, must be dict"),
-        (set_("variant", to=["dinov2_vits14"]), "manifest.variant is list, must be str"),
         (
-            set_("variant", to="dinov2_vits15"),
-            "unknown variant 'dinov2_vits15'; nearest is 'dinov2_vits14', all are: ",
+            set_("architecture", "embed_dim", to="384"),
+            "manifest.architecture.embed_dim is str, must be int",
+        ),
+        (
+            set_("architecture", "num_heads", to=5),
+            "embed_dim 384 does not divide by 5 heads",
+        ),
+        (set_("architecture", "ffn", to="moe"), "ffn 'moe' is neither mlp nor swiglu"),
+        (
+            set_("architecture", "offset", to=1),
+            "offset 1.0 of the interpolation; allowed are 0 to below 1",
+        ),
+        (without("architecture", "depth"), "Architecture.__init__() missing 1 required keyword"),
+        (
+            set_("architecture", "native_grid", "rows", to=0),
+            "sizes below 1, or registers below 0, in Architecture(",
         ),
         (set_("graphs", 0, "precision", to="int4"), "'int4' is not a valid Precision"),
         (
@@ -389,7 +475,7 @@ def test_rebuild_command_repeats_the_statistics(
     source: str, normalization: Normalization, options: str
 ) -> None:
     weights = replace(MANIFEST.weights, source=source)
-    command = replace(MANIFEST, weights=weights, normalization=normalization).rebuild_command(
-        Path("out")
-    )
+    architecture = replace(MANIFEST.architecture, normalization=normalization)
+    manifest = replace(MANIFEST, weights=weights, architecture=architecture)
+    command = manifest.rebuild_command(Path("out"))
     assert f"--precision fp32 {options}--out out --force" in command

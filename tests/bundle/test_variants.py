@@ -2,7 +2,8 @@ import dataclasses
 
 import pytest
 
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, find_variant, variants
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.variants import find_variant, variants
 from dinov2rt.errors import InputError
 
 # embed_dim, depth, num_heads, ffn, hidden_dim, as the official hub entries build them
@@ -37,8 +38,8 @@ def test_facts(name: str, suffix: str, num_registers: int) -> None:
 
 
 def test_patches_of_14_and_a_trained_grid_of_518_pixels() -> None:
-    assert PATCH_SIZE == 14
-    assert NATIVE_GRID * PATCH_SIZE == 518
+    assert {variant.patch_size for variant in variants()} == {14}
+    assert {variant.native_size for variant in variants()} == {ImageSize(518, 518)}
 
 
 def test_a_variant_cannot_be_changed() -> None:

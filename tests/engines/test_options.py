@@ -10,7 +10,7 @@ from dinov2rt.errors import InputError
     ("options", "message"),
     [
         ({"max_batch": 0}, "max batch 0 is too small; it must be at least 1"),
-        ({"max_size": 13}, "max size 13 is too small; it must be at least 14"),
+        ({"max_size": 0}, "max size 0 is too small; it must be at least 1"),
         ({"memory_limit_mib": 0}, "memory limit in MiB 0 is too small"),
         ({"optimization_level": 6}, "unknown optimization level 6; allowed are 0"),
         ({"optimization_level": -1}, "unknown optimization level -1"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
@@ -21,7 +22,7 @@ def _entry(bundle: Path, content: bytes) -> PlanEntry:
         precision=Precision.FP16,
         input_name="pixels",
         outputs=("cls_token", "patch_tokens"),
-        profiles=(ProfileEntry("224", ShapeRange.pinned(224, 8), 1024),),
+        profiles=(ProfileEntry("224", ShapeRange.pinned(ImageSize(224, 224), 8), 1024),),
         fused_attention=12,
         weight_bytes=1,
         build_seconds=9.5,

@@ -86,9 +86,8 @@ def test_the_export_agrees_with_eager(
     variant = toy_variant(name)
     state = synthetic_state_dict(variant, 0)
     edit(state)
-    weights = Weights(state, WeightsEntry("synthetic:0", "0" * 64))
+    weights = Weights(state, variant, WeightsEntry("synthetic:0", "0" * 64))
     monkeypatch.setattr("dinov2rt.export.exporter.load_weights", lambda *_: weights)
-    monkeypatch.setattr("dinov2rt.bundle.manifest.find_variant", lambda _: variant)
     bundle = tmp_path / "toy"
     export_bundle(variant, "synthetic:0", bundle, ExportOptions())
     for precision in ("fp32", "fp16"):

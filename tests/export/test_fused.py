@@ -32,7 +32,7 @@ def on_cpu(bundle: Path) -> OnnxRuntimeBackend:
     assert graph is not None
 
     def complete(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        grid = GridInputs.of(manifest.variant, graph.input_name, inputs)
+        grid = GridInputs.of(manifest.architecture, graph.input_name, inputs)
         return {**inputs, **grid.arrays()}
 
     return OnnxRuntimeBackend(
@@ -77,15 +77,12 @@ def test_normalized_input_gates_and_layers(
 ) -> None:
     bundle = tmp_path / "toy"
     options = ExportOptions(InputFormat.IMAGES, layers=layers, precisions=(Precision.FP16,))
-    with pytest.MonkeyPatch.context() as patch:
-        variant = toy_variant(name)
-        patch.setattr("dinov2rt.bundle.manifest.find_variant", lambda _: variant)
-        export_bundle(variant, "synthetic:0", bundle, options)
-        report = verified(bundle)
+    export_bundle(toy_variant(name), "synthetic:0", bundle, options)
+    report = verified(bundle)
     assert report, report
-    assert len(
-        {output.output for output in report.outputs}
-    ) == 2 + variant.num_registers // 4 + 2 * len(layers)
+    assert len({output.output for output in report.outputs}) == 2 + toy_variant(
+        name
+    ).num_registers // 4 + 2 * len(layers)
 
 
 def test_padding_is_zero_after_normalisation(bundle_s_reg: Path, model) -> None:

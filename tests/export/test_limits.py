@@ -106,7 +106,7 @@ def test_float32_limits_fail_what_rounds_factors_as_tf32_does(model: Dinov2) -> 
     for name, value in state.items():
         if name.endswith("weight") and value.ndim > 1:
             value.copy_(((value.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32))
-    rounded = load_eager(model.variant, state)
+    rounded = load_eager(model.architecture, state)
     got = case(rounded, 98, InputFormat.PIXELS).outputs
     compared = compare_cases([("98", got, reference.outputs)], limits)
     assert not any(output.passed for output in compared)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dinov2rt.bundle.normalization import normalize
-from dinov2rt.bundle.variants import Variant, find_variant
+from dinov2rt.bundle.variants import Variant, find_variant, name_of
 from dinov2rt.errors import InputError
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
@@ -39,7 +39,7 @@ def toy(toy_variant: Callable[[str], Variant]) -> Callable[[str], Dinov2]:
 def test_features_are_those_of_the_official_code(
     small: Dinov2, golden_files: Callable[[str], list[Path]]
 ) -> None:
-    files = golden_files(small.variant.name)
+    files = golden_files(name_of(small.architecture))
     assert len(files) == 5
     for file in files:
         golden = np.load(file)
@@ -53,7 +53,7 @@ def test_features_are_those_of_the_official_code(
         )
         largest = features["x_prenorm"].abs().max().item()
         assert largest == pytest.approx(golden["residual_absmax"].item(), rel=1e-5)
-        if small.variant.num_registers:
+        if small.architecture.num_registers:
             registers = features["x_norm_regtokens"].numpy()
             assert relative_l2(registers, golden["register_tokens"]) < FLOAT32_NOISE
 
@@ -61,7 +61,7 @@ def test_features_are_those_of_the_official_code(
 def test_intermediate_layers_are_those_of_the_official_code(
     small: Dinov2, golden_files: Callable[[str], list[Path]]
 ) -> None:
-    (file,) = (f for f in golden_files(small.variant.name) if "98x126" in f.name)
+    (file,) = (f for f in golden_files(name_of(small.architecture)) if "98x126" in f.name)
     golden = np.load(file)
     images = torch.from_numpy(normalize(golden["image_uint8"]))
     with torch.inference_mode():

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from dinov2rt.bundle.variants import NATIVE_GRID, Variant
+from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.position import PositionTable, cubic_kernel
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest, toy_variant: Callable[[str], Variant])
 
 
 def table(model: Dinov2) -> PositionTable:
-    return PositionTable(model.variant, model.pos_embed[0, 1:])
+    return PositionTable(model.architecture, model.pos_embed[0, 1:])
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
@@ -37,7 +37,7 @@ def test_every_grid_is_resampled_as_officially(model: Dinov2, grid: tuple[int, i
 
 
 def test_the_native_grid_is_the_table_itself(model: Dinov2) -> None:
-    assert torch.equal(table(model)(NATIVE_GRID, NATIVE_GRID), model.pos_embed[:, 1:])
+    assert torch.equal(table(model)(37, 37), model.pos_embed[:, 1:])
 
 
 def test_offset_and_antialiasing_matter(model: Dinov2) -> None:

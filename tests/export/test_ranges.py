@@ -12,7 +12,7 @@ import torch
 
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.variants import Variant, name_of
 from dinov2rt.errors import ExportError
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
@@ -57,9 +57,9 @@ def graph_values(traced: ir.Model) -> dict[str, float]:
 def test_every_place_is_what_the_graph_computes_there(
     model: Dinov2, ranges: Ranges, toy_trace: Callable[[str], ir.Model]
 ) -> None:
-    found = graph_values(toy_trace(model.variant.name).clone())
-    activation = "Gelu" if model.variant.ffn == "mlp" else "Mul"
-    for index in range(model.variant.depth):
+    found = graph_values(toy_trace(name_of(model.architecture)).clone())
+    activation = "Gelu" if model.architecture.ffn == "mlp" else "Mul"
+    for index in range(model.architecture.depth):
         block = f"blocks.{index}"
         expected = {
             "norm1": found[f"{block}.norm1/LayerNormalization"],
@@ -73,11 +73,11 @@ def test_every_place_is_what_the_graph_computes_there(
         }
         for name, value in expected.items():
             assert ranges[f"{block}.{name}"] == pytest.approx(value, rel=FLOAT32_NOISE, abs=1e-5)
-    assert len(ranges) == 2 + 9 * model.variant.depth
+    assert len(ranges) == 2 + 9 * model.architecture.depth
 
 
 def test_massive_activations_are_seen_where_they_are(model: Dinov2, ranges: Ranges) -> None:
-    source = model.variant.depth // 3
+    source = model.architecture.depth // 3
     assert ranges[f"blocks.{source}.residual"] > 290
     assert ranges[f"blocks.{source}.down"] < 290  # they come from the bias, which stays float32
 
@@ -105,6 +105,6 @@ def test_the_residual_stream_is_float32_and_may_be_larger() -> None:
 def test_the_manifest_holds_the_ranges_of_the_fp16_graph(bundle_s_reg: Path) -> None:
     manifest = Manifest.read(bundle_s_reg)
     ranges = {graph.precision: graph.ranges for graph in manifest.graphs}
-    assert len(ranges[Precision.FP16]) == 2 + 9 * manifest.variant.depth
+    assert len(ranges[Precision.FP16]) == 2 + 9 * manifest.architecture.depth
     assert ranges[Precision.FP32] == {}
     assert 290 < max(ranges[Precision.FP16].values()) < 65504

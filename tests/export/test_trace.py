@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, toy_variant: Callable[[str], Variant])
 
 @pytest.fixture(scope="module")
 def traced(model: Dinov2) -> ir.Model:
-    return trace(ExportGraph(model.variant, model.state_dict(), LAYERS).eval())
+    return trace(ExportGraph(model.architecture, model.state_dict(), LAYERS).eval())
 
 
 def session(model: ir.Model) -> ort.InferenceSession:
@@ -68,13 +68,13 @@ def test_inputs_outputs_and_dimensions_have_readable_names(model: Dinov2, traced
     assert outputs.pop("patch_tokens") == ["batch", "num_patches", 128]
     assert outputs.pop("layer_1_patch_tokens") == ["batch", "num_patches", 128]
     assert outputs.pop("cls_token") == outputs.pop("layer_0_cls_token") == ["batch", 128]
-    if model.variant.num_registers:
+    if model.architecture.num_registers:
         assert outputs.pop("register_tokens") == ["batch", 4, 128]
 
 
 def test_one_attention_a_block_and_no_resize(model: Dinov2, traced: ir.Model) -> None:
     operators = [node.op_type for node in traced.graph]
-    assert operators.count("Attention") == model.variant.depth
+    assert operators.count("Attention") == model.architecture.depth
     assert "Resize" not in operators
     assert traced.opset_imports[""] == OPSET
     names = [node.name for node in traced.graph]
@@ -83,7 +83,7 @@ def test_one_attention_a_block_and_no_resize(model: Dinov2, traced: ir.Model) ->
 
 
 def test_weights_keep_their_names(model: Dinov2, traced: ir.Model) -> None:
-    for index in range(model.variant.depth):
+    for index in range(model.architecture.depth):
         for kind in ("qkv", "proj", "up", "down"):
             assert f"blocks.{index}.{kind}.weight" in traced.graph.initializers
 

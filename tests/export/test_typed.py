@@ -201,7 +201,7 @@ def test_fp16_error_is_at_most_that_of_autocast(bundle_s_reg: Path) -> None:
     pixels = golden_pixels(ImageSize(224, 224), ("astronaut.jpg", "coffee.jpg"))
     with dinov2rt.load(bundle_s_reg, precision="fp16", device="cpu") as model:
         got = model(pixels)
-        eager = load_eager(model.variant, synthetic_state_dict(model.variant, 0))
+        eager = load_eager(model.architecture, synthetic_state_dict(model.architecture, 0))
     images = torch.from_numpy(normalize(pixels))
     want = eager_outputs(eager, images, NO_EXTRAS)
     with torch.autocast("cpu", dtype=torch.float16):

@@ -141,7 +141,7 @@ def test_patch_tokens_of_different_grids_share_a_part(
 
 
 def test_a_variant_without_registers_has_no_such_column(dataset: FeatureDataset) -> None:
-    plain = replace(dataset, variant=find_variant("dinov2_vits14"))
+    plain = replace(dataset, architecture=find_variant("dinov2_vits14"))
     with plain.resumed(CHUNKS):
         plain.stage(CHUNKS[1], [row("c", registers=0)]).commit()
     assert "register_tokens" not in pyarrow.parquet.read_schema(plain.part(CHUNKS[1])).names

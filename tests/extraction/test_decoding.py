@@ -29,7 +29,7 @@ from dinov2rt.extraction.decoding import (
 from dinov2rt.runtime.images import load_image, resize
 from dinov2rt.runtime.preprocess import Preprocess
 
-NATIVE = Decoding(Preprocess(), Snap.CROP, max_pixels=10_000)
+NATIVE = Decoding(Preprocess(), Snap.CROP, max_pixels=10_000, patch_size=14)
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -76,7 +76,7 @@ def test_an_image_is_the_same_wherever_its_bytes_are(tmp_path: Path) -> None:
     [(Snap.CROP, slice(28), slice(42)), (Snap.CENTER_CROP, slice(1, 29), slice(1, 43))],
 )
 def test_what_the_model_would_not_see_is_cut(snap: Snap, rows: slice, cols: slice) -> None:
-    image = decoded(Item("a", encoded(31, 45)), Decoding(Preprocess(), snap, 10_000))
+    image = decoded(Item("a", encoded(31, 45)), Decoding(Preprocess(), snap, 10_000, 14))
     assert image.size == ImageSize(31, 45)
     assert image.pixels.flags.c_contiguous
     np.testing.assert_array_equal(image.pixels, noise(31, 45)[rows, cols])
@@ -84,16 +84,16 @@ def test_what_the_model_would_not_see_is_cut(snap: Snap, rows: slice, cols: slic
 
 def test_resizing_is_done_here_and_padding_is_left_to_the_graph() -> None:
     item = Item("a", encoded(31, 45))
-    resized = decoded(item, Decoding(Preprocess(), Snap.RESIZE, 10_000))
+    resized = decoded(item, Decoding(Preprocess(), Snap.RESIZE, 10_000, 14))
     assert (resized.size, resized.pixels.shape) == (ImageSize(31, 45), (28, 42, 3))
-    padded = decoded(item, Decoding(Preprocess(), Snap.PAD, 10_000))
+    padded = decoded(item, Decoding(Preprocess(), Snap.PAD, 10_000, 14))
     assert padded.pixels.shape == (31, 45, 3)
 
 
 def test_preprocessing_comes_first(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(encoded(31, 45))
     steps = Preprocess(short_side=60)
-    image = decoded(Item("a", tmp_path / "a.png"), Decoding(steps, Snap.PAD, 10_000))
+    image = decoded(Item("a", tmp_path / "a.png"), Decoding(steps, Snap.PAD, 10_000, 14))
     np.testing.assert_array_equal(image.pixels, load_image(tmp_path / "a.png", steps))
 
 
@@ -133,9 +133,9 @@ def test_a_large_image_is_scaled_to_fit(snap: Snap, orientation: int) -> None:
     for kind in ("PNG", "JPEG"):
         buffer = io.BytesIO()
         Image.fromarray(whole).save(buffer, kind, exif=exif, quality=95)
-        image = decoded(Item("a", buffer.getvalue()), Decoding(Preprocess(), snap, 10_000))
+        image = decoded(Item("a", buffer.getvalue()), Decoding(Preprocess(), snap, 10_000, 14))
         assert image.scaled_from == sides
-        assert 9_000 < image.size.snapped(snap).pixels <= 10_000
+        assert 9_000 < image.size.snapped(snap, 14).pixels <= 10_000
         assert image.size.height / image.size.width == pytest.approx(
             sides.height / sides.width, rel=0.02
         )
@@ -155,17 +155,17 @@ def _snapped(expected: np.ndarray, like: np.ndarray, snap: Snap) -> np.ndarray:
 
 def test_what_fits_is_not_touched_and_preprocessing_is_never_approximated() -> None:
     content = encoded(300, 400, "JPEG")
-    image = decoded(Item("a", content), Decoding(Preprocess(), Snap.CROP, 300 * 400))
+    image = decoded(Item("a", content), Decoding(Preprocess(), Snap.CROP, 300 * 400, 14))
     assert image.scaled_from is None
     np.testing.assert_array_equal(image.pixels, load_image(content)[:294, :392])
     steps = Preprocess(short_side=200)
-    scaled = decoded(Item("a", content), Decoding(steps, Snap.PAD, 10_000))
+    scaled = decoded(Item("a", content), Decoding(steps, Snap.PAD, 10_000, 14))
     assert scaled.scaled_from == ImageSize(200, 266)
     np.testing.assert_array_equal(scaled.pixels, resize(load_image(content, steps), scaled.size))
 
 
 def test_without_scaling_a_large_image_is_refused() -> None:
-    refusing = Decoding(Preprocess(), Snap.PAD, 10_000, scale=False)
+    refusing = Decoding(Preprocess(), Snap.PAD, 10_000, 14, scale=False)
     why = decode(Item("a", encoded(160, 160)), refusing)
     assert isinstance(why, Failure)
     assert "image of 160x160 has 28224 pixels, more than max_pixels=10000; let it be" in why.reason
@@ -304,7 +304,8 @@ from dinov2rt.runtime.preprocess import Preprocess
 if __name__ == "__main__":
     chunks = [Chunk(0, ImageFiles((sys.argv[1],) * 8))]
     with Decoders(2) as decoders:
-        list(decode_chunks(chunks, Decoding(Preprocess(), Snap.CROP, 10_000), decoders, ahead=8))
+        decoding = Decoding(Preprocess(), Snap.CROP, 10_000, 14)
+        list(decode_chunks(chunks, decoding, decoders, ahead=8))
         print(*decoders.executor._processes, flush=True)
         time.sleep(60)
 """

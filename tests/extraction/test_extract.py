@@ -250,11 +250,11 @@ def test_a_batch_below_one_is_refused() -> None:
 def test_what_the_model_sees_covers_its_grid(model: Model, snap: Snap) -> None:
     image = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
     grid = model([image], snap=snap)[0].grid
-    assert seen_by_model(image, snap).shape == (14 * grid.rows, 14 * grid.cols, 3)
+    assert seen_by_model(image, snap, 14).shape == (14 * grid.rows, 14 * grid.cols, 3)
 
 
 def test_what_the_model_sees_is_cut_where_the_model_cuts() -> None:
     image = np.random.default_rng(0).integers(0, 256, (31, 45, 3), dtype=np.uint8)
-    np.testing.assert_array_equal(seen_by_model(image, Snap.CROP), image[:28, :42])
-    np.testing.assert_array_equal(seen_by_model(image, Snap.CENTER_CROP), image[1:29, 1:43])
-    np.testing.assert_array_equal(seen_by_model(image, Snap.PAD)[5:36, 5:50], image)
+    np.testing.assert_array_equal(seen_by_model(image, Snap.CROP, 14), image[:28, :42])
+    np.testing.assert_array_equal(seen_by_model(image, Snap.CENTER_CROP, 14), image[1:29, 1:43])
+    np.testing.assert_array_equal(seen_by_model(image, Snap.PAD, 14)[5:36, 5:50], image)

@@ -19,7 +19,7 @@ from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import DecodedImage, Decoding, decode
 from dinov2rt.runtime.preprocess import Preprocess
 
-DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22)
+DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22, patch_size=14)
 
 
 def png(grey: int = 0) -> bytes:

@@ -38,7 +38,7 @@ def assert_same(got: Features, want: Features) -> None:
 def refusal(images: Any, input_format: InputFormat = InputFormat.PIXELS, **options: Any) -> str:
     asked = {"snap": Snap.CROP, "max_pixels": 2**22} | options
     with pytest.raises(InputError) as error:
-        group_images(images, input_format, **asked)
+        group_images(images, input_format, patch_size=14, **asked)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -74,7 +74,9 @@ def test_images_of_many_sizes_come_back_in_order(model: Model, sequence: type) -
 
 
 def test_images_that_are_cropped_to_one_size_share_a_batch() -> None:
-    (group,) = group_images([PIXELS[0], ODD[0]], InputFormat.PIXELS, Snap.CROP, max_pixels=2**22)
+    (group,) = group_images(
+        [PIXELS[0], ODD[0]], InputFormat.PIXELS, Snap.CROP, max_pixels=2**22, patch_size=14
+    )
     assert group.positions == (0, 1)
     np.testing.assert_array_equal(group.images, np.stack([PIXELS[0], ODD[0, :56, :70]]))
 
@@ -232,13 +234,15 @@ def test_one_image_beyond_max_pixels() -> None:
     )
     assert refusal(zeros(1, 28, 42, 3), max_pixels=1175) == expected
     assert refusal([zeros(28, 42, 3)], max_pixels=1175) == f"image 0 of the list: {expected}"
-    (group,) = group_images(zeros(1, 28, 42, 3), InputFormat.PIXELS, Snap.CROP, max_pixels=1176)
+    (group,) = group_images(
+        zeros(1, 28, 42, 3), InputFormat.PIXELS, Snap.CROP, max_pixels=1176, patch_size=14
+    )
     assert group.grid == Grid(2, 3)
 
 
 def test_max_pixels_counts_what_the_model_sees() -> None:
     image = zeros(1, 27, 41, 3)
-    group_images(image, InputFormat.PIXELS, Snap.CROP, max_pixels=14 * 28)
+    group_images(image, InputFormat.PIXELS, Snap.CROP, max_pixels=14 * 28, patch_size=14)
     assert "image of 27x41 has 1176 pixels" in refusal(image, snap=Snap.PAD, max_pixels=1175)
     assert "image of 27x41 has 1176 pixels" in refusal(image, snap=Snap.RESIZE, max_pixels=1175)
 
@@ -249,7 +253,7 @@ def test_a_batch_beyond_max_pixels_runs_in_several_passes(
     model: Model, monkeypatch: pytest.MonkeyPatch, snap: str, images_per_pass: int
 ) -> None:
     batch = np.concatenate([ODD, ODD[:, ::-1], ODD[:1, :, ::-1]])
-    pixels = ImageSize(*ODD.shape[1:3]).snapped(Snap(snap)).pixels
+    pixels = ImageSize(*ODD.shape[1:3]).snapped(Snap(snap), 14).pixels
     passes = []
 
     def counted(inputs: Any, *arguments: Any, **options: Any) -> Any:
@@ -309,12 +313,12 @@ def test_normalised_images_are_not_resized() -> None:
         "or pass uint8 [B, H, W, 3]"
     )
     fits = images[:, :, :56, :70]
-    group_images(fits, InputFormat.IMAGES, Snap.RESIZE, max_pixels=2**22)
+    group_images(fits, InputFormat.IMAGES, Snap.RESIZE, max_pixels=2**22, patch_size=14)
 
 
 @pytest.mark.parametrize("snap", Snap)
 def test_a_whole_number_of_patches_is_never_changed(model: Model, snap: Snap) -> None:
-    (group,) = group_images(PIXELS, InputFormat.PIXELS, snap, max_pixels=2**22)
+    (group,) = group_images(PIXELS, InputFormat.PIXELS, snap, max_pixels=2**22, patch_size=14)
     assert np.shares_memory(group.images, PIXELS)
     assert group.images.shape == PIXELS.shape
     assert_same(model(PIXELS, snap=snap), model(PIXELS))

@@ -15,6 +15,7 @@ import dinov2rt
 from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import AccuracyError, BackendError, BundleError, Dinov2rtError, InputError
 from dinov2rt.runtime.backends.openvino import cannot_run_int8
 from dinov2rt.runtime.features import Features
@@ -199,7 +200,7 @@ def test_load_takes_a_string_or_a_path(pooling_bundle: Path) -> None:
     for bundle in (pooling_bundle, str(pooling_bundle)):
         model = load(bundle)
         assert model.path == pooling_bundle
-        assert model.variant.name == "dinov2_vits14"
+        assert model.variant == find_variant("dinov2_vits14")
         assert model.graph.input_name == "pixels"
 
 

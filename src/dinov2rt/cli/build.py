@@ -46,8 +46,8 @@ def _add_profiles(parser: ArgumentParser) -> None:
         "--profiles",
         default=_DEFAULTS.profiles,
         metavar="P,...",
-        help="sides of squares, wide (any size), or MIN..OPT..MAX as BATCHxHEIGHTxWIDTH "
-        f"(default: {_DEFAULTS.profiles})",
+        help="sides of squares, HEIGHTxWIDTH, wide (any size), or MIN..OPT..MAX as "
+        "BATCHxHEIGHTxWIDTH (default: 224, the size of the position table, and wide)",
     )
     group.add_argument(
         "--max-batch", type=int, default=_DEFAULTS.max_batch, help="images (default: %(default)s)"

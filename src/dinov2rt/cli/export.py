@@ -5,6 +5,8 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from dinov2rt.bundle.accuracy import AccuracyReport
+from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.manifest import Manifest, QuantizationEntry
 from dinov2rt.bundle.normalization import Normalization
@@ -20,11 +22,17 @@ from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
+AUTO = "auto"
 _INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("variant", metavar="VARIANT", help="e.g. dinov2_vits14_reg; see: info")
+    parser.add_argument(
+        "variant",
+        metavar="VARIANT",
+        help="what the weights must be, e.g. dinov2_vits14_reg (see: info); or auto: whatever they "
+        "are",
+    )
     parser.add_argument(
         "--weights",
         default="official",
@@ -82,21 +90,46 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="a graph for each of fp32, fp16, bf16 and int8 (default: fp32,fp16); int8, for CPUs, "
         "takes minutes to be searched for",
     )
-    parser.add_argument(
-        "--mean",
-        metavar="R,G,B",
-        help="of the weights' training, for pixels in 0..1 (default: as preprocessor_config.json "
-        "beside the weights says, else ImageNet's)",
-    )
-    parser.add_argument("--std", metavar="R,G,B", help="standard deviation, as --mean")
+    _add_architecture(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
 
+def _add_architecture(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "of the weights, where neither their tensors nor the files beside them tell it"
+    )
+    group.add_argument(
+        "--mean",
+        metavar="R,G,B",
+        help="of the input, for pixels in 0..1 (default: as the files beside the weights say, else "
+        "ImageNet's)",
+    )
+    group.add_argument("--std", metavar="R,G,B", help="standard deviation, as --mean")
+    group.add_argument(
+        "--antialias",
+        choices=("on", "off"),
+        help="of the resampled position table (default: on with registers, off without)",
+    )
+    group.add_argument(
+        "--offset",
+        type=float,
+        metavar="F",
+        help="added to the grid that the table is resampled to (default: 0 with registers, 0.1 "
+        "without)",
+    )
+    group.add_argument(
+        "--num-heads", type=int, metavar="N", help="of attention (default: heads are 64 wide)"
+    )
+    group.add_argument(
+        "--grid", metavar="ROWSxCOLUMNS", help="of the position table (default: a square)"
+    )
+
+
 def _run(arguments: Namespace) -> Outcome:
-    variant = find_variant(arguments.variant)
+    variant = None if arguments.variant == AUTO else find_variant(arguments.variant)
     layers = parse_layers(arguments.layers, variant) if arguments.layers is not None else ()
     precisions = tuple(map(Precision.parse, arguments.precision.split(",")))
-    out = arguments.out or Path("artifacts", variant.name)
+    out = arguments.out or Path("artifacts", arguments.variant)
     require_export_room("exporting a bundle")
     manifest = _export(variant, out, layers, precisions, arguments)
     unverifiable = _unverifiable(manifest)
@@ -104,7 +137,7 @@ def _run(arguments: Namespace) -> Outcome:
 
 
 def _export(
-    variant: Variant,
+    variant: Variant | None,
     out: Path,
     layers: tuple[int, ...],
     precisions: tuple[Precision, ...],
@@ -112,12 +145,20 @@ def _export(
 ) -> Manifest:
     from dinov2rt.export.exporter import ExportOptions, export_bundle
     from dinov2rt.export.heads.checkpoint import HeadSource
+    from dinov2rt.export.weights.architecture import Stated
 
+    stated = Stated(
+        num_heads=arguments.num_heads,
+        native_grid=None if arguments.grid is None else parse_grid(arguments.grid),
+        antialias=None if arguments.antialias is None else arguments.antialias == "on",
+        offset=arguments.offset,
+        normalization=parse_normalization(arguments.mean, arguments.std),
+    )
     options = ExportOptions(
         _INPUTS[arguments.input],
         layers,
         precisions,
-        normalization=parse_normalization(arguments.mean, arguments.std),
+        stated=stated,
         prefix=arguments.prefix,
         unnormed=arguments.unnormed,
         x_prenorm=arguments.x_prenorm,
@@ -156,20 +197,37 @@ def parse_normalization(mean: str | None, std: str | None) -> Normalization | No
         ) from error
 
 
-def parse_layers(text: str, variant: Variant) -> tuple[int, ...]:
+def parse_grid(text: str) -> Grid:
+    """Rows and columns from "16x32".
+
+    Raises:
+        InputError: anything else.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if match is None:
+        raise InputError(f"--grid {text!r}; allowed is ROWSxCOLUMNS in patches, such as 16x32")
+    return Grid(int(match[1]), int(match[2]))
+
+
+def parse_layers(text: str, variant: Variant | None) -> tuple[int, ...]:
     """Block indices, ascending, from "2,5,8,11" or "last4".
+
+    Without a `variant` the depth is not known yet: the last four are -4 to -1 then.
 
     Raises:
         InputError: anything else, or a block that `variant` does not have.
     """
-    depth = variant.depth
-    last = re.fullmatch(r"last(\d{1,9})", text)
-    indices = range(depth - int(last[1]), depth) if last else _numbers(text)
-    layers = tuple(sorted(indices))
-    if not layers or not set(layers) <= set(range(depth)) or len(set(layers)) < len(layers):
+    depth = 0 if variant is None else variant.depth
+    last = re.fullmatch(r"last(\d{1,4})", text)
+    layers = tuple(sorted(range(depth - int(last[1]), depth) if last else _numbers(text)))
+    there = set(
+        layers if variant is None and (last or min(layers, default=-1) >= 0) else range(depth)
+    )
+    if not layers or not set(layers) <= there or len(set(layers)) < len(layers):
+        name, end = ("auto", "the last") if variant is None else (variant.name, str(depth - 1))
         raise InputError(
-            f"layers {text!r}; allowed for {variant.name} are different block indices from 0 to "
-            f"{depth - 1}, such as 2,5,8,11, or lastN with N from 1 to {depth}, such as last4"
+            f"layers {text!r}; allowed for {name} are different block indices from 0 to {end}, "
+            f"such as 2,5,8,11, or lastN with N from 1 to {depth or 'the depth'}, such as last4"
         )
     return layers
 
@@ -224,7 +282,7 @@ def _outcome(
     passed = all(reports)
     document = {
         "bundle": out,
-        "variant": manifest.variant.name,
+        "variant": manifest.name,
         "weights": weights,
         "input": graph.input_name,
         "outputs": graph.outputs,
@@ -237,22 +295,22 @@ def _outcome(
         "passed": passed,
     }
     lines = [
-        f"{out}: {manifest.variant.name}, {mib(size_bytes)}",
+        f"{out}: {manifest.name}, {mib(size_bytes)}",
         f"weights: {shown(weights.source)}, SHA-256 {weights.sha256}",
         *([f"weights: {weights.selection}"] if weights.selection else []),
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
-        *([_quantized(quantization, manifest.variant)] if quantization else []),
+        *([_quantized(quantization, manifest.architecture)] if quantization else []),
         *(f"not verified: {precision}: {reason}" for precision, reason in unverifiable.items()),
     ]
     return Outcome(document, "\n".join(lines), status_of(passed))
 
 
-def _quantized(entry: QuantizationEntry, variant: Variant) -> str:
+def _quantized(entry: QuantizationEntry, architecture: Architecture) -> str:
     from dinov2rt.export.int8.products import product_names
 
     return (
-        f"int8: {len(entry.float32)} of {len(product_names(variant))} products stayed float32 "
+        f"int8: {len(entry.float32)} of {len(product_names(architecture))} products stayed float32 "
         "(the manifest names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
         f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "

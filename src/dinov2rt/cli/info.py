@@ -4,11 +4,12 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
 from dinov2rt.bundle.signature import InputFormat, scores_name
-from dinov2rt.bundle.variants import NATIVE_GRID, PATCH_SIZE, Variant, variants
+from dinov2rt.bundle.variants import variants
 from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
@@ -17,7 +18,7 @@ from dinov2rt.errors import BundleError, InputError
 _FLOAT32_BYTES = 4
 _INPUT_SHAPES = {
     InputFormat.PIXELS: "uint8 [B, H, W, 3], RGB",
-    InputFormat.IMAGES: "float32 [B, 3, H, W], RGB, ImageNet-normalised",
+    InputFormat.IMAGES: "float32 [B, 3, H, W], RGB, normalised",
 }
 
 
@@ -36,19 +37,20 @@ def _run(arguments: Namespace) -> Outcome:
     return _variants()
 
 
-def parameter_count(variant: Variant) -> int:
+def parameter_count(architecture: Architecture) -> int:
     """Numbers in the official checkpoint, the unused mask token included."""
-    dim, hidden = variant.embed_dim, variant.hidden_dim
-    tokens = (1 + variant.num_registers + 1 + 1 + NATIVE_GRID**2) * dim  # CLS, mask, positions
-    patch_embed = _linear(3 * PATCH_SIZE**2, dim)
-    if variant.ffn == "mlp":
+    dim, hidden = architecture.embed_dim, architecture.hidden_dim
+    positions = 1 + architecture.native_grid.num_patches
+    tokens = (1 + architecture.num_registers + 1 + positions) * dim  # CLS, mask, positions
+    patch_embed = _linear(3 * architecture.patch_size**2, dim)
+    if architecture.ffn == "mlp":
         ffn = _linear(dim, hidden) + _linear(hidden, dim)
     else:
         ffn = _linear(dim, 2 * hidden) + _linear(hidden, dim)
-    attention = _linear(dim, 3 * dim) + _linear(dim, dim)
-    norms, layer_scales = 2 * 2 * dim, 2 * dim
+    attention = _linear(dim, 3 * dim) + _linear(dim, dim) - 3 * dim * (not architecture.qkv_bias)
+    norms, layer_scales = 2 * 2 * dim, 2 * dim * architecture.layer_scale
     block = norms + attention + layer_scales + ffn
-    return tokens + patch_embed + variant.depth * block + 2 * dim
+    return tokens + patch_embed + architecture.depth * block + 2 * dim
 
 
 def _linear(inputs: int, outputs: int) -> int:
@@ -130,16 +132,18 @@ def _input_shape(graph: GraphEntry) -> str:
 
 
 def _output_shapes(manifest: Manifest) -> dict[str, str]:
-    dim, registers = manifest.variant.embed_dim, manifest.variant.num_registers
+    architecture = manifest.architecture
+    dim, registers = architecture.embed_dim, architecture.num_registers
+    patches = f"(H // {architecture.patch_size})·(W // {architecture.patch_size})"
     shapes = {
         "cls_token": f"[B, {dim}]",
         "register_tokens": f"[B, {registers}, {dim}]",
-        "patch_tokens": f"[B, (H // 14)·(W // 14), {dim}]",
-        "x_prenorm": f"[B, {1 + registers} + (H // 14)·(W // 14), {dim}]",
-        "attention": f"[B, {manifest.variant.num_heads}, (H // 14)·(W // 14)]",
+        "patch_tokens": f"[B, {patches}, {dim}]",
+        "x_prenorm": f"[B, {1 + registers} + {patches}, {dim}]",
+        "attention": f"[B, {architecture.num_heads}, {patches}]",
     }
     for head in manifest.heads:
-        shapes |= _head_shapes(head)
+        shapes |= _head_shapes(head, architecture.patch_size)
     names = dict.fromkeys(name for graph in manifest.graphs for name in graph.outputs)
     return {
         name: next((shape for kind, shape in shapes.items() if name.endswith(kind)), "unknown")
@@ -147,13 +151,13 @@ def _output_shapes(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _head_shapes(head: HeadEntry) -> dict[str, str]:
+def _head_shapes(head: HeadEntry, patch_size: int) -> dict[str, str]:
     """Shapes of what a head returns; dense heads pad H and W to whole patches."""
     if head.task is Task.CLASSIFICATION:
         return {head.output: f"[B, {head.num_classes}]"}
     if head.task is Task.DEPTH:
         return {head.output: "[B, H, W] in metres"}
-    grid = f"[B, {head.num_classes}, ⌈H / 14⌉, ⌈W / 14⌉]"
+    grid = f"[B, {head.num_classes}, ⌈H / {patch_size}⌉, ⌈W / {patch_size}⌉]"
     return {scores_name(head.output): grid, head.output: "[B, H, W] classes, uint8"}
 
 
@@ -167,7 +171,8 @@ def _head(head: HeadEntry) -> str:
 
 def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
     facts = [
-        ("variant", manifest.variant.name),
+        ("variant", manifest.name),
+        ("architecture", describe(manifest.architecture)),
         ("weights", f"{manifest.weights.source}, SHA-256 {manifest.weights.sha256}"),
         *([("", manifest.weights.selection)] if manifest.weights.selection else []),
         ("made with", ", ".join(f"{name} {number}" for name, number in manifest.tools.items())),
@@ -182,6 +187,25 @@ def _bundle_text(manifest: Manifest, outcome: dict[str, Any]) -> str:
     return f"{table(('bundle', str(outcome['bundle'])), facts)}\n\n" + table(
         ("file", "size", "state"), rows
     )
+
+
+def describe(architecture: Architecture) -> str:
+    """All of `architecture`, in one line."""
+    given = architecture
+    parts = [
+        f"{given.depth} blocks of width {given.embed_dim}",
+        f"{given.num_heads} heads",
+        f"{given.ffn} of {given.hidden_dim}",
+        f"patch {given.patch_size}",
+        f"{given.num_registers} registers",
+        f"positions {given.native_grid}",
+        f"antialias {'on' if given.antialias else 'off'}",
+        f"offset {given.offset:g}",
+        str(given.normalization),
+        *(["no LayerScale"] if not given.layer_scale else []),
+        *(["no bias of q, k, v"] if not given.qkv_bias else []),
+    ]
+    return ", ".join(parts)
 
 
 def _plan(plan: PlanEntry) -> str:

@@ -72,7 +72,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--snap",
         default="crop",
-        help="how sides become multiples of 14: crop (default), center-crop, pad, resize or error",
+        help="how sides become multiples of the patch: crop (default), center-crop, pad, resize or "
+        "error",
     )
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
     parser.add_argument(

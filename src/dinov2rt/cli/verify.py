@@ -28,7 +28,6 @@ _HEADER = (
     "result",
 )
 _TASK_HEADER = ("case", "output", "relative L2", "off", "beyond margin", "result")
-_DEFAULT_SIZES = "224x224,518x518,231x345"
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -45,7 +44,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="centre crops of these (default: the photographs that ship with dinov2rt)",
     )
     eager.add_argument(
-        "--size", metavar="HxW,...", help=f"sizes of the crops (default: {_DEFAULT_SIZES})"
+        "--size",
+        metavar="HxW,...",
+        help="sizes of the crops (default: 224x224, that of the position table, and an uneven one)",
     )
     eager.add_argument(
         "--weights", metavar="W", help="where the weights are now (default: as at the export)"
@@ -59,7 +60,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _run(arguments: Namespace) -> Outcome:
-    sizes = parse_sizes(_DEFAULT_SIZES if arguments.size is None else arguments.size)
+    sizes = None if arguments.size is None else parse_sizes(arguments.size)
     if arguments.eager:
         require_export_room("--eager")
     else:
@@ -74,14 +75,14 @@ def parse_sizes(text: str) -> list[ImageSize]:
     """Sizes from "224,231x345": squares, or height first.
 
     Raises:
-        InputError: anything else, or a size below one patch.
+        InputError: anything else.
     """
     matches = [re.fullmatch(r"(\d{1,5})(x(\d{1,5}))?", size.strip()) for size in text.split(",")]
     sizes = [ImageSize(int(match[1]), int(match[3] or match[1])) for match in matches if match]
-    if len(sizes) < len(matches) or any(min(size.height, size.width) < 14 for size in sizes):
+    if len(sizes) < len(matches) or any(min(size.height, size.width) < 1 for size in sizes):
         raise InputError(
-            f"sizes {text!r}; allowed are SIDE or HEIGHTxWIDTH from 14 on, separated by commas, "
-            f"such as {_DEFAULT_SIZES}"
+            f"sizes {text!r}; allowed are SIDE or HEIGHTxWIDTH in pixels, separated by commas, "
+            "such as 224,231x345"
         )
     return sizes
 
@@ -96,7 +97,7 @@ def _refuse_eager_options(arguments: Namespace) -> None:
 
 
 def _eager_cases(
-    model: Model, arguments: Namespace, sizes: Sequence[ImageSize]
+    model: Model, arguments: Namespace, sizes: Sequence[ImageSize] | None
 ) -> tuple[GoldenCase, ...]:
     from dinov2rt.export.eager_check import eager_cases
 
@@ -113,7 +114,7 @@ def _eager_cases(
 def _outcome(bundle: Path, model: Model, report: AccuracyReport, reference: str) -> Outcome:
     document = {
         "bundle": bundle,
-        "variant": model.variant.name,
+        "variant": model.manifest.name,
         "weights": model.manifest.weights,
         "reference": reference,
         "passed": bool(report),

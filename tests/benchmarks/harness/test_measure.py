@@ -15,7 +15,6 @@ from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
 from dinov2rt.benchmarks.results import Roof, Row
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.variants import PATCH_SIZE
 from dinov2rt.errors import BackendError
 
 DIM = 8
@@ -43,7 +42,7 @@ class Pooling:
         means = result.reshape(batch, -1).mean(axis=1, dtype=np.float32)
         if self.way_to_fail == "wrong":
             means = means * np.float32(1.5)
-        patches = height // PATCH_SIZE * (width // PATCH_SIZE)
+        patches = height // 14 * (width // 14)
         return {
             "cls_token": np.tile(means[:, None], (1, DIM)),
             "patch_tokens": np.tile(means[:, None, None], (1, patches, DIM)),

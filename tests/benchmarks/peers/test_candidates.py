@@ -58,8 +58,8 @@ def distance(runner: Runner, task: Task, size: ImageSize, batch: int = 1) -> flo
     """The largest relative L2 between an output and eager float32's; all outputs must be there."""
     pixels = photo_batch(batch, size)
     manifest = task.manifest
-    weights = load_weights(manifest.weights.source, manifest.variant).state_dict
-    model = load_eager(manifest.variant, weights)
+    weights = load_weights(manifest.weights.source, manifest.architecture).state_dict
+    model = load_eager(manifest.architecture, weights)
     want = eager_case(model, "cell", pixels, InputFormat.PIXELS, NO_EXTRAS).outputs
     got = tokens_of(runner, pixels)
     assert list(got) == list(want)
@@ -119,7 +119,7 @@ def test_transformers_resamples_positions_as_the_official_code_does_with_registe
 ) -> None:
     with opened("transformers", task) as runner:
         found = distance(runner, task, SIZES[0])
-    if task.manifest.variant.num_registers:
+    if task.manifest.architecture.num_registers:
         assert found < 1e-5
     else:  # it samples to a size, the official code by a scale that is 0.1 patches larger
         assert 1e-3 < found < 0.2

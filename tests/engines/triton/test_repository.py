@@ -13,6 +13,7 @@ import pytest
 from google.protobuf import text_format
 from support.installed import lacking
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import BatchShape, ProfileEntry, ShapeRange
@@ -27,7 +28,7 @@ ONNX_TYPES = {
 }
 WIDE = ShapeRange(BatchShape(1, 14, 14), BatchShape(4, 518, 518), BatchShape(16, 1036, 1036))
 PROFILES = (
-    ProfileEntry("224", ShapeRange.pinned(224, 32), 1024),
+    ProfileEntry("224", ShapeRange.pinned(ImageSize(224, 224), 32), 1024),
     ProfileEntry("wide", WIDE, 2048),
 )
 

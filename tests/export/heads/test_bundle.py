@@ -33,8 +33,7 @@ OUTPUTS = {"logits", "depth", "segmentation"}
 def exported(narrow: Variant, folder: Path, *names: str) -> Iterator[Path]:
     heads = tuple(HeadSource(name, "synthetic:0") for name in names)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._CASES", SMALL_CASES)
-        patch.setattr("dinov2rt.bundle.manifest.find_variant", lambda _: narrow)
+        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
         export_bundle(narrow, "synthetic:0", folder, ExportOptions(heads=heads, attention=True))
         yield folder
 

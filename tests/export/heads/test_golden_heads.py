@@ -152,7 +152,7 @@ def test_heads_of_large_variants_are_their_eager_heads(variant: str, tmp_path: P
     options = ExportOptions(precisions=(Precision.FP32,), heads=heads)
     with pytest.MonkeyPatch.context() as patch:
         cases = ((ImageSize(98, 126), ("chelsea.jpg",)), (ImageSize(73, 31), ("coffee.jpg",)))
-        patch.setattr("dinov2rt.export.golden._CASES", cases)
+        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(cases))
         export_bundle(find_variant(variant), "synthetic:0", tmp_path / variant, options)
     with load(tmp_path / variant, device="cpu", backend="onnxruntime") as model:
         report = model.verify()

@@ -29,7 +29,7 @@ def with_heads(traced: ir.Model, narrow: Variant, eager: Dinov2, precision: Prec
     else:
         fold_attention_scale(model, narrow)
     attach_heads(model, narrow, eager.task_heads)
-    attach_center_padding(model)
+    attach_center_padding(model, 14)
     if precision is Precision.FP32:
         fold_norms(model)
         split_qkv(model)

@@ -102,5 +102,9 @@ def harm(model: Dinov2, weights: dict[str, Int8Weight], images: torch.Tensor) ->
     for key, value in model.named_parameters():
         if id(value) in names:
             state[key] = torch.from_numpy(dequantized(weights[names[id(value)]])).T.contiguous()
-    got = load_eager(model.variant, state).forward_features(images)["x_norm_patchtokens"].double()
+    got = (
+        load_eager(model.architecture, state)
+        .forward_features(images)["x_norm_patchtokens"]
+        .double()
+    )
     return float((1 - torch.nn.functional.cosine_similarity(got, want, dim=-1)).mean())

@@ -21,6 +21,7 @@ from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.eager_check import eager_cases
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.model import load_eager
+from dinov2rt.export.weights.architecture import Stated
 from dinov2rt.export.weights.preprocessor import normalization_of
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 from dinov2rt.runtime.model import load
@@ -58,7 +59,7 @@ def test_the_configuration_is_read_as_transformers_computes(
 
 
 def test_without_a_configuration_they_are_the_official_ones(tmp_path: Path) -> None:
-    assert normalization_of(tmp_path) == IMAGENET
+    assert normalization_of(tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,9 @@ def test_one_option_without_the_other_is_refused() -> None:
 @pytest.fixture(scope="module")
 def with_halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle = tmp_path_factory.mktemp("statistics") / "halves"
-    options = ExportOptions(precisions=(Precision.FP32, Precision.FP16), normalization=HALVES)
+    options = ExportOptions(
+        precisions=(Precision.FP32, Precision.FP16), stated=Stated(normalization=HALVES)
+    )
     export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle
 
@@ -131,11 +134,12 @@ def test_the_fused_graph_has_them_too(with_halves: Path) -> None:
 
 
 def test_uint8_for_a_normalized_graph_is_normalised_with_them(
-    toy_variant: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_variant: Callable[[str], Any], tmp_path: Path
 ) -> None:
     variant = toy_variant("dinov2_vits14")
-    monkeypatch.setattr("dinov2rt.bundle.manifest.find_variant", lambda _: variant)
-    options = ExportOptions(InputFormat.IMAGES, precisions=(Precision.FP32,), normalization=HALVES)
+    options = ExportOptions(
+        InputFormat.IMAGES, precisions=(Precision.FP32,), stated=Stated(normalization=HALVES)
+    )
     export_bundle(variant, "synthetic:0", tmp_path / "toy", options)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 28, 42, 3), dtype=np.uint8)
     with load(tmp_path / "toy", device="cpu", backend="onnxruntime") as model:

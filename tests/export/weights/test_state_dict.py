@@ -86,7 +86,7 @@ def test_misfits_are_listed_by_kind_three_each():
         "missing mask_token, blocks.1.ls1.gamma, blocks.1.ls2.gamma and 1 more; "
         "unexpected head.weight; "
         "misshapen pos_embed (1, 257, 64) instead of (1, 1370, 64); "
-        "it fits none of the eight variants; give a checkpoint of a DINOv2 backbone"
+        "it fits none of the eight variants; ask for auto, which reads the architecture from it"
     )
 
 

@@ -51,7 +51,7 @@ def program(bundle_s_reg: Path) -> SessionProgram:
     session = new_session(
         bundle_s_reg / graph.files[0].path, "CPUExecutionProvider", {}, description="test"
     )
-    return SessionProgram(session, graph, manifest.variant, 0, HostMemory, device="cpu")
+    return SessionProgram(session, graph, manifest.architecture, 0, HostMemory, device="cpu")
 
 
 def bytes_at(address: int, array: NDArray[np.generic]) -> NDArray[np.generic]:
@@ -67,7 +67,7 @@ def test_a_bound_session_computes_the_features(
     program: SessionProgram, model: Model, shape: tuple[int, ...], how: str
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    grid = GridInputs.of(model.variant, "pixels", {"pixels": pixels})
+    grid = GridInputs.of(model.architecture, "pixels", {"pixels": pixels})
     lane = HostLane()
     bound = getattr(program, how)(grid, shape, lane)
     bytes_at(bound.addresses["pixels"], pixels)[...] = pixels
@@ -82,9 +82,9 @@ def test_a_bound_session_computes_the_features(
 
 def test_the_matrices_of_a_grid_are_uploaded_once(program: SessionProgram, model: Model) -> None:
     pixels = np.zeros((1, 28, 42, 3), np.uint8)
-    grid = GridInputs.of(model.variant, "pixels", {"pixels": pixels})
+    grid = GridInputs.of(model.architecture, "pixels", {"pixels": pixels})
     first = program._matrices_of(grid)
-    again = GridInputs.of(model.variant, "pixels", {"pixels": pixels})
+    again = GridInputs.of(model.architecture, "pixels", {"pixels": pixels})
     assert program._matrices_of(again) is first
     assert len(program._matrices) <= 64
 
@@ -107,12 +107,12 @@ def test_padding_leaves_whole_patches(
     inputs: dict[str, NDArray[np.generic]] = {"pixels": np.zeros(shape, np.uint8)}
     if padding is not None:
         inputs["padding"] = np.array(padding)
-    found = GridInputs.of(model.variant, "pixels", inputs)
+    found = GridInputs.of(model.architecture, "pixels", inputs)
     assert (found.padding, found.grid) == (expected, grid)
 
 
 def test_normalized_images_have_height_and_width_on_the_last_axes(model: Model) -> None:
     images = np.zeros((1, 3, 30, 55), np.float32)
-    found = GridInputs.of(model.variant, "images", {"images": images})
+    found = GridInputs.of(model.architecture, "images", {"images": images})
     assert found.padding == (0, 0, 0, 0, 0, 0, -2, -13)
     assert found.grid == Grid(2, 3)

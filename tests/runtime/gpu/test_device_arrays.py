@@ -108,7 +108,7 @@ def test_an_output_is_not_copied_or_moved_on_the_way_out() -> None:
     ],
 )
 def test_images_on_the_gpu_go_as_they_are(snap: Snap, shape: tuple[int, ...], grid: Grid) -> None:
-    group = device_group(Elsewhere(shape), PIXELS, snap, 10**6)
+    group = device_group(Elsewhere(shape), PIXELS, snap, 10**6, patch_size=14)
     assert (group.grid, group.padding) == (grid, Padding())
     assert len(group.images.shape) == 4
     assert group.positions == tuple(range(group.images.shape[0]))
@@ -152,10 +152,12 @@ def test_images_on_the_gpu_go_as_they_are(snap: Snap, shape: tuple[int, ...], gr
 )
 def test_images_on_the_gpu_that_cannot_be_used(images: Elsewhere, snap: Snap, message: str) -> None:
     with pytest.raises(InputError) as error:
-        device_group(images, PIXELS, snap, 10**6)
+        device_group(images, PIXELS, snap, 10**6, patch_size=14)
     assert str(error.value).startswith(message)
 
 
 def test_a_normalized_graph_takes_floats_on_the_gpu() -> None:
-    group = device_group(Elsewhere((2, 3, 28, 42), "torch.float32"), IMAGES, Snap.CROP, 10**6)
+    group = device_group(
+        Elsewhere((2, 3, 28, 42), "torch.float32"), IMAGES, Snap.CROP, 10**6, patch_size=14
+    )
     assert group.grid == Grid(2, 3)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dinov2rt.bundle.accuracy import AccuracyReport, OutputAccuracy
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.manifest import (
     FileEntry,
@@ -31,7 +32,7 @@ PLAN = PlanEntry(
     precision=Precision.FP16,
     input_name="pixels",
     outputs=("cls_token", "patch_tokens"),
-    profiles=(ProfileEntry("224", ShapeRange.pinned(224, 8), 1024),),
+    profiles=(ProfileEntry("224", ShapeRange.pinned(ImageSize(224, 224), 8), 1024),),
     fused_attention=12,
     weight_bytes=1,
     build_seconds=1.0,

@@ -10,8 +10,8 @@ from dinov2rt.runtime.tensorrt.profile_choice import choose_profile, largest_bat
 WIDE = ShapeRange(BatchShape(1, 14, 14), BatchShape(1, 518, 518), BatchShape(8, 1036, 1036))
 PROFILES = (
     ProfileEntry("wide", WIDE, 0),
-    ProfileEntry("224", ShapeRange.pinned(224, 32), 0),
-    ProfileEntry("518", ShapeRange.pinned(518, 16), 0),
+    ProfileEntry("224", ShapeRange.pinned(ImageSize(224, 224), 32), 0),
+    ProfileEntry("518", ShapeRange.pinned(ImageSize(518, 518), 16), 0),
 )
 PINNED = PROFILES[1:]
 
@@ -33,8 +33,8 @@ def test_the_narrowest_profile_that_allows_a_shape_runs_it(shape: BatchShape, na
 
 def test_of_two_equally_narrow_profiles_small_batches_run_in_the_smaller_one() -> None:
     several = (
-        ProfileEntry("large", ShapeRange.pinned(224, 64), 0),
-        ProfileEntry("small", ShapeRange.pinned(224, 4), 0),
+        ProfileEntry("large", ShapeRange.pinned(ImageSize(224, 224), 64), 0),
+        ProfileEntry("small", ShapeRange.pinned(ImageSize(224, 224), 4), 0),
     )
     assert choose_profile(several, BatchShape(4, 224, 224)) == 1
     assert choose_profile(several, BatchShape(5, 224, 224)) == 0

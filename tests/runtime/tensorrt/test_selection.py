@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.installed import require_for_tests
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
@@ -45,7 +46,7 @@ def planned(pooling_bundle: Path) -> Path:
         precision=Precision.FP32,
         input_name="pixels",
         outputs=graph.outputs,
-        profiles=(ProfileEntry("28", ShapeRange.pinned(28, 4), 1024),),
+        profiles=(ProfileEntry("28", ShapeRange.pinned(ImageSize(28, 28), 4), 1024),),
         fused_attention=0,
         weight_bytes=1,
         build_seconds=1.0,
@@ -181,7 +182,7 @@ def test_a_plan_of_another_graph_is_passed_over(planned: Path) -> None:
 def test_images_on_the_host_are_cropped_to_whole_patches(planned: Path) -> None:
     plan = Manifest.read(planned).plans[0]
     images = np.arange(2 * 30 * 41 * 3, dtype=np.uint8).reshape(2, 30, 41, 3)
-    taken = plan_input(plan, {"pixels": images})
+    taken = plan_input(plan, {"pixels": images}, 14)
     assert np.shares_memory(taken, images)
     np.testing.assert_array_equal(taken, images[:, :28, :28])
     assert str(batch_shape(plan, taken)) == "2x28x28"
@@ -189,7 +190,7 @@ def test_images_on_the_host_are_cropped_to_whole_patches(planned: Path) -> None:
 
 def test_normalized_images_are_cropped_along_their_own_axes(planned: Path) -> None:
     plan = change_plan(planned, input_name="images")
-    taken = plan_input(plan, {"images": np.zeros((2, 3, 30, 43), np.float32)})
+    taken = plan_input(plan, {"images": np.zeros((2, 3, 30, 43), np.float32)}, 14)
     assert taken.shape == (2, 3, 28, 42)
     assert str(batch_shape(plan, taken)) == "2x28x42"
 
@@ -198,7 +199,7 @@ def test_padding_inside_the_graph_is_refused_and_not_approximated(planned: Path)
     plan = Manifest.read(planned).plans[0]
     images = np.zeros((1, 30, 30, 3), np.uint8)
     with pytest.raises(InputError) as error:
-        plan_input(plan, {"pixels": images, "padding": np.zeros(8, np.int64)})
+        plan_input(plan, {"pixels": images, "padding": np.zeros(8, np.int64)}, 14)
     assert isinstance(error.value, PlanInputError)
     assert str(error.value) == (
         'snap="pad" is not possible in a TensorRT plan of a graph that takes pixels; export '

@@ -103,7 +103,7 @@ def _folder(
     model: Model, arguments: Namespace, options: PredictOptions, chunks: list[Chunk]
 ) -> PredictionFolder:
     settings: dict[str, Any] = {
-        "variant": model.variant.name,
+        "variant": model.manifest.name,
         "weights_sha256": model.manifest.weights.sha256,
         "heads": {head.name: head.sha256 for head in model.manifest.heads},
         "asked": list(options.heads or [head.name for head in model.manifest.heads]),
