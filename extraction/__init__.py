@@ -1,1 +1,1 @@
-"""Collections of images to feature datasets, on one machine or on Ray."""
+"""Extracts feature datasets from collections of images, on one machine or on Ray."""

@@ -1,4 +1,4 @@
-"""Units of work: images that are neighbours in a collection, and where they are."""
+"""Chunks, the units of work: consecutive images of a collection, and their locations."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class FileSlice:
-    """Bytes of `file` from `offset` on."""
+    """`size_bytes` bytes of `file`, from `offset` on."""
 
     file: str
     offset: int
@@ -26,7 +26,7 @@ class FileSlice:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image that is still encoded: what it is called, and where its bytes are.
+    """One encoded image: its key, and the location of its bytes.
 
     `key` is the path of an image file, `SHARD.tar#MEMBER` or `SHARD.parquet#ROW`, relative to the
     collection's root.
@@ -38,10 +38,9 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What cannot be used, an image or a whole shard. `reason` is one line that names it.
+    """An image or a whole shard that cannot be used. `reason` is one line that names it.
 
-    `file_state` is that of the file when it was read, as from `file_state`; empty where nobody
-    looked.
+    `file_state` is the result of `file_state` when the file was read; empty if it was not recorded.
     """
 
     key: str
@@ -60,22 +59,22 @@ class ImageFiles:
 
     @property
     def shard(self) -> None:
-        """Each image is a file of its own."""
+        """None: each image is a file of its own."""
         return
 
     @property
     def keys(self) -> Sequence[str]:
-        """What the images are called."""
+        """The keys of the images."""
         return self.names
 
     def items(self, root: Path) -> Iterator[Item | Failure]:
-        """Each of them."""
+        """The images."""
         return (Item(name, root / name) for name in self.names)
 
 
 @dataclass(frozen=True, slots=True)
 class TarRange:
-    """Neighbouring images of a tar archive, which may be read in any order."""
+    """Consecutive images of a tar archive, which may be read in any order."""
 
     shard: str
     members: tuple[TarMember | BadMember, ...]
@@ -85,11 +84,11 @@ class TarRange:
 
     @property
     def keys(self) -> Sequence[str]:
-        """What the images are called."""
+        """The keys of the images."""
         return [f"{self.shard}#{member.name}" for member in self.members]
 
     def items(self, root: Path) -> Iterator[Item | Failure]:
-        """Each of them."""
+        """The images."""
         file = str(root / self.shard)
         for key, member in zip(self.keys, self.members, strict=True):
             if isinstance(member, BadMember):
@@ -100,7 +99,7 @@ class TarRange:
 
 @dataclass(frozen=True, slots=True)
 class ParquetRange:
-    """The rows of a Parquet file from `start` to before `stop`."""
+    """The rows of a Parquet file from `start` up to, but not including, `stop`."""
 
     shard: str
     column: str
@@ -112,11 +111,11 @@ class ParquetRange:
 
     @property
     def keys(self) -> Sequence[str]:
-        """What the images are called."""
+        """The keys of the images."""
         return [f"{self.shard}#{row}" for row in range(self.start, self.stop)]
 
     def items(self, root: Path) -> Iterator[Item | Failure]:
-        """Each of them, read as they are asked for; one failure for all that cannot be read."""
+        """The images, read lazily; one failure stands for all rows that cannot be read."""
         file, row = root / self.shard, self.start
         try:
             for content in read_parquet_images(file, self.column, row, self.stop):
@@ -135,7 +134,7 @@ class ParquetRange:
 
 @dataclass(frozen=True, slots=True)
 class BadShard:
-    """A shard that cannot be read, or the rest of it from where it is damaged."""
+    """A shard that cannot be read, or the rest of a damaged shard."""
 
     shard: str
     reason: str
@@ -145,11 +144,11 @@ class BadShard:
 
     @property
     def keys(self) -> Sequence[str]:
-        """The shard in place of its images."""
+        """The name of the shard, instead of its images."""
         return [self.shard]
 
     def items(self, root: Path) -> Iterator[Item | Failure]:  # noqa: ARG002  # as its siblings
-        """The failure that it is."""
+        """The shard's failure."""
         yield Failure(self.shard, self.reason)
 
 
@@ -158,9 +157,9 @@ Source = ImageFiles | TarRange | ParquetRange | BadShard
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A unit of work: neighbours in the collection. Picklable; reads its images where it is.
+    """A unit of work: consecutive images. Picklable; a process that gets it reads the images.
 
-    `index` counts the chunks of a collection from 0, `root` is the folder that keys are relative
+    `index` counts the chunks of a collection from 0. `root` is the folder that keys are relative
     to. `only` limits the work to the images at these positions; None means all.
     """
 
@@ -174,11 +173,11 @@ class Chunk:
 
     @property
     def keys(self) -> Sequence[str]:
-        """What all images of it are called, in their order, whatever `only` says."""
+        """The keys of all its images, in order, regardless of `only`."""
         return self.source.keys
 
     def items(self) -> Iterator[Item | Failure]:
-        """Its images, still encoded, in their order; at least one item."""
+        """Its encoded images, in order; at least one item."""
         items = self.source.items(self.root)
         if self.only is None:
             return items
@@ -190,23 +189,23 @@ class Chunk:
 
     @property
     def is_shard(self) -> bool:
-        """Whether all of its images are in one file."""
+        """Whether all its images are in one file."""
         return self.source.shard is not None
 
     def file_of(self, key: str) -> Path:
-        """The file that the image called `key` is in."""
+        """The file that contains the image `key`."""
         return self.root / (self.source.shard or key)
 
     @property
     def identity(self) -> str:
-        """What it is made of, as text: equal for equal images in equal order."""
+        """A text that is equal for chunks of the same images in the same order."""
         source = self.source
         facts = [source.shard] if isinstance(source, BadShard) else dataclasses.astuple(source)
         return json.dumps([type(source).__name__, *facts])
 
 
 def file_state(file: Path) -> str:
-    """Size and times of `file`, as text: equal as long as nothing has changed it."""
+    """Size and times of `file` as text, which stays equal until the file changes."""
     try:
         found = file.stat()
     except OSError as error:
@@ -215,7 +214,7 @@ def file_state(file: Path) -> str:
 
 
 def batched(items: Iterable[_T], size: int) -> Iterator[list[_T]]:
-    """`items` in lists of `size`; the last one may be shorter."""
+    """`items` in lists of `size`; the last list may be shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

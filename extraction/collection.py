@@ -1,4 +1,4 @@
-"""What paths stand for: a collection of images in one fixed order, cut into chunks."""
+"""Turns paths into a collection: images in a fixed order, split into chunks."""
 
 import glob
 import itertools
@@ -34,7 +34,7 @@ DEFAULT_CHUNK_IMAGES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """Images in chunks, and how many other files their folders hold, by suffix."""
+    """The images in chunks, and the number of other files in their folders, by suffix."""
 
     chunks: list[Chunk]
     left_out: Counter[str]
@@ -49,8 +49,8 @@ def find_chunks(
     """The chunks of `find_collection`.
 
     Raises:
-        InputError: as `find_collection`.
-        MissingDependencyError: a Parquet shard without pyarrow.
+        InputError: see `find_collection`.
+        MissingDependencyError: there is a Parquet shard, and pyarrow is not installed.
     """
     return find_collection(paths, chunk_images=chunk_images, image_column=image_column).chunks
 
@@ -61,22 +61,22 @@ def find_collection(
     chunk_images: int = DEFAULT_CHUNK_IMAGES,
     image_column: str = "image",
 ) -> Collection:
-    """The images that `paths` name, in a fixed order, in chunks of at most `chunk_images`.
+    """The images at `paths`, in a fixed order, in chunks of at most `chunk_images`.
 
     A path is an image file, a Parquet or tar shard, a folder, or a pattern as in `glob` with `**`
-    for any depth. A folder stands for its images, as in `search_images`, or where it has none for
-    the shards in it. No chunk spans two shards; a shard that cannot be read is a chunk that fails.
+    for any depth. A folder stands for its images, see `search_images`; if it has none, for the
+    shards in it. No chunk spans two shards; a shard that cannot be read is a chunk that fails.
 
-    Keys are relative to the root of the collection: the folder that was given, or that of the file,
-    or the fixed part of the pattern; of several paths, the folder that holds them all.
+    Keys are relative to the root of the collection: the given folder, the folder of a given file,
+    or the fixed part of a pattern. For several paths it is their common parent folder.
 
     Raises:
-        InputError: `chunk_images` is less than 1; a path that does not exist or cannot be read, a
-            pattern without a match, or a folder without images and shards.
-        MissingDependencyError: a Parquet shard without pyarrow.
+        InputError: `chunk_images` is less than 1, a path does not exist or cannot be read, a
+            pattern has no match, or a folder has neither images nor shards.
+        MissingDependencyError: there is a Parquet shard, and pyarrow is not installed.
     """
     if chunk_images < 1:
-        raise InputError(f"{chunk_images} images a chunk; allowed is a whole number from 1")
+        raise InputError(f"{chunk_images} images per chunk; allowed is a whole number from 1")
     found = search_images([file for path in paths for file in _expanded(str(path))])
     root = _root(paths)
     sources = _sources(found.files, root, chunk_images, image_column)
@@ -85,7 +85,7 @@ def find_collection(
 
 
 def _root(paths: Sequence[Path | str]) -> Path:
-    """The folder that all of `paths` lie in, absolute, links kept."""
+    """The common parent folder of `paths`, absolute, without following links."""
     return Path(os.path.commonpath([_folder_of(str(path)) for path in paths]))
 
 
@@ -103,7 +103,7 @@ def _name(file: Path, root: Path) -> str:
 
 def _expanded(path: str) -> list[Path | str]:
     if "://" in path:
-        return [path]  # refused by `search_images`, in its own words
+        return [path]  # `search_images` refuses it
     if Path(path).is_dir():
         return [*(_shards_of(Path(path)) or [Path(path)])]
     if not glob.has_magic(path) or Path(path).exists():
@@ -119,7 +119,7 @@ def _shards_of(folder: Path) -> list[Path]:
     try:
         shards = sorted(entry for entry in folder.iterdir() if _is_visible_shard(entry))
     except OSError:
-        return []  # `find_images` says why
+        return []  # `find_images` reports the error
     return shards if shards and not _holds_images(folder) else []
 
 
@@ -169,7 +169,7 @@ def _shard_sources(
 
 
 def _tar_ranges(shard: Path, name: str, chunk_images: int) -> Iterator[Source]:
-    """Those before a damage are good: only what follows is lost."""
+    """The images of a tar archive; if it is damaged, only the images after the damage are lost."""
     members: list[TarMember | BadMember] = []
     damage = None
     try:

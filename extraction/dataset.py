@@ -1,4 +1,4 @@
-"""Features of a collection as a folder of Parquet files, one part a chunk, that can be resumed."""
+"""Writes the features of a collection to a folder of Parquet files, one part file per chunk."""
 
 import contextlib
 import hashlib
@@ -37,9 +37,9 @@ _PARTIAL_SUFFIX = ".partial"
 
 @dataclass(frozen=True, slots=True)
 class PartReport:
-    """What one part holds: `images` rows of features, and `failures` rows of errors.
+    """The contents of one part: `images` rows of features, and `failures` rows of errors.
 
-    `scaled` are those of the images that were scaled to fit.
+    `scaled` counts the images that were scaled to fit.
     """
 
     images: int
@@ -56,13 +56,13 @@ class PartReport:
 
 @dataclass(frozen=True, slots=True)
 class FeatureDataset:
-    """A folder of parts, and what its features are. Can be pickled; several may write at once.
+    """A folder of parts, and the settings of its features. Picklable; several processes may write.
 
-    A part has one row an image, with the columns of `feature_schema`. Where images of a chunk
-    failed, the folder `_errors` holds a file of the same name with the columns of `write_failures`.
+    A part has one row per image, with the columns of `feature_schema`. If images of a chunk failed,
+    the folder `_errors` has a file of the same name with the columns of `write_failures`.
 
-    A part appears when it is complete and on the disk: its name is the commit. The name holds a
-    hash of the chunk and of the options, so that a part is found again by what it is made of.
+    A part gets its name only when it is complete and on disk. The name contains a hash of the chunk
+    and of the options, so that a later run finds the parts that it can reuse.
     """
 
     folder: Path
@@ -72,21 +72,21 @@ class FeatureDataset:
     metadata: Mapping[str, str]
 
     def part(self, chunk: Chunk) -> Path:
-        """The file that holds, or will hold, the features of `chunk`."""
+        """The file for the features of `chunk`."""
         options = [self.metadata[key] for key in OPTION_KEYS]
         made_of = json.dumps([options, chunk.identity])
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         return self.folder / f"part-{chunk.index:06d}-{digest}.parquet"
 
     def has(self, chunk: Chunk) -> bool:
-        """Whether `chunk` is done; one that is limited to some images is not."""
+        """Whether `chunk` is done; a chunk that is limited to some images is not."""
         return chunk.only is None and self.part(chunk).exists()
 
     def report(self, chunk: Chunk) -> PartReport:
-        """What the part of `chunk`, which is done, holds.
+        """The report on the part of `chunk`, which must be done.
 
         Raises:
-            InputError: it is gone or damaged.
+            InputError: the part is missing or damaged.
         """
         part = self.part(chunk)
         errors = self._errors(part)
@@ -97,16 +97,16 @@ class FeatureDataset:
     def resumed(
         self, chunks: Sequence[Chunk], *, retry_failed: bool = False
     ) -> Iterator[list[Chunk]]:
-        """The folder made, or taken up again, for `chunks`; gives those that are still missing.
+        """Create or resume the folder for `chunks`; yields the chunks that are still missing.
 
-        Of chunks with failures, it gives the images whose files have changed since, or with
-        `retry_failed` all that failed. What a run that was killed left half written is removed, and
-        so are parts of other settings that hold no features. While the context lasts, no other
-        process can resume the folder.
+        For chunks with failures, it yields the failed images whose files have changed, or all
+        failed images if `retry_failed` is set. Incomplete files of a killed run are removed, and
+        also parts of other settings that have no features. Within the context, no other process can
+        resume the folder.
 
         Raises:
-            InputError: it holds other features or other files, or is being written.
-            Dinov2rtError: it cannot be made.
+            InputError: the folder has other features or other files, or another process writes it.
+            Dinov2rtError: the folder cannot be created.
         """
         try:
             (self.folder / ERRORS_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -118,11 +118,11 @@ class FeatureDataset:
             yield list(self._missing(chunks, self._done(chunks), retry_failed))
 
     def stage(self, chunk: Chunk, outcomes: Iterable[ImageFeatures | Failure]) -> "StagedPart":
-        """Write the part of `chunk` under another name; `StagedPart.commit` gives it its own.
+        """Write the part of `chunk` under a temporary name; `StagedPart.commit` renames it.
 
         Raises:
             InputError: a feature does not fit into float16.
-            Dinov2rtError: it cannot be written.
+            Dinov2rtError: the part cannot be written.
         """
         part = self.part(chunk)
         staged = StagedPart(self._errors(part), part)
@@ -154,7 +154,7 @@ class FeatureDataset:
     def _missing(
         self, chunks: Sequence[Chunk], done: set[str], retry_failed: bool
     ) -> Iterator[Chunk]:
-        """The chunks that are not done, and of the others what is to be tried again."""
+        """The chunks that are not done, and the parts of others that shall be retried."""
         for chunk in chunks:
             part = self.part(chunk)
             if part.name not in done:
@@ -165,7 +165,7 @@ class FeatureDataset:
                 yield again
 
     def _done(self, chunks: Sequence[Chunk]) -> set[str]:
-        """The names of the parts that are there, once all are of `chunks` and these options."""
+        """The names of the existing parts; checks that all belong to `chunks` and these options."""
         wanted = {self.part(chunk).name for chunk in chunks}
         there = {entry.name for entry in self.folder.iterdir() if entry.name[0] not in "._"}
         for name in sorted(there - wanted):
@@ -173,31 +173,31 @@ class FeatureDataset:
         return there & wanted
 
     def _remove_without_features(self, part: Path) -> None:
-        """A foreign part is refused, unless nothing is lost with it: all of its images failed."""
+        """Remove a part of other settings if all its images failed; otherwise refuse it."""
         metadata: dict[str, str] = {}
         with contextlib.suppress(InputError):
             metadata = read_metadata(part)
         if "variant" not in metadata:
-            raise InputError(f"{part} is no part of a feature dataset; write to another folder")
+            raise InputError(f"{part} is not part of a feature dataset; write to another folder")
         if num_rows(part):
             raise InputError(self._difference(part, metadata))
         self._errors(part).unlink(missing_ok=True)
         part.unlink()
 
     def _difference(self, part: Path, metadata: Mapping[str, str]) -> str:
-        """Why `part`, which `metadata` describes, is none of these, in one line."""
+        """Why `part`, with `metadata`, does not belong to these chunks and options, in one line."""
         if (difference := settings_differ(metadata, self.metadata)) is not None:
             return f"{self.folder} was begun with {difference}"
         return (
             f"{self.folder} was begun with other images, another order or another number of images "
-            f"a part ({part.name} is not among these); ask for the same as before, or write to "
-            "another folder"
+            f"per part ({part.name} does not belong to this run); use the same settings as before, "
+            "or write to another folder"
         )
 
 
 @dataclass(slots=True)
 class StagedPart:
-    """A part that is written but has not got its name yet."""
+    """A part that is written under a temporary name."""
 
     errors: Path
     part: Path
@@ -205,19 +205,19 @@ class StagedPart:
     _token: str = field(default_factory=lambda: secrets.token_hex(4))
 
     def partial(self, file: Path) -> Path:
-        """Where `file` is until then; its own for each who tries."""
+        """The temporary name of `file`, different for every try."""
         return file.with_name(f".{file.name}.{self._token}{_PARTIAL_SUFFIX}")
 
     def commit(self) -> PartReport:
-        """Bring it to the disk and give it its name, the errors first: it is done with the last.
+        """Sync the files to disk and rename them: first the errors, last the features.
 
         Raises:
-            Dinov2rtError: the system refuses to.
+            Dinov2rtError: the files cannot be synced or renamed.
         """
         try:
             if self.report.failures:
                 _put(self.partial(self.errors), self.errors)
-            else:  # there may be some of a try that ended before its features were there
+            else:  # an earlier try may have left errors without features
                 self.errors.unlink(missing_ok=True)
             _put(self.partial(self.part), self.part)
         except OSError as error:
@@ -226,7 +226,7 @@ class StagedPart:
         return self.report
 
     def discard(self) -> None:
-        """Remove what is written."""
+        """Remove the temporary files."""
         for file in (self.errors, self.part):
             with contextlib.suppress(OSError):
                 self.partial(file).unlink()
@@ -242,7 +242,7 @@ def _written(partial: Path, file: Path) -> Iterator[BinaryIO]:
 
 
 def _put(partial: Path, file: Path) -> None:
-    """Rename, so that after a power cut the name is there with all of its bytes or not at all."""
+    """Rename durably: after a power cut, the file is complete or does not exist."""
     _sync(partial)
     partial.replace(file)
     _sync(file.parent)
@@ -258,8 +258,8 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """The kernel gives the lock back when this process ends, however it ends."""
-    import fcntl  # Unix alone has it
+    """Lock the folder; the kernel releases the lock when this process ends or is killed."""
+    import fcntl  # exists only on Unix
 
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -267,7 +267,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     except BlockingIOError as error:
         raise InputError(
-            f"{folder} is being written by another process; wait for it, or write to another folder"
+            f"another process is writing {folder}; wait for it, or write to another folder"
         ) from error
     finally:
         os.close(descriptor)
@@ -288,7 +288,7 @@ def _without_failures(
 def noting_scaled(
     rows: Iterable[ImageFeatures], scaled: list[ImageSize]
 ) -> Iterator[ImageFeatures]:
-    """`rows` as they come; those that were scaled to fit leave their former size in `scaled`."""
+    """Yield `rows`, and append the original sizes of scaled images to `scaled`."""
     for row in rows:
         if row.scaled_from is not None:
             scaled.append(row.scaled_from)

@@ -1,4 +1,4 @@
-"""Images decoded and preprocessed in processes of their own, ahead of the model."""
+"""Decodes and preprocesses images in separate processes, ahead of the model."""
 
 import contextlib
 import io
@@ -31,15 +31,15 @@ from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.preprocess import Preprocess
 
 _TASK_IMAGES = 4
-"""Images sent to and fro together: a message costs more than a small image."""
+"""Images per message between processes: a message costs more than a small image."""
 
 _TASKS_PER_DECODER = 2
-"""One at work and one waiting, so that no decoder waits for its next."""
+"""One running and one queued task, so that no decoder is idle."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """What is done to an image before the model.
+    """The preparation of an image for the model.
 
     `max_pixels` bounds what the model sees: larger images are scaled to fit, or with `scale` false
     refused. `patch_size` is the side of the model's patches, in pixels.
@@ -52,10 +52,10 @@ class Decoding:
     scale: bool = True
 
     def fit(self, size: ImageSize) -> ImageSize:
-        """The size that an image of `size` is given.
+        """The size that an image of `size` is scaled to.
 
         Raises:
-            InputError: it is too large and must not be scaled, or cannot be snapped.
+            InputError: the image is too large and must not be scaled, or cannot be snapped.
         """
         if self.scale:
             return size.fitted(self.max_pixels, self.snap, self.patch_size)
@@ -70,10 +70,10 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DecodedImage:
-    """`pixels` [H, W, 3] as the model gets them: snapped, but for the padding of `Snap.PAD`.
+    """`pixels` [H, W, 3] for the model: snapped, but without the padding of `Snap.PAD`.
 
-    `size` is that of the image before it was snapped; `scaled_from` the one that it had before it
-    was scaled to fit, None where it fitted; `lost_transparency` is as in `LoadedImage`.
+    `size` is the image's size before it was snapped. `scaled_from` is its size before it was scaled
+    to fit, or None if it fitted. `lost_transparency` is as in `LoadedImage`.
     """
 
     key: str
@@ -84,10 +84,10 @@ class DecodedImage:
 
 
 class Decoders:
-    """Processes that decode images; where `processes` is 0, one thread of this process.
+    """Processes that decode images, or one thread of this process if `processes` is 0.
 
-    A context manager. The processes start when they are first needed, and end with the context, or
-    with this process even when it is killed. Pickling keeps their number alone.
+    A context manager. The processes start when they are first needed. They end with the context, or
+    with this process, even if it is killed. A pickled object holds only their number.
 
     Raises:
         InputError: `processes` is negative.
@@ -102,7 +102,7 @@ class Decoders:
 
     @property
     def count(self) -> int:
-        """How many images are decoded at the same time."""
+        """How many images are decoded concurrently."""
         return max(1, self._processes)
 
     def __enter__(self) -> Self:
@@ -123,10 +123,10 @@ class Decoders:
 def decode_chunks(
     chunks: Iterable[Chunk], decoding: Decoding, decoders: Decoders, *, ahead: int
 ) -> Iterator[tuple[Chunk, DecodedImage | Failure]]:
-    """Each image of `chunks` with the chunk it is of, in order, whichever is decoded first.
+    """Each image of `chunks` with its chunk, always in order.
 
-    Up to `ahead` images, or two tasks a decoder where that is more, are decoded before they are
-    asked for, across the ends of chunks. `chunks` is therefore read ahead as well.
+    Up to `ahead` images, or two tasks per decoder if that is more, are decoded ahead, also across
+    chunks. `chunks` is therefore read ahead as well.
 
     Raises:
         Dinov2rtError: a decoder died.
@@ -149,7 +149,7 @@ def decode_chunks(
 
 
 def decode(item: Item | Failure, decoding: Decoding) -> DecodedImage | Failure:
-    """One image, or why it cannot be used. A failure stays what it is.
+    """Decode one image; return a failure if it cannot be used. A failure is returned unchanged.
 
     Raises:
         MissingDependencyError: Pillow is not installed.
@@ -174,11 +174,11 @@ def _decode_task(items: list[Item | Failure], decoding: Decoding) -> list[Decode
 
 
 MOST_ENCODED_BYTES = 2**28
-"""Of one image in a shard, which is read into memory before it is decoded."""
+"""The limit for one image in a shard, which is read into memory before it is decoded."""
 
 
 class _Content(io.BytesIO):
-    """The bytes of an image, which calls itself by the image's key in error messages."""
+    """The bytes of an image; its `str`, for error messages, is the image's key."""
 
     def __init__(self, item: Item, content: bytes) -> None:
         super().__init__(content)
@@ -189,7 +189,7 @@ class _Content(io.BytesIO):
 
 
 def _readable(item: Item) -> Path | BinaryIO:
-    """What Pillow opens: a path, or an open file in its place."""
+    """The argument for Pillow: a path, or an open file."""
     if isinstance(item.source, Path):
         return item.source
     if isinstance(item.source, bytes):
@@ -203,7 +203,7 @@ def _check_encoded(size_bytes: int, place: str) -> None:
     if size_bytes > MOST_ENCODED_BYTES:
         raise InputError(
             f"an image of {size_bytes} bytes in {shown(place)}; allowed are {MOST_ENCODED_BYTES}, "
-            "since it is read whole"
+            "since it is read into memory"
         )
 
 
@@ -235,7 +235,7 @@ def _snapped(image: NDArray[np.uint8], decoding: Decoding) -> NDArray[np.uint8]:
 
 def _submit(decoders: Decoders, task: list[Item | Failure], decoding: Decoding) -> Future[Any]:
     try:
-        with _interrupts_held_back():
+        with _interrupts_blocked():
             return decoders.executor.submit(_decode_task, task, decoding)
     except BrokenProcessPool as error:
         raise _decoder_died() from error
@@ -250,14 +250,14 @@ def _result(future: Future[list[DecodedImage | Failure]]) -> list[DecodedImage |
 
 def _decoder_died() -> Dinov2rtError:
     return Dinov2rtError(
-        "a decoder process died, perhaps of too little memory, or because a script without "
-        '`if __name__ == "__main__":` was started anew in it; try fewer decoders'
+        "a decoder process died, perhaps because memory ran out, or because the script has no "
+        '`if __name__ == "__main__":` and ran again in it; try fewer decoders'
     )
 
 
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """A process started here never gets Ctrl-C, which the terminal sends to all: we tell it."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Processes that start here ignore SIGINT (Ctrl-C); the parent shuts them down."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -269,14 +269,14 @@ def _executor(processes: int) -> Executor:
     if not processes:
         return ThreadPoolExecutor(1)
     pillow = require("PIL.Image", extra="image", purpose="reading an image file")
-    # A fork would copy the model's threads and locks; a new process has neither.
+    # A forked process would inherit the model's threads and locks.
     spawn = multiprocessing.get_context("spawn")
     limit = pillow.MAX_IMAGE_PIXELS
     return ProcessPoolExecutor(processes, spawn, initializer=_start_decoder, initargs=(limit,))
 
 
 def _start_decoder(max_image_pixels: int | None) -> None:
-    """What the caller set in Pillow holds here too; and a decoder does not outlive its caller."""
+    """Copy the caller's Pillow limit, and end this process when the caller ends."""
     pillow: Any = require("PIL.Image", extra="image", purpose="reading an image file")
     pillow.MAX_IMAGE_PIXELS = max_image_pixels
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -284,6 +284,6 @@ def _start_decoder(max_image_pixels: int | None) -> None:
 
 def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  # this runs in a child alone
+    assert parent is not None  # noqa: S101  # this runs only in a child process
     parent.join()
     os._exit(1)

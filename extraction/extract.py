@@ -1,4 +1,4 @@
-"""Many images through a model, a window of them at a time, so that memory stays bounded."""
+"""Runs many images through a model, one window at a time, to bound memory."""
 
 import itertools
 from collections import deque
@@ -22,8 +22,8 @@ from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.preprocess import Preprocess
 
 WINDOW_BATCHES = 4
-"""Images are grouped by size within a window of this many batches; one more window is decoded
-ahead while the model computes."""
+"""Images are grouped by size within a window of this many batches; the next window is decoded while
+the model computes."""
 
 Outcome = ImageFeatures | Failure
 
@@ -32,9 +32,9 @@ Outcome = ImageFeatures | Failure
 class ExtractOptions:
     """How images become batches.
 
-    `batch` is the most images of one forward pass. `patch_tokens` keeps each image's patch tokens
-    in its row; without them a row is a few kilobytes. Images over the model's `max_pixels` are
-    scaled to fit, or with `scale` false refused.
+    `batch` is the largest batch of a forward pass. `patch_tokens` keeps each image's patch tokens
+    in its row; without them a row has a few kilobytes. Images with more pixels than the model's
+    `max_pixels` are scaled to fit, or refused if `scale` is false.
 
     Raises:
         InputError: `batch` is less than 1.
@@ -59,17 +59,17 @@ class ExtractOptions:
 def extract(
     model: Model, chunks: Iterable[Chunk], options: ExtractOptions, decoders: Decoders
 ) -> Generator[tuple[Chunk, Outcome], None, None]:
-    """The features of each image of `chunks`, in their order, as they are computed.
+    """The features of each image of `chunks`, in order, as they are computed.
 
-    Batches depend on the images of a chunk and their order alone, never on timing or on other
-    chunks, so that a chunk gives the same rows wherever and whenever it is computed. At most three
-    windows of images are in memory at a time, or what keeps the decoders at work.
+    Batches depend only on the images of a chunk and their order, never on timing or on other
+    chunks. Therefore a chunk gives the same rows on every run and every machine. At most three
+    windows of images are in memory at a time, or more if that is needed to keep the decoders busy.
 
     Args:
-        model: what computes them; only the final tokens are asked of it.
-        chunks: what to compute; read ahead while the model works.
+        model: computes the features; only its final tokens are requested.
+        chunks: the work; read ahead while the model computes.
         options: how images become batches.
-        decoders: where they are decoded.
+        decoders: decode the images.
 
     Yields:
         A chunk, and the features of one of its images, or why that image cannot be used.
@@ -81,7 +81,7 @@ def extract(
     window_images = WINDOW_BATCHES * options.batch
     decoding = options.decoding(model)
     images = decode_chunks(chunks, decoding, decoders, ahead=window_images)
-    # One copy feeds the model, a few batches ahead of the other, which waits for the results.
+    # One iterator feeds the model, a few batches ahead of the other, which collects the results.
     fed, awaited = itertools.tee(_windows(images, options.batch))
     batches = (batch for window in fed for batch in window.batches)
     computed = _computed(model, batches, options)
@@ -94,7 +94,7 @@ def extract(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Images of one shape, and where they stand in their window."""
+    """Images of one shape, and their positions in the window."""
 
     positions: list[int]
     images: list[DecodedImage]
@@ -110,7 +110,7 @@ class _Window:
 def _windows(
     images: Iterator[tuple[Chunk, DecodedImage | Failure]], batch: int
 ) -> Iterator[_Window]:
-    """Never across two chunks: a chunk's batches must not depend on what else is computed."""
+    """Windows within single chunks, since a chunk's batches must not depend on other chunks."""
     for chunk, group in itertools.groupby(images, key=itemgetter(0)):
         for window in batched((image for _, image in group), WINDOW_BATCHES * batch):
             failures = {at: it for at, it in enumerate(window) if isinstance(it, Failure)}
@@ -134,12 +134,12 @@ def _batches(window: list[DecodedImage | Failure], size: int) -> list[_Batch]:
 def _computed(
     model: Model, batches: Iterator[_Batch], options: ExtractOptions
 ) -> Iterator[list[Outcome]]:
-    """The outcomes of each batch; one that the model refuses does not end the others."""
+    """The outcomes of each batch; a batch that the model refuses does not affect the others."""
     waiting: deque[_Batch] = deque()
     outputs = output_names(model.architecture)
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
-        for batch in tuple(waiting):  # those on their way when the model refused one
+        for batch in tuple(waiting):  # in flight when the model refused a batch
             yield _stacked(batch)
         for batch in batches:
             waiting.append(batch)
@@ -151,7 +151,7 @@ def _computed(
                 assert isinstance(features, Features)  # noqa: S101  # what an array gives
                 yield _rows(waiting.popleft(), features, options)
             return
-        except InputError as error:  # outside of what a plan was built for, say
+        except InputError as error:  # for example, the shape is outside every profile of a plan
             yield [_refused(image, error) for image in waiting.popleft().images]
 
 
@@ -184,5 +184,5 @@ def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Ou
 
 
 def _float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """A copy, so that a kept row does not keep its whole batch."""
+    """A copy, so that a row does not keep its whole batch in memory."""
     return array.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Chunks of a collection into the parts of a feature dataset: the state of one extraction."""
+"""The extractor computes chunks of a collection and writes them as parts of a feature dataset."""
 
 import contextlib
 import itertools
@@ -25,14 +25,14 @@ MEANINGLESS = "the weights are synthetic: these features mean nothing, they only
 class Extractor:
     """Computes chunks of a collection and writes each as a part of a dataset.
 
-    The model and the decoders belong to the caller, who closes them. Another process can do the
-    same work with a pickled copy: it loads the model again and starts decoders of its own.
+    The caller owns the model and the decoders, and closes them. Another process can do the same
+    work with a pickled copy: it loads the model again and starts its own decoders.
 
     Attributes:
         model: computes the features.
         options: how images become batches.
-        dataset: where the parts go.
-        decoders: where images are decoded.
+        dataset: the folder of parts.
+        decoders: decode the images.
     """
 
     model: Model
@@ -69,7 +69,7 @@ class Extractor:
         disk. `chunks` is read ahead. `watch` is called with the outcome of each image.
 
         Yields:
-            What each newly computed part holds, once it is safely on the disk.
+            A report on each new part, when it is safely on disk.
 
         Raises:
             BackendError: the model cannot compute a batch.
@@ -90,7 +90,7 @@ class Extractor:
                 yield committing.result()
 
     def process_chunk(self, chunk: Chunk) -> PartReport:
-        """Compute one chunk and write its part, unless it exists; the same again after a retry.
+        """Compute one chunk and write its part, unless it exists; safe to call again.
 
         To decode one chunk while another is computed, use `process`.
 
@@ -103,10 +103,10 @@ class Extractor:
         return self.dataset.report(chunk)
 
     def on_cores(self, cores: int) -> Self:
-        """The same work on another machine, where it gets `cores` CPU cores; to be pickled.
+        """A copy for another machine, with `cores` CPU cores there; to be pickled.
 
-        The precision stays that of this model, which the dataset's metadata states, whatever the
-        other machine would choose.
+        The copy keeps this model's precision, which is in the dataset's metadata, even if the other
+        machine would choose another one.
         """
         precision = str(self.model.graph.precision)
         options = replace(self.model.options, threads=cores, precision=precision)
@@ -117,7 +117,7 @@ class Extractor:
 
 
 def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[str, str]:
-    """What made the features of the images below `root`, as text."""
+    """The model and the settings of the features of the images below `root`, as text."""
     weights = model.manifest.weights
     metadata = {
         "dinov2rt_version": __version__,
@@ -135,7 +135,7 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
 
 
 def is_synthetic(model: Model) -> bool:
-    """Whether the weights were made from a seed, and the features mean nothing."""
+    """Whether the weights are random (`synthetic:SEED`), so that the features mean nothing."""
     return model.manifest.weights.source.startswith("synthetic:")
 
 

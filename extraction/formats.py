@@ -1,4 +1,4 @@
-"""Where features go, and whether they can be written there."""
+"""The output formats of features, and a check that they can be written."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -8,10 +8,10 @@ from dinov2rt.optional import require
 
 
 class FeatureFormat(StrEnum):
-    """Where features go, called by its suffix."""
+    """An output format, with its suffix as the value."""
 
     NPZ = ".npz"
-    """One file, for what fits into memory; see `write_npz`."""
+    """One file, for features that fit into memory; see `write_npz`."""
     CSV = ".csv"
     """One file of text, for a small job; see `write_csv`."""
     PARQUET = ".parquet"
@@ -19,12 +19,12 @@ class FeatureFormat(StrEnum):
 
 
 def feature_format(path: Path) -> FeatureFormat:
-    """The format that `path` asks for, once it can be written: ask before a long computation.
+    """The format for `path`; checks that it can be written, before a long computation.
 
     Raises:
-        InputError: an unknown suffix, no folder to write in, or a name that is taken by a folder
+        InputError: the suffix is unknown, the parent folder does not exist, or `path` is a folder
             (.npz, .csv) or a file (.parquet).
-        MissingDependencyError: Parquet without pyarrow.
+        MissingDependencyError: the format is Parquet and pyarrow is not installed.
     """
     suffixes = [str(member) for member in FeatureFormat]
     if path.suffix not in suffixes:

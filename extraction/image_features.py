@@ -15,12 +15,12 @@ Float32Array = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageFeatures:
-    """What one image gave; all arrays float32.
+    """The features of one image; all arrays are float32.
 
-    `key` is the image's path, or that of its shard with "#" and its name or row in it. `size` is
-    that of the image given to the model, before it was snapped to `grid`; `scaled_from` the one
-    that it had before it was scaled to fit `max_pixels`, None where it fitted.
-    `lost_transparency` says that transparency was dropped; it is not stored.
+    `key` is the image's path, or the path of its shard with "#" and its name or row there. `size`
+    is the size of the model's input, before it was snapped to `grid`. `scaled_from` is its size
+    before it was scaled to fit `max_pixels`, or None if it fitted. `lost_transparency` says that
+    transparency was dropped; it is not stored.
     Shapes: `cls_token` [D], `register_tokens` [R, D] (R is 0 for variants without registers),
     `patch_mean` [D], `patch_tokens` [P, D] row-major over the grid, or None to leave them out.
     """
@@ -38,7 +38,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True, slots=True)
 class ScaledImages:
-    """How many images were scaled to fit, and the sizes of the smallest and the largest before."""
+    """The number of images that were scaled to fit, with the smallest and largest original size."""
 
     count: int = 0
     smallest: ImageSize | None = None
@@ -46,7 +46,7 @@ class ScaledImages:
 
     @classmethod
     def of(cls, sizes: Sequence[ImageSize]) -> Self:
-        """Images of these sizes before they were scaled."""
+        """For images with these original sizes."""
         if not sizes:
             return cls()
         by_pixels = sorted(sizes, key=lambda size: (size.pixels, size))
@@ -66,26 +66,26 @@ SIZE_COLUMNS = (
     "grid_rows",
     "grid_cols",
 )
-"""What sizes are called in every output, in the order of `sizes`."""
+"""The names of the size columns in every output, in the order of `sizes`."""
 
 
 def sizes(row: ImageFeatures) -> tuple[int | None, ...]:
-    """The values of `SIZE_COLUMNS`; None where the image was not scaled."""
+    """The values for `SIZE_COLUMNS`; the original size is None if the image was not scaled."""
     scaled_from = row.scaled_from
     before = (None, None) if scaled_from is None else (scaled_from.height, scaled_from.width)
     return (row.size.height, row.size.width, *before, row.grid.rows, row.grid.cols)
 
 
 def as_unicode(key: str) -> str:
-    """`key` without the lone surrogates that stand for undecodable bytes of a file name."""
+    """`key` with escapes instead of lone surrogates, which encode undecodable bytes of a name."""
     return key.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def alike(rows: Iterable[ImageFeatures]) -> Iterator[ImageFeatures]:
-    """`rows` as they come, at least one, each of the first one's layout.
+    """Yield `rows`, and check that there is at least one and that all have the same layout.
 
     Raises:
-        InputError: there is none, or they are not of one model.
+        InputError: there is no row, or the rows come from different models.
     """
     first = None
     for row in rows:

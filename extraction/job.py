@@ -1,4 +1,4 @@
-"""A whole collection into one output: a folder of Parquet parts, or one .npz or .csv file."""
+"""Extracts a whole collection to one output: a folder of Parquet parts, or a .npz or .csv file."""
 
 import contextlib
 import itertools
@@ -24,13 +24,13 @@ from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.preprocess import Preprocess
 
 LISTED_FAILURES = 100
-"""More are counted, but not kept in memory."""
+"""Failures that are kept in memory; all are counted."""
 
 Watch = Callable[[Outcome | PartReport], None]
-"""Called with the outcome of each image. A cluster returns counts only, one report a part."""
+"""Called with the outcome of each image; on a cluster, with one report per part."""
 
 Watching = Callable[[int], AbstractContextManager[Watch]]
-"""Called with the number of images that an earlier run has done; its value sees the others."""
+"""Called with the number of images that an earlier run has done; yields the watch for the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class JobReport:
 
 @contextlib.contextmanager
 def unwatched(done: int) -> Iterator[Watch]:  # noqa: ARG001  # as every `Watching`
-    """Nobody looks at the outcomes."""
+    """Ignore all outcomes."""
     yield lambda _: None
 
 
@@ -175,7 +175,7 @@ def extract_to_file(
         Dinov2rtError: the features cannot be computed or written.
     """
     outcomes = extract(model, chunks, options, decoders)
-    # Its threads end here, whatever happens to the rows.
+    # Closing ends its threads, even after an error.
     with contextlib.closing(outcomes), watching(0) as watch:
         count = _Count(watch)
         rows = count.features(outcome for _, outcome in outcomes)
@@ -196,13 +196,13 @@ def _write(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, str]) 
 
 
 def num_images(chunks: Iterable[Chunk]) -> int:
-    """How many images `chunks` have together."""
+    """The number of images in `chunks`."""
     return sum(map(len, chunks))
 
 
 @dataclass(slots=True)
 class _Count:
-    """What this run has computed so far; passes each outcome on to `watch`."""
+    """Counts the results of this run, and passes each outcome on to `watch`."""
 
     watch: Watch
     computed: int = 0
@@ -221,7 +221,7 @@ class _Count:
         self.watch(outcome)
 
     def features(self, outcomes: Iterable[Outcome]) -> Iterator[ImageFeatures]:
-        """Count `outcomes`, and pass on those that are features."""
+        """Count `outcomes`, and yield the features."""
         for outcome in outcomes:
             self.add(outcome)
             if not isinstance(outcome, Failure):
@@ -240,7 +240,7 @@ def _process(
             for _ in parts:
                 pass
         return
-    # Only counts come back from the workers; the errors table has the failures themselves.
+    # Workers return only counts; the failures themselves are in the errors table.
     with contextlib.closing(process_on_ray(extractor, chunks, cluster)) as parts:
         for report in parts:
             count.add(report)

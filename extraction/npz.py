@@ -21,7 +21,7 @@ from dinov2rt.files import replacing
 
 
 def write_npz(file: Path, rows: Iterable[ImageFeatures], metadata: dict[str, str]) -> int:
-    """Write `rows` to `file` as they come, and return how many there were.
+    """Write `rows` to `file` as they arrive, and return their number.
 
     The arrays are those of the columns in `feature_schema`: `key`, `height`, `width`,
     `scaled_from_height`, `scaled_from_width` (0 where the image fitted), `grid_rows`, `grid_cols`,

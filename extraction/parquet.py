@@ -1,4 +1,4 @@
-"""Features and failures as Parquet: their columns, and how they are written."""
+"""Reads and writes features and failures as Parquet."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from dinov2rt.foreign import quoted
 from dinov2rt.optional import require
 
 METADATA_PREFIX = "dinov2rt."
-"""Of the keys in a schema's metadata that are this project's."""
+"""The prefix of this project's keys in a schema's metadata."""
 
 _ROW_GROUP_BYTES = 64 << 20
 _ROWS_AT_A_TIME = 64
@@ -80,7 +80,7 @@ def feature_schema(
 
 
 def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -> int:
-    """Write `rows` as they come, and return how many there were.
+    """Write `rows` as they arrive, and return their number.
 
     Raises:
         InputError: a feature is too large for the schema's float16, or rows of another width.
@@ -88,7 +88,7 @@ def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -
     """
     parquet = require("pyarrow.parquet", extra="parquet", purpose="writing Parquet")
     written = 0
-    # Features hardly ever repeat: a dictionary would only be built to be thrown away.
+    # Features hardly ever repeat, so that a dictionary would be useless.
     with parquet.ParquetWriter(file, schema, use_dictionary=False) as writer:
         for group in _row_groups(rows):
             writer.write_batch(_record_batch(group, schema))
@@ -112,7 +112,7 @@ def write_failures(file: BinaryIO, failures: Sequence[Failure]) -> None:
 
 
 def read_failures(file: Path) -> list[Failure]:
-    """What `write_failures` wrote.
+    """Read a file of `write_failures`.
 
     Raises:
         InputError: the file cannot be read.
@@ -122,7 +122,7 @@ def read_failures(file: Path) -> list[Failure]:
 
 
 def read_rows(part: Path) -> Iterator[ImageFeatures]:
-    """What `write_features` wrote, a few images at a time, in float32.
+    """Read a file of `write_features`, a few images at a time, in float32.
 
     Raises:
         InputError: the file cannot be read.
@@ -153,7 +153,7 @@ def _row(cells: Mapping[str, Any]) -> ImageFeatures:
 
 
 def _tokens(cell: Any) -> NDArray[np.float32]:
-    """[D] of a list of numbers, [N, D] of a list of such lists."""
+    """A list of numbers as an array [D], or a list of such lists as [N, D]."""
     values, rows = cell.values, None
     if not _pyarrow().types.is_floating(values.type):
         values, rows = values.flatten(), len(values)
@@ -183,7 +183,7 @@ def _record_batch(rows: list[ImageFeatures], schema: Any) -> Any:
 
 
 def _list_array(values: list[NDArray[np.float32]], kind: Any) -> Any:
-    """`values`, one a row, as an Arrow array of the type `kind`, without Python objects."""
+    """`values`, one per row, as an Arrow array of type `kind`, without Python objects."""
     pa = _pyarrow()
     is_nested = not pa.types.is_floating(kind.value_type)
     number = kind.value_type.value_type if is_nested else kind.value_type
@@ -213,7 +213,7 @@ def _cast(values: NDArray[np.float32], number: Any) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def opened_parquet(file: Path) -> Iterator[Any]:
-    """A Parquet file of features or failures, open; errors of reading it become `InputError`."""
+    """Open a Parquet file of features or failures; read errors become `InputError`."""
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
     try:
         with parquet.ParquetFile(file) as opened:

@@ -26,12 +26,12 @@ from dinov2rt.optional import require
 
 _CONNECT_S = 10
 _BLOCKS_A_WORKER = 64
-"""What Ray hands out and retries is a block of chunks; of more than thousands it becomes slow."""
+"""Ray schedules and retries blocks of chunks; with more than thousands of blocks it is slow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """Where to compute: `workers` actors with `cores` CPU cores and `gpus` GPUs each.
+    """A cluster's resources: `workers` actors with `cores` CPU cores and `gpus` GPUs each.
 
     `address` is that of a running cluster ("auto" finds one), None starts one on this machine.
 
@@ -91,7 +91,7 @@ def process_on_ray(
 
 
 class _ChunkWorker:
-    """One actor: it keeps the loaded model and its decoders for all chunks that it is given."""
+    """An actor, which keeps the loaded model and its decoders for all its chunks."""
 
     def __init__(self, extractor: bytes) -> None:
         self._extractor: Extractor = pickle.loads(extractor)  # noqa: S301

@@ -1,4 +1,4 @@
-"""Features read back, never those of different models together."""
+"""Reads features; refuses to mix features of different models."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +11,10 @@ from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
 ERRORS_FOLDER = "_errors"
-"""In a feature dataset. Readers of Parquet leave out what begins with an underscore."""
+"""A folder in a feature dataset. Readers of Parquet ignore names that begin with an underscore."""
 
 MODEL_KEYS = ("variant", "weights_sha256", "precision", "preprocess", "snap", "dtype")
-"""What features must have in common to be compared with each other."""
+"""Metadata that features must have in common to be comparable."""
 
 Paths = Path | str | Sequence[Path | str]
 
@@ -24,10 +24,11 @@ def read_features(paths: Paths, columns: Sequence[str] | None = None) -> Any:
 
     Args:
         paths: feature datasets, or single parts of them, of one model.
-        columns: which to read; None means all.
+        columns: the columns to read; None means all.
 
     Raises:
-        InputError: features of different models; a path without features; an unknown column.
+        InputError: the features are of different models, a path has no features, or a column is
+            unknown.
         MissingDependencyError: pyarrow is not installed.
     """
     features = open_features(paths)
@@ -35,12 +36,12 @@ def read_features(paths: Paths, columns: Sequence[str] | None = None) -> Any:
 
 
 def open_features(paths: Paths) -> Any:
-    """The features at `paths` as one `pyarrow.dataset.Dataset`, of which nothing is read yet.
+    """The features at `paths` as one `pyarrow.dataset.Dataset`; no features are read yet.
 
-    Its `to_batches(columns=...)` goes through more features than fit into memory.
+    Its `to_batches(columns=...)` iterates over more features than fit into memory.
 
     Raises:
-        InputError: features of different models, or a path without features.
+        InputError: the features are of different models, or a path has no features.
         MissingDependencyError: pyarrow is not installed.
     """
     dataset = require("pyarrow.dataset", extra="parquet", purpose="reading features")
@@ -53,7 +54,7 @@ def open_features(paths: Paths) -> Any:
 
 
 def read_metadata(part: Path) -> dict[str, str]:
-    """What made the features in the file `part`; empty where it holds none.
+    """The model and settings of the features in the file `part`; empty if it has no features.
 
     Raises:
         InputError: it cannot be read.
@@ -69,7 +70,7 @@ def read_metadata(part: Path) -> dict[str, str]:
 
 
 def num_rows(part: Path) -> int:
-    """How many rows the Parquet file `part` has.
+    """The number of rows of the Parquet file `part`.
 
     Raises:
         InputError: it cannot be read.
@@ -79,7 +80,7 @@ def num_rows(part: Path) -> int:
 
 
 def read_scaled(part: Path) -> list[ImageSize]:
-    """The sizes before scaling of those images in the file `part` that were scaled to fit.
+    """The original sizes of the images in the file `part` that were scaled to fit.
 
     Raises:
         InputError: it cannot be read.
@@ -91,7 +92,7 @@ def read_scaled(part: Path) -> list[ImageSize]:
 
 
 def read_keys(part: Path) -> list[str]:
-    """The keys in the file `part`, in their order.
+    """The keys in the file `part`, in order.
 
     Raises:
         InputError: it cannot be read.

@@ -1,4 +1,4 @@
-"""What a dataset that was begun already needs: the same settings, and failures tried again."""
+"""Resumes a dataset: checks that the settings are the same, and retries failures."""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,11 +25,11 @@ _ASKED_FOR_BY: Mapping[str, Callable[[str], str]] = {
 }
 
 OPTION_KEYS = tuple(_ASKED_FOR_BY)
-"""What all parts of one dataset have in common."""
+"""Settings that all parts of one dataset have in common."""
 
 
 def settings_differ(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
-    """How settings `before` differ from `now`, and how to ask for them; None where they agree."""
+    """The differences of settings `before` and `now`, with the options for `before`, or None."""
     different = [key for key in OPTION_KEYS if before.get(key) != now[key]]
     if not different:
         return None
@@ -41,10 +41,9 @@ def settings_differ(before: Mapping[str, str], now: Mapping[str, str]) -> str | 
 
 
 def to_retry(chunk: Chunk, part: Path, errors: Path, *, also_unchanged: bool) -> Chunk | None:
-    """`chunk` limited to what is missing in its `part` and may be there now; None if nothing may.
+    """`chunk` limited to the images that are missing in its `part` and shall be retried, or None.
 
-    An image is tried again when its file has changed since it failed, or with `also_unchanged`
-    in any case.
+    A failed image is retried if its file has changed since, or always with `also_unchanged`.
 
     Raises:
         InputError: the part or its errors cannot be read.
@@ -58,14 +57,14 @@ def to_retry(chunk: Chunk, part: Path, errors: Path, *, also_unchanged: bool) ->
     if not failed:
         return None
     keys = [as_unicode(key) for key in chunk.keys]
-    # In a shard a failure may stand for many images, and a change of the file is one of them all.
+    # In a shard, a failure may stand for many images, and a changed file affects all of them.
     missing = {key for key in _missing(keys, read_keys(part)) if chunk.is_shard or key in failed}
     only = frozenset(position for position, key in enumerate(keys) if key in missing)
     return replace(chunk, only=only) if only else None
 
 
 def kept_failures(chunk: Chunk, errors: Path) -> list[Failure]:
-    """The earlier failures of `chunk` that are not tried again.
+    """The earlier failures of `chunk` that are not retried.
 
     Raises:
         InputError: the errors cannot be read.
@@ -79,7 +78,7 @@ def kept_failures(chunk: Chunk, errors: Path) -> list[Failure]:
 def merged(
     chunk: Chunk, earlier: Iterable[ImageFeatures], rows: Iterable[ImageFeatures]
 ) -> Iterator[ImageFeatures]:
-    """The `rows` of images that were tried again among the `earlier` ones, in the chunk's order."""
+    """The `rows` of retried images merged with the `earlier` rows, in the chunk's order."""
     retried = _retried(chunk)
     places = {as_unicode(key): place for place, key in enumerate(chunk.keys)}
     kept = (row for row in earlier if row.key not in retried)
@@ -96,7 +95,7 @@ def _has_changed(chunk: Chunk, failure: Failure) -> bool:
 
 
 def _missing(keys: Sequence[str], there: Iterable[str]) -> Iterator[str]:
-    """Those of `keys` that are not in `there`, which is in the same order."""
+    """The `keys` that are not in `there`; both have the same order."""
     rest = iter(there)
     following = next(rest, None)
     for key in keys:

@@ -1,4 +1,4 @@
-"""Shards, which hold many images in one file: WebDataset's tar archives, and Parquet."""
+"""Reads shards, files with many images: WebDataset's tar archives, and Parquet."""
 
 import contextlib
 import os
@@ -24,12 +24,12 @@ _BYTES_AT_A_TIME = 2**28
 _MOST_HEADER_BYTES = 2**20
 _MOST_OFFSET = 2**63 - 1
 _MOST_LINKS = 40
-"""In a chain, as on Linux; a longer one leads round in a circle."""
+"""The limit on a chain of links, as on Linux; a longer chain is a cycle."""
 
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """One file in an uncompressed archive: its name, and where in the archive its bytes are."""
+    """One file in an uncompressed archive: its name, and the place of its bytes in the archive."""
 
     name: str
     offset: int
@@ -38,19 +38,20 @@ class TarMember:
 
 @dataclass(frozen=True, slots=True)
 class BadMember:
-    """A member that is called an image and cannot be read; `reason` is one line."""
+    """A member with the name of an image that cannot be read; `reason` is one line."""
 
     name: str
     reason: str
 
 
 def tar_images(shard: Path) -> Iterator[TarMember | BadMember]:
-    """The images in the archive `shard`, in its order; hidden members are left out.
+    """The images in the archive `shard`, in order; hidden members are left out.
 
     A link to another member of the same archive stands for the bytes of that member.
 
     Raises:
-        InputError: not an uncompressed tar, or damaged; what came before was sound.
+        InputError: the file is not an uncompressed tar, or is damaged; images that were yielded
+            before are valid.
     """
     members: list[tarfile.TarInfo] = []
     damage: Exception | None = None
@@ -60,7 +61,7 @@ def tar_images(shard: Path) -> Iterator[TarMember | BadMember]:
                 _check_member(member)
                 members.append(member)
             _check_end(archive)
-    except Exception as error:  # the parser lets through whatever a damaged header does to it
+    except Exception as error:  # a damaged header can make the parser raise anything
         damage = error
     yield from _Links(members).images()
     if damage is not None:
@@ -71,9 +72,9 @@ def tar_images(shard: Path) -> Iterator[TarMember | BadMember]:
 
 
 class _HeaderReader:
-    """What `tarfile` reads of a file are headers, and those of a sound archive are small.
+    """Limits the size of headers, which is all that `tarfile` reads and small in valid archives.
 
-    The length of a header of names or attributes stands in the archive, which may state gigabytes.
+    A damaged archive may declare a header of gigabytes.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -103,7 +104,7 @@ class _Links:
 
     def __init__(self, members: Sequence[tarfile.TarInfo]) -> None:
         self._members = members
-        # Of equal names the last one counts, as when the archive is unpacked.
+        # If names are equal, the last member counts, as when the archive is unpacked.
         self._by_name = {posixpath.normpath(member.name): member for member in members}
 
     def images(self) -> Iterator[TarMember | BadMember]:
@@ -123,11 +124,11 @@ class _Links:
         return TarMember(member.name, file.offset_data, file.size)
 
     def _target(self, member: tarfile.TarInfo) -> tarfile.TarInfo | None:
-        """What is at the end of a chain of links; None where it leads out of the archive."""
+        """The end of a chain of links; None if it leads out of the archive."""
         for _ in range(_MOST_LINKS):
             if not (member.issym() or member.islnk()):
                 return member
-            # A symbolic link is relative to its folder, a hard one to the archive.
+            # A symbolic link is relative to its folder, a hard link to the archive.
             start = posixpath.dirname(member.name) if member.issym() else ""
             place = posixpath.normpath(posixpath.join(start, member.linkname))
             following = self._by_name.get(place)
@@ -138,10 +139,10 @@ class _Links:
 
 
 def parquet_images(shard: Path, column: str) -> int:
-    """How many rows `shard` has, once it is clear that `column` can hold images.
+    """The number of rows of `shard`, after a check that `column` can hold images.
 
     Raises:
-        InputError: not a Parquet file, or no such column.
+        InputError: the file is not Parquet, or has no such column.
         MissingDependencyError: pyarrow is not installed.
     """
     with _opened(shard) as file, _reading(shard):
@@ -150,22 +151,22 @@ def parquet_images(shard: Path, column: str) -> int:
 
 
 def read_parquet_images(shard: Path, column: str, start: int, stop: int) -> Iterator[bytes | None]:
-    """The encoded images in the rows from `start` to before `stop`; None where there is none.
+    """The encoded images in the rows from `start` up to `stop`, exclusive; None for an empty row.
 
     Raises:
-        InputError: the rows cannot be read; those that came before were sound.
+        InputError: a row cannot be read; rows that were yielded before are valid.
     """
     with _opened(shard) as file:
         with _reading(shard):
             leaf = _leaf(shard, file.schema_arrow, column)
         for group, first in _row_groups(file.metadata, start, stop):
             row = first
-            # One by one, so that a damaged group takes no other with it.
+            # One by one, so that a damaged group does not affect others.
             rows = _rows_at_a_time(file.metadata.row_group(group))
             batches = file.iter_batches(rows, row_groups=[group], columns=[leaf])
             for batch in _readable(shard, batches):
                 with _reading(shard):
-                    # By name: a leaf's path may be that of another column, which is read as well.
+                    # By name: another column, which is also read, may have the leaf's path.
                     wanted = batch.column(column)[max(0, start - row) : max(0, stop - row)]
                     images = wanted.field("bytes") if leaf != column else wanted
                 row += len(batch)
@@ -173,7 +174,7 @@ def read_parquet_images(shard: Path, column: str, start: int, stop: int) -> Iter
 
 
 def _rows_at_a_time(group: Any) -> int:
-    """Few where rows are large, so that the images of a batch fit into memory."""
+    """Rows per batch: few if rows are large, so that the images of a batch fit into memory."""
     size_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
     return int(min(_ROWS_AT_A_TIME, max(1, _BYTES_AT_A_TIME // size_bytes)))
 
@@ -183,8 +184,8 @@ def _is_image(name: PurePosixPath) -> bool:
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
-    """`tarfile` takes a damaged header for the end of the archive; only zeros, or nothing, are."""
-    assert archive.fileobj is not None  # noqa: S101  # of an open archive it never is
+    """Check that the archive ends in zero blocks or at end of file, not in a damaged header."""
+    assert archive.fileobj is not None  # noqa: S101  # never None for an open archive
     archive.fileobj.seek(archive.offset)
     if any(archive.fileobj.read(tarfile.BLOCKSIZE)):
         raise tarfile.ReadError(f"damaged header at byte {archive.offset}")
@@ -212,7 +213,7 @@ def _reading(shard: Path) -> Iterator[None]:
         yield
     except Dinov2rtError:
         raise
-    except Exception as error:  # pyarrow lets through whatever a damaged file makes it trip over
+    except Exception as error:  # a damaged file can make pyarrow raise anything
         raise _unreadable(shard, error) from error
 
 
@@ -224,7 +225,7 @@ def _unreadable(shard: Path, error: Exception) -> InputError:
 
 
 def _leaf(shard: Path, schema: Any, column: str) -> str:
-    """What to read of `column`: itself where it is binary, "bytes" where it is a struct."""
+    """The leaf of `column` with the images: the column if it is binary, its "bytes" if a struct."""
     pa = require("pyarrow", extra="parquet", purpose="reading Parquet shards")
     if column not in schema.names:
         raise InputError(
@@ -250,7 +251,7 @@ def _has_bytes(struct: Any) -> bool:
 
 
 def _row_groups(metadata: Any, start: int, stop: int) -> Iterator[tuple[int, int]]:
-    """Each row group that holds rows from `start` to before `stop`, with its own first row."""
+    """Each row group with rows from `start` up to `stop`, exclusive, and its own first row."""
     row = 0
     for index in range(metadata.num_row_groups):
         end = row + metadata.row_group(index).num_rows

@@ -18,7 +18,7 @@ _VECTORS = ("cls_token", "patch_mean")
 
 
 def write_csv(file: Path, rows: Iterable[ImageFeatures]) -> int:
-    """Write `rows` to `file` as they come, in UTF-8, and return how many there were.
+    """Write `rows` to `file` as they arrive, in UTF-8, and return their number.
 
     The columns are `key`; the sizes of `feature_schema`, empty where it has null; `cls_token_0` and
     so on; and `patch_mean_0` and so on. Register and patch tokens are left out. Numbers have as

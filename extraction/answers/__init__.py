@@ -1,1 +1,1 @@
-"""Collections of images to answers of heads."""
+"""Computes the predictions of heads for collections of images."""

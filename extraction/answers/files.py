@@ -1,4 +1,4 @@
-"""Answers as files: JSON for classes, 16-bit PNG or NPY for depth, palette PNG for segments."""
+"""Writes predictions: JSON for classes, 16-bit PNG or NPY for depth, palette PNG for segments."""
 
 import json
 import zlib
@@ -24,12 +24,12 @@ _MOST_GREY = 65535
 
 @dataclass(frozen=True, slots=True)
 class PredictionFolder:
-    """A folder of answers, which the same command resumes.
+    """A folder of predictions, which the same command resumes.
 
-    For each image there is `records/NAME.json`, written when all its other files are, and these
-    are in folders called after the heads. `settings` are what made them: a folder of others is not
-    mixed with. Depth is float32 metres as "npy", or 16-bit grey in steps of the range / 65535 as
-    "png".
+    Each image has a record `records/NAME.json`, which is written after all its other files; those
+    are in folders named after the heads. `settings` describe how they were made; a folder with
+    other settings is refused. Depth is float32 metres ("npy"), or 16-bit grey in steps of the
+    range / 65535 ("png").
     """
 
     folder: Path
@@ -38,10 +38,10 @@ class PredictionFolder:
     top: int = 5
 
     def open(self) -> None:
-        """Make the folder, or find out that it was made in the same way.
+        """Create the folder, or check that it was created with the same settings.
 
         Raises:
-            InputError: it was not, or holds other things.
+            InputError: the folder has other settings, or other contents.
         """
         if self.depth_format not in DEPTH_FORMATS:
             raise InputError(
@@ -66,18 +66,18 @@ class PredictionFolder:
         file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
 
     def missing(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-        """What of `chunks` has no record yet."""
+        """The parts of `chunks` that have no record yet."""
         for chunk in chunks:
             only = frozenset(at for at, key in enumerate(chunk.keys) if not self.has(key))
             if only:
                 yield replace(chunk, only=only)
 
     def has(self, key: str) -> bool:
-        """Whether the image `key` was answered."""
+        """Whether the image `key` is done."""
         return self._record(key).is_file()
 
     def write(self, answer: Answered) -> dict[str, Any]:
-        """Write the answers for one image, its record last; returns the record."""
+        """Write the predictions for one image, its record last; return the record."""
         record: dict[str, Any] = {
             "image": answer.key,
             "height": answer.size.height,
@@ -91,13 +91,13 @@ class PredictionFolder:
         return record
 
     def records(self, chunks: Iterable[Chunk]) -> Iterator[dict[str, Any]]:
-        """The records of the images of `chunks` that have one, in their order."""
+        """The records of the images of `chunks` that are done, in order."""
         for chunk in chunks:
             for key in filter(self.has, chunk.keys):
                 yield json.loads(self._record(key).read_text(encoding="utf-8"))
 
     def place(self, folder: str, key: str, suffix: str) -> Path:
-        """Where a file about the image `key` goes."""
+        """The path of a file about the image `key`."""
         return self.folder / folder / f"{file_name(key)}{suffix}"
 
     def _record(self, key: str) -> Path:
@@ -157,7 +157,7 @@ class PredictionFolder:
 def file_name(key: str) -> str:
     """A relative path for the image `key`, different for every key.
 
-    A key that leads out of the folder is told apart by a checksum of it.
+    A key that would lead out of the folder gets a checksum of the key in its name.
     """
     parts = PurePosixPath(key).parts
     inside = [part for part in parts if part not in ("/", "..", "//")]

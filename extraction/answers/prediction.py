@@ -1,4 +1,4 @@
-"""Many images through a model's heads: answers in order, a window of images at a time."""
+"""Runs many images through a model's heads, in order, one window of images at a time."""
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +20,9 @@ from dinov2rt.runtime.preprocess import Preprocess
 
 @dataclass(frozen=True, slots=True)
 class PredictOptions:
-    """What is asked of the heads.
+    """The options of a prediction.
 
-    `heads` are names, None for all. `batch` is the most images that are answered together.
+    `heads` are names, or None for all heads. `batch` is the largest number of images in a batch.
 
     Raises:
         InputError: `batch` is less than 1.
@@ -40,7 +40,7 @@ class PredictOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answered:
-    """An image, as it was decoded, with its answers."""
+    """A decoded image with its predictions."""
 
     key: str
     size: ImageSize
@@ -51,7 +51,7 @@ class Answered:
 def predict_chunks(
     model: Model, chunks: Iterable[Chunk], options: PredictOptions, decoders: Decoders
 ) -> Iterator[Answered | Failure]:
-    """The answers for each image of `chunks`, in their order, or why it cannot be used.
+    """The predictions for each image of `chunks`, in order, or a failure if it cannot be used.
 
     Raises:
         BackendError: the model cannot compute a batch.
@@ -71,7 +71,7 @@ def _answers(
     images = [image for image in window if isinstance(image, DecodedImage)]
     try:
         answered = iter(_answered(model, images, options))
-    except InputError:  # one of them; the others do not depend on it
+    except InputError:  # one image fails; run each alone, so that the others are not affected
         answered = itertools.chain.from_iterable(_alone(model, image, options) for image in images)
     for image in window:
         yield image if isinstance(image, Failure) else next(answered)

@@ -1,4 +1,4 @@
-"""All answers of a folder in one file: JSON as they are, or Parquet with a row for each class."""
+"""Writes all predictions of a folder to one file: JSON, or Parquet with a row per class."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -25,14 +25,14 @@ def table_name(table_format: str) -> str:
 
 
 def write_table(records: Sequence[_Record], file: Path) -> None:
-    """Write `records`, as `PredictionFolder.records` gives them, to a .json or .parquet file.
+    """Write the `records` of `PredictionFolder.records` to a .json or .parquet file.
 
     A Parquet table has the columns `image`, `height`, `width`, `head`, `file`, `nearest_m` and
     `farthest_m` (of depth), `rank`, `index`, `name`, and `share` (the probability of a class of
     the image, or the share of the pixels that are of it). Depth has one row.
 
     Raises:
-        MissingDependencyError: Parquet without pyarrow.
+        MissingDependencyError: the format is Parquet and pyarrow is not installed.
         Dinov2rtError: the file cannot be written.
     """
     with replacing(file) as partial:

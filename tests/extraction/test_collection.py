@@ -200,7 +200,7 @@ def test_paths_that_stand_for_nothing(tmp_path: Path, name: str, message: str) -
 
 
 def test_chunks_of_no_image_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="0 images a chunk; allowed is a whole number from 1"):
+    with pytest.raises(InputError, match="0 images per chunk; allowed is a whole number from 1"):
         find_chunks([tmp_path], chunk_images=0)
 
 

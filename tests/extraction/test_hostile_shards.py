@@ -154,7 +154,7 @@ def test_a_member_too_large_to_be_read_is_refused_with_the_limit(tmp_path: Path)
         file.write(info.tobuf(tarfile.GNU_FORMAT))
         file.truncate(2**33 + 2048)
     (said,) = outcomes(tmp_path / "a.tar")
-    assert "allowed are 268435456, since it is read whole" in said
+    assert "allowed are 268435456, since it is read into memory" in said
 
 
 def test_names_keep_their_bytes_in_keys_and_not_in_messages(tmp_path: Path) -> None:
