@@ -2,41 +2,27 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.reader import Paths, open_features, read_metadata
-from dinov2rt.foreign import quoted, shown
+from dinov2rt.foreign import shown
 
 Float32Array = NDArray[np.float32]
 
 _ROWS_AT_A_TIME = 16_384
 
 
-class Token(StrEnum):
+class Token(NamedEnum):
     """Which vector stands for an image."""
 
     CLS = "cls"
     PATCH_MEAN = "patch-mean"
-
-    @classmethod
-    def parse(cls, name: str) -> "Token":
-        """The member called `name`.
-
-        Raises:
-            InputError: there is none.
-        """
-        try:
-            return cls(name)
-        except ValueError:
-            raise InputError(
-                f"unknown token {quoted(name)}; allowed are {', '.join(cls)}"
-            ) from None
 
     @property
     def column(self) -> str:

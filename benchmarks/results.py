@@ -4,7 +4,6 @@ Times are in ms, memory in MiB; a value that does not apply is None. msgspec rea
 document and checks it against these types.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,7 @@ import msgspec
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
-from dinov2rt.files import read_regular
+from dinov2rt.files import read_regular, replacing
 from dinov2rt.foreign import one_line
 from dinov2rt.strict_json import parse
 
@@ -296,13 +295,8 @@ class BenchmarkRun:
         Raises:
             InputError: the file cannot be written.
         """
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_text(self.to_json() + "\n", encoding="utf-8")
-            beside.replace(file)
-        except OSError as error:
-            raise InputError(f"{file} cannot be written ({error.strerror})") from error
+        with replacing(file, InputError, make_folder=True) as partial:
+            partial.write_text(self.to_json() + "\n", encoding="utf-8")
 
 
 def _printable(value: Any) -> Any:

@@ -166,6 +166,24 @@ def compare_cases(
     return tuple(compared)
 
 
+def cosines(got: NDArray[Any], want: NDArray[Any]) -> NDArray[np.float64]:
+    """The cosine of each token [..., D] of `got` to its own of `want`, [...], in float64.
+
+    NaN beside a token of length zero.
+    """
+    exact, reference = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
+        return np.asarray(np.sum(exact * reference, axis=-1) / lengths)
+
+
+def relative_l2(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """`|got - want| / |want|` over whole arrays, in float64."""
+    exact, reference = got.astype(np.float64), want.astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.linalg.norm(exact - reference) / np.linalg.norm(reference))
+
+
 def compare(
     case: str, output: str, got: NDArray[Any], want: NDArray[Any], limits: Limits
 ) -> OutputAccuracy:
@@ -177,23 +195,19 @@ def compare(
             f"{list(want.shape)}; graph and golden outputs are not of one export"
         )
     nan_count = int(got.size - np.isfinite(got).sum())
-    exact, reference = got.astype(np.float64), want.astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        difference = exact - reference
-        relative_l2 = float(np.linalg.norm(difference) / np.linalg.norm(reference))
-        lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
-        cosines = np.sum(exact * reference, axis=-1) / lengths
-        max_abs_error = float(np.abs(difference).max())
+    token_cosines = cosines(got, want)
+    with np.errstate(invalid="ignore"):
+        max_abs_error = float(np.abs(got.astype(np.float64) - want).max())
     by_percentile = limits.cosine_p1 is not None and got.ndim > 2  # CLS tokens are [B, D]
     result = OutputAccuracy(
         case,
         output,
-        cosine_min=float(cosines.min()),
-        relative_l2=relative_l2,
+        cosine_min=float(token_cosines.min()),
+        relative_l2=relative_l2(got, want),
         max_abs_error=max_abs_error,
         nan_count=nan_count,
         passed=False,
-        cosine_p1=float(np.percentile(cosines, 1)) if by_percentile else None,
+        cosine_p1=float(np.percentile(token_cosines, 1)) if by_percentile else None,
     )
     is_held_later = limits.pooled_l2 is not None and is_pooled(output)
     l2_limit = None if is_held_later else limits.relative_l2

@@ -2,17 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Self
 
+from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
-from dinov2rt.foreign import quoted
 
 _SMALLER = 0.995
 """Factor for the next scale to try, if rounding to whole patches made a size too large."""
 
 
-class Snap(StrEnum):
+class Snap(NamedEnum):
     """How an image whose sides are not multiples of the patch gets a whole number of patches."""
 
     CROP = "crop"
@@ -25,19 +24,6 @@ class Snap(StrEnum):
     """Resample (bicubic, antialiased) to the nearest multiple of each side."""
     ERROR = "error"
     """Refuse the image."""
-
-    @classmethod
-    def parse(cls, name: str) -> Self:
-        """The member called `name`.
-
-        Raises:
-            InputError: there is none.
-        """
-        try:
-            return cls(name)
-        except ValueError:
-            allowed = ", ".join(f'"{member}"' for member in cls)
-            raise InputError(f"unknown snap {quoted(name)}; allowed are {allowed}") from None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -97,7 +97,7 @@ class Golden:
             prefix = _prefix(index, case.name)
             arrays[f"{prefix}images"] = case.images
             arrays |= {f"{prefix}{name}": value for name, value in case.outputs.items()}
-        np.savez(file, allow_pickle=False, **arrays)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
 def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:

@@ -21,7 +21,7 @@ from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
 from dinov2rt.bundle.variants import find_variant, name_of, variant_of
 from dinov2rt.bundle.weights_entry import WeightsEntry
-from dinov2rt.errors import BackendError, BundleError, Dinov2rtError, InputError
+from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.files import held, open_regular, read_regular, replacing
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.strict_json import parse
@@ -278,11 +278,8 @@ class Manifest:
         variant = variant_of(self.architecture)  # for people; it is not read again
         named = {"schema": self.schema, "variant": variant.name if variant else None}
         text = json.dumps(named | _encode(self), indent=2, allow_nan=False) + "\n"
-        try:
-            with replacing(bundle / MANIFEST_NAME) as partial:
-                partial.write_text(text, encoding="utf-8")
-        except Dinov2rtError as error:
-            raise BundleError(str(error)) from error
+        with replacing(bundle / MANIFEST_NAME, BundleError) as partial:
+            partial.write_text(text, encoding="utf-8")
 
     @classmethod
     @contextlib.contextmanager

@@ -18,7 +18,7 @@ from dinov2rt.engines.flavours import BuildFacts, Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions, canonical_target
 from dinov2rt.engines.plans import FOLDER, identity_of, record_plan, write_plan
 from dinov2rt.engines.profile_syntax import default_profiles, parse_profiles
-from dinov2rt.errors import BackendError, BuildError, BundleError, InputError
+from dinov2rt.errors import BackendError, BuildError, BundleError, Dinov2rtError, InputError
 
 Progress = Callable[[str], None]
 
@@ -233,10 +233,8 @@ def _save_timing_cache(job: _Job, config: Any, progress: Progress) -> None:
         return
     try:
         timing_cache.save(config, job.cache_file)
-    except OSError as error:  # the plan is unaffected; only the next build takes longer
-        progress(
-            f"{job.cache_file} cannot be written ({error.strerror}); the timing cache is not saved"
-        )
+    except Dinov2rtError as error:  # the plan is unaffected; only the next build takes longer
+        progress(f"{error}; the timing cache is not saved")
 
 
 def _check_memory(job: _Job, facts: BuildFacts) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.manifest import FileEntry, Manifest, PlanEntry
-from dinov2rt.errors import BuildError, Dinov2rtError
+from dinov2rt.errors import BuildError
 from dinov2rt.files import replacing
 
 FOLDER = "plans"
@@ -25,16 +25,8 @@ def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
 
     digest = hashlib.sha256(plan).hexdigest()
     path = f"{FOLDER}/{name}-{digest[:_HASH_DIGITS]}.plan"
-    try:
-        (bundle / FOLDER).mkdir(exist_ok=True)
-        with replacing(bundle / path) as partial:
-            partial.write_bytes(plan)
-    except (OSError, Dinov2rtError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BuildError(
-            f"{bundle / path} cannot be written ({reason}); check the space and the permissions "
-            "there"
-        ) from error
+    with replacing(bundle / path, BuildError, make_folder=True) as partial:
+        partial.write_bytes(plan)
     return FileEntry.of(bundle, path)
 
 

@@ -1,12 +1,12 @@
 """TensorRT's timing cache: keeps kernel timings between builds, for builders that time kernels."""
 
 import contextlib
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from dinov2rt.engines.flavours import Toolkit
+from dinov2rt.files import replacing
 
 FOLDER = "timing-cache"
 
@@ -36,9 +36,7 @@ def save(config: Any, file: Path) -> None:
     """Write the builder's timings to `file`, atomically.
 
     Raises:
-        OSError: it cannot be written.
+        Dinov2rtError: it cannot be written.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(f".{os.getpid()}.partial")
-    partial.write_bytes(config.get_timing_cache().serialize())
-    partial.replace(file)
+    with replacing(file, make_folder=True) as partial:
+        partial.write_bytes(config.get_timing_cache().serialize())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import dinov2rt
-from dinov2rt.runtime.images import find_images
+from dinov2rt.runtime.image_search import find_images
 
 
 def embed(model: dinov2rt.Model, files: Iterable[Path]) -> NDArray[np.float32]:

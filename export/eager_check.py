@@ -13,7 +13,7 @@ from dinov2rt.bundle.manifest import GraphEntry, Manifest
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import variant_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.export.golden import COMMON_SIZE, PHOTOS, eager_case, uneven_size
+from dinov2rt.export.golden import COMMON_SIZE, PHOTOS, center_crop, eager_case, uneven_size
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.architecture import Stated
@@ -140,6 +140,5 @@ def _fits(size: ImageSize, image: NDArray[np.uint8]) -> bool:
 
 
 def _crop(path: Path, image: NDArray[np.uint8], size: ImageSize) -> _Crop:
-    top, left = (image.shape[0] - size.height) // 2, (image.shape[1] - size.width) // 2
-    crop = image[top : top + size.height, left : left + size.width]
+    crop = center_crop(image, size)
     return f"{size} {path.name}", crop

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from dinov2rt.bundle.architecture import Architecture
@@ -57,7 +58,7 @@ def uneven_size(architecture: Architecture) -> ImageSize:
 
 def golden_pixels(size: ImageSize, photos: tuple[str, ...]) -> np.ndarray:
     """Centre crops of the photographs, uint8 [B, H, W, 3]; too small ones are enlarged."""
-    return np.stack([_center(at_least(load_image(PHOTOS / photo), size), size) for photo in photos])
+    return np.stack([center_crop(at_least(load_image(PHOTOS / photo), size), size) for photo in photos])
 
 
 def at_least(photo: np.ndarray, size: ImageSize) -> np.ndarray:
@@ -110,7 +111,8 @@ def eager_outputs(model: Dinov2, images: torch.Tensor, extras: Extras) -> dict[s
     return outputs | head_outputs(model, images, size)
 
 
-def _center(image: np.ndarray, size: ImageSize) -> np.ndarray:
+def center_crop(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
+    """The middle of `image` [H, W, 3]; half a pixel more is left at the bottom and the right."""
     top = (image.shape[0] - size.height) // 2
     left = (image.shape[1] - size.width) // 2
     return image[top : top + size.height, left : left + size.width]

@@ -3,7 +3,6 @@
 import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,10 +11,10 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
-from dinov2rt.foreign import quoted
 from dinov2rt.optional import require
 
 METADATA_PREFIX = "dinov2rt."
@@ -26,25 +25,16 @@ _ROWS_AT_A_TIME = 64
 _TOKEN_COLUMNS = ("cls_token", "register_tokens", "patch_mean", "patch_tokens")
 
 
-class FeatureType(StrEnum):
+class FeatureType(NamedEnum):
     """How a feature is stored."""
 
     FLOAT16 = "float16"
     FLOAT32 = "float32"
 
     @classmethod
-    def parse(cls, name: str) -> "FeatureType":
-        """The member called `name`.
-
-        Raises:
-            InputError: there is none.
-        """
-        try:
-            return cls(name)
-        except ValueError:
-            raise InputError(
-                f"unknown dtype {quoted(name)}; allowed are {', '.join(cls)}"
-            ) from None
+    def kind(cls) -> str:
+        """As the option is called."""
+        return "dtype"
 
 
 def feature_schema(

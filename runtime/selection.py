@@ -17,6 +17,7 @@ from dinov2rt.bundle.manifest import (
     graph_of,
     rebuild_command,
 )
+from dinov2rt.bundle.names import unknown_name
 from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
@@ -144,7 +145,8 @@ def select(
         BackendError: no matching plan or graph can run here; the message gives every reason.
     """
     kind, ordinal = parse_device(device)
-    _check_name("backend", backend or BACKENDS[0], BACKENDS)
+    if backend not in (None, *BACKENDS):
+        raise unknown_name("backend", backend, BACKENDS)
     wanted = Precision.parse(precision) if precision else None
     request = _Request(bundle, manifest, kind, ordinal, backend, wanted, threads)
     if ordinal is not None:
@@ -315,9 +317,3 @@ def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> No
             "it; "
             "export the bundle again"
         )
-
-
-def _check_name(what: str, name: str, allowed: tuple[str, ...]) -> None:
-    if name not in allowed:
-        choices = ", ".join(f'"{choice}"' for choice in allowed)
-        raise InputError(f"unknown {what} {quoted(name)}; allowed are {choices}")

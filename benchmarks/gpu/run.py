@@ -36,6 +36,7 @@ from typing import Any
 from dinov2rt.benchmarks.gpu.steps import EXPORT, Asked, Step, steps
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import BackendError, MissingDependencyError
+from dinov2rt.files import replacing
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
 from dinov2rt.runtime.tensorrt.flavour import installed_flavours
@@ -242,9 +243,8 @@ def _read(notes: Path) -> dict[str, Any]:
 
 
 def _write(notes: Path, outcomes: dict[str, Any]) -> None:
-    partial = notes.with_suffix(".partial")
-    partial.write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
-    partial.replace(notes)
+    with replacing(notes) as partial:
+        partial.write_text(json.dumps(outcomes, indent=1), encoding="utf-8")
 
 
 def _document(text: str) -> Any:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.results import Accuracy
-from dinov2rt.bundle.accuracy import compare
+from dinov2rt.bundle.accuracy import compare, cosines
 from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
@@ -46,18 +46,13 @@ def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
         for name, value in outputs.items()
         if name in reference
     ]
+    patch_cosines = cosines(outputs["patch_tokens"], reference["patch_tokens"])
     return Accuracy(
         passed=all(output.passed for output in compared),
         limits=str(limits),
         cosine_min=float(np.min([output.cosine_min for output in compared])),  # NaN if any is
         relative_l2=float(np.max([output.relative_l2 for output in compared])),
-        cls_cosine_min=float(_cosines(outputs, reference, "cls_token").min()),
-        patch_cosine_p1=float(np.percentile(_cosines(outputs, reference, "patch_tokens"), 1)),
+        cls_cosine_min=float(cosines(outputs["cls_token"], reference["cls_token"]).min()),
+        patch_cosine_p1=float(np.percentile(patch_cosines, 1)),
         nan_count=sum(output.nan_count for output in compared),
     )
-
-
-def _cosines(outputs: Outputs, reference: Outputs, name: str) -> NDArray[np.float64]:
-    got, want = outputs[name].astype(np.float64), reference[name].astype(np.float64)
-    lengths = np.linalg.norm(got, axis=-1) * np.linalg.norm(want, axis=-1)
-    return np.asarray(np.sum(got * want, axis=-1) / lengths)

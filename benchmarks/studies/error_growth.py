@@ -12,6 +12,7 @@ import argparse
 import numpy as np
 import torch
 
+from dinov2rt.bundle.accuracy import relative_l2
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.signature import Extras, layer_output_names
@@ -43,9 +44,9 @@ def main() -> int:
     print("| --- | --- | --- | --- |")
     for block, level in reference.items():
         print(
-            f"| {block} | {_relative_l2(level, exact[block]):.1e} "
-            f"| {_relative_l2(alone[block], level):.1e} "
-            f"| {_relative_l2(nudged[block], level):.1e} |"
+            f"| {block} | {relative_l2(level, exact[block]):.1e} "
+            f"| {relative_l2(alone[block], level):.1e} "
+            f"| {relative_l2(nudged[block], level):.1e} |"
         )
     return 0
 
@@ -55,10 +56,6 @@ def _levels(model: Dinov2, images: torch.Tensor) -> Levels:
     blocks = tuple(sorted({*range(0, depth, 3), depth - 1}))
     outputs = eager_outputs(model, images, Extras(blocks))
     return {block: outputs[layer_output_names(block)[1]] for block in blocks}
-
-
-def _relative_l2(got: np.ndarray, want: np.ndarray) -> float:
-    return float(np.linalg.norm(np.float64(got) - want) / np.linalg.norm(want))
 
 
 if __name__ == "__main__":

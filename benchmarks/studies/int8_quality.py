@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.accuracy import nearest_lost
+from dinov2rt.bundle.accuracy import cosines, nearest_lost
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.signature import FloatArray, InputFormat
@@ -88,8 +88,8 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
     with load(bundle, device="cpu", backend="openvino", precision="int8") as model:
         got_cls, got_patches = _tokens(model, pixels)
         entry, variant = model.graph.quantization, model.manifest.name
-    cls_cosines = _cosines(got_cls, want_cls)
-    patch_cosines = _cosines(got_patches, want_patches)
+    cls_cosines = cosines(got_cls, want_cls)
+    patch_cosines = cosines(got_patches, want_patches)
     lost = nearest_lost(got_cls, want_cls)
     return Quality(
         bundle=str(bundle),
@@ -122,11 +122,6 @@ def _tokens(model: Model, pixels: NDArray[np.uint8]) -> tuple[FloatArray, FloatA
         np.concatenate([each.cls_token for each in features]),
         patches.reshape(len(pixels), -1, patches.shape[-1]),
     )
-
-
-def _cosines(got: FloatArray, want: FloatArray) -> NDArray[np.float64]:
-    """[..., D] twice to [...], in float64."""
-    return np.asarray(np.sum(_unit(got) * _unit(want), axis=-1))
 
 
 def _mean_margin(cls_tokens: FloatArray) -> float:

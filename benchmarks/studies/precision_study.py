@@ -19,6 +19,7 @@ from dinov2rt.benchmarks.studies.precision_candidates import (
     INTO_HALF,
     Candidate,
 )
+from dinov2rt.bundle.accuracy import cosines, relative_l2
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import normalize
 from dinov2rt.bundle.precision import Precision
@@ -55,8 +56,8 @@ class Row:
     @classmethod
     def of(cls, variant: Variant, name: str, size: int, got: Outputs, want: Outputs) -> "Row":
         """Compare `got` with `want`."""
-        errors = {key: _relative_l2(got[key], want[key]) for key in want}
-        cosine = min(_cosine_min(got[key], want[key]) for key in want)
+        errors = {key: relative_l2(got[key], want[key]) for key in want}
+        cosine = min(float(cosines(got[key], want[key]).min()) for key in want)
         # numpy's maximum lets a NaN through, Python's does not.
         worst = float(np.max(list(errors.values())))
         return cls(variant.name, name, size, errors["patch_tokens"], worst, cosine)
@@ -143,16 +144,6 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def _eager(model: Dinov2, images: FloatArray) -> Outputs:
     return eager_outputs(model, torch.from_numpy(images), NO_EXTRAS)
-
-
-def _relative_l2(got: FloatArray, want: FloatArray) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
-
-
-def _cosine_min(got: FloatArray, want: FloatArray) -> float:
-    exact, reference = got.astype(np.float64), want.astype(np.float64)
-    lengths = np.linalg.norm(exact, axis=-1) * np.linalg.norm(reference, axis=-1)
-    return float((np.sum(exact * reference, axis=-1) / lengths).min())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """ONNX Runtime, on the CPU or an NVIDIA GPU."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import BackendError, InputError, first_line
-from dinov2rt.optional import require
+from dinov2rt.optional import is_older, require
 
 Device = Literal["cpu", "cuda"]
 
@@ -45,8 +44,7 @@ def _too_old(version: str) -> str | None:
     Before 1.31, a captured CUDA graph cannot be released, so that memory would grow with every
     shape. Before 1.25, Attention is silently computed on the CPU.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
-    if numbers is None or tuple(map(int, numbers.groups())) >= _LEAST_ON_CUDA:
+    if not is_older(version, _LEAST_ON_CUDA):
         return None
     return (
         f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))}, the first that "

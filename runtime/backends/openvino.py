@@ -1,6 +1,5 @@
 """The OpenVINO backend, for CPUs."""
 
-import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import BackendError, InputError
-from dinov2rt.optional import require
+from dinov2rt.optional import is_older, require
 from dinov2rt.runtime.cpu import is_x86, this_cpu
 
 INT8_GROUP = 128
@@ -53,7 +52,7 @@ def cannot_run() -> str | None:
         openvino = import_openvino()
     except ImportError as error:
         return str(error)
-    if _is_too_old(openvino.__version__):
+    if is_older(openvino.__version__, _LEAST_VERSION):
         return (
             f"openvino {_release(openvino)} is older than {'.'.join(map(str, _LEAST_VERSION))}, "
             "and its results were not tested; pip install -U 'dinov2rt[openvino]'"
@@ -155,11 +154,6 @@ class OpenVinoBackend:
 def _release(openvino: ModuleType) -> str:
     """OpenVINO's version without build number and commit, such as "2026.4.1"."""
     return str(openvino.__version__).partition("-")[0]
-
-
-def _is_too_old(version: str) -> bool:
-    numbers = re.match(r"(\d+)\.(\d+)", version)  # a build of someone's own may have none
-    return numbers is not None and tuple(map(int, numbers.groups())) < _LEAST_VERSION
 
 
 def _options(threads: int | None) -> dict[str, str]:

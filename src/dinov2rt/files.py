@@ -13,17 +13,21 @@ from dinov2rt.errors import Dinov2rtError
 
 
 @contextlib.contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(
+    file: Path, raises: type[Dinov2rtError] = Dinov2rtError, *, make_folder: bool = False
+) -> Iterator[Path]:
     """A sibling to write to, which becomes `file` in the end and is removed after an error.
 
     Several processes may do so at once: the last to end wins. What one that was killed has left is
-    removed by the next.
+    removed by the next. With `make_folder` the folder is made where there is none.
 
     Raises:
-        Dinov2rtError: the system refuses to write it.
+        Dinov2rtError: the system refuses to write it; of the kind `raises`.
     """
     partial = file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
     try:
+        if make_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
         for left in abandoned(file.parent, f".{file.name}.", _PARTIAL):
             left.unlink()
         partial.touch(exist_ok=False)
@@ -31,7 +35,7 @@ def replacing(file: Path) -> Iterator[Path]:
             yield partial
             partial.replace(file)
     except OSError as error:
-        raise refused(file, error) from error
+        raise refused(file, error, raises) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
@@ -67,9 +71,11 @@ def abandoned(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
                 yield path
 
 
-def refused(path: Path, error: OSError) -> Dinov2rtError:
+def refused(
+    path: Path, error: OSError, raises: type[Dinov2rtError] = Dinov2rtError
+) -> Dinov2rtError:
     """What to raise when the system does not let `path` be written."""
-    return Dinov2rtError(
+    return raises(
         f"{path} cannot be written ({error.strerror or error}); free the disk or choose "
         "another place"
     )

@@ -2,9 +2,22 @@
 
 import importlib
 import importlib.util
+import re
 from types import ModuleType
 
 from dinov2rt.errors import MissingDependencyError
+
+
+def is_older(version: str, least: tuple[int, ...]) -> bool:
+    """Whether `version` is before `least`, such as (1, 31).
+
+    A version that does not begin with as many numbers, as a build of one's own may have, is not.
+    """
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    if numbers is None:
+        return False
+    parts = tuple(map(int, numbers[0].split(".")))[: len(least)]
+    return len(parts) == len(least) and parts < least
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

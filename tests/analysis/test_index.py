@@ -85,7 +85,7 @@ def test_features_of_no_image_are_refused(write_features: Write) -> None:
 
 
 def test_an_unknown_token_is_refused() -> None:
-    with pytest.raises(InputError, match="unknown token 'mean'; allowed are cls, patch-mean"):
+    with pytest.raises(InputError, match='unknown token \'mean\'; allowed are "cls", "patch-mean"'):
         Token.parse("mean")
 
 

@@ -199,7 +199,7 @@ def test_a_picture_alone_tells_of_what_it_cannot_show(
     [
         (["--part-images", "0"], "0 images per chunk; allowed is a whole number from 1"),
         (["--decoders", "-1"], "decoders=-1; allowed is a whole number from 0"),
-        (["--dtype", "bfloat16"], "unknown dtype 'bfloat16'; allowed are float16, float32"),
+        (["--dtype", "bfloat16"], 'unknown dtype \'bfloat16\'; allowed are "float16", "float32"'),
         (["--dtype", "float16", "--out", "f.npz"], "--dtype is for OUT.parquet, and this is .npz"),
         (
             ["--snap", "pad"],

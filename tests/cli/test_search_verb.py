@@ -212,7 +212,10 @@ def test_people_get_a_table_and_the_meaning_of_synthetic_weights(
         ),
         (["TEXT", "--bundle", "BUNDLE"], "text.png is not an image of a format that is opened"),
         (["KEY", "-k", "0"], "0 neighbours; allowed is a whole number from 1"),
-        (["KEY", "--token", "register"], "unknown token 'register'; allowed are cls, patch-mean"),
+        (
+            ["KEY", "--token", "register"],
+            'unknown token \'register\'; allowed are "cls", "patch-mean"',
+        ),
         (["KEY", "--picture", "p.jpg"], "p.jpg has the suffix '.jpg'; allowed: .png"),
         (["KEY", "--picture", "no/p.png"], "no is not a folder to write p.png in"),
     ],
