@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.reader import Paths, open_features, read_metadata
 from dinov2rt.foreign import shown
+from dinov2rt.named_enum import NamedEnum
 
 Float32Array = NDArray[np.float32]
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Self
 
-from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
+from dinov2rt.named_enum import NamedEnum
 
 _SMALLER = 0.995
 """Factor for the next scale to try, if rounding to whole patches made a size too large."""

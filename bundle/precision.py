@@ -1,6 +1,6 @@
 """The precisions of a graph."""
 
-from dinov2rt.bundle.names import NamedEnum
+from dinov2rt.named_enum import NamedEnum
 
 
 class Precision(NamedEnum):

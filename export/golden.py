@@ -58,7 +58,9 @@ def uneven_size(architecture: Architecture) -> ImageSize:
 
 def golden_pixels(size: ImageSize, photos: tuple[str, ...]) -> np.ndarray:
     """Centre crops of the photographs, uint8 [B, H, W, 3]; too small ones are enlarged."""
-    return np.stack([center_crop(at_least(load_image(PHOTOS / photo), size), size) for photo in photos])
+    return np.stack(
+        [center_crop(at_least(load_image(PHOTOS / photo), size), size) for photo in photos]
+    )
 
 
 def at_least(photo: np.ndarray, size: ImageSize) -> np.ndarray:

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
-from dinov2rt.bundle.names import NamedEnum
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
+from dinov2rt.named_enum import NamedEnum
 from dinov2rt.optional import require
 
 METADATA_PREFIX = "dinov2rt."

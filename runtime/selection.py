@@ -17,12 +17,12 @@ from dinov2rt.bundle.manifest import (
     graph_of,
     rebuild_command,
 )
-from dinov2rt.bundle.names import unknown_name
 from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BackendError, BundleError, InputError, MissingDependencyError
 from dinov2rt.foreign import quoted
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.fallback import FallbackBackend
