@@ -17,7 +17,6 @@ from dinov2rt.bundle.manifest import (
     graph_of,
     rebuild_command,
 )
-from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BackendError, BundleError, InputError, MissingDependencyError
@@ -26,6 +25,7 @@ from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.backends.fallback import FallbackBackend
+from dinov2rt.runtime.backends.onnx_files import external_files
 from dinov2rt.runtime.backends.onnxruntime import Device, OnnxRuntimeBackend
 from dinov2rt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend

@@ -15,9 +15,9 @@ import onnx
 import pytest
 
 from dinov2rt.bundle.manifest import FileEntry, Manifest, WeightsEntry
-from dinov2rt.bundle.onnx_files import external_files
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BundleError, BundleReplacedError, Dinov2rtError
+from dinov2rt.runtime.backends.onnx_files import external_files
 from dinov2rt.runtime.model import load
 
 PIXELS = np.full((1, 28, 42, 3), 100, np.uint8)
