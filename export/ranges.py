@@ -92,11 +92,13 @@ def _output(_module: nn.Module, _given: Tensor, made: Tensor) -> Tensor:
 
 
 def _product(module: Any, _given: Tensor, made: Tensor) -> Tensor:
-    product: Tensor = made - module.bias
+    product: Tensor = made if module.bias is None else made - module.bias
     return product
 
 
 def _sums(module: Any, _given: Tensor, made: Tensor) -> Tensor:
     """The product without and with its bias: the graph stores both."""
+    if module.bias is None:
+        return made
     bias = module.bias if made.dim() == 3 else module.bias.reshape(-1, 1, 1)
     return torch.maximum(made.abs(), (made - bias).abs())

@@ -26,6 +26,9 @@ _MASSIVE = 300.0
 _WAVES = 4
 """Cosines along each side of the position table."""
 
+_PATCH_NUMBERS = 588
+"""Numbers in a patch that the recipe scales by, whatever the patch: those of the variants."""
+
 _LEARNED_TOKENS = ("cls_token", "register_tokens", "mask_token")
 _NORMS = ("norm1", "norm2", "norm")
 
@@ -79,7 +82,8 @@ def _mean_and_std(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
         return 0.0, 0.1 if module in (*_NORMS, "qkv") else 0.02
     if module in _NORMS:
         return 1.0, 0.1
-    return 0.0, 1 / math.sqrt(math.prod(shape[1:]))
+    inputs = _PATCH_NUMBERS if key == "patch_embed.proj.weight" else shape[1]
+    return 0.0, 1 / math.sqrt(inputs)
 
 
 def _position_table(rng: np.random.Generator, shape: tuple[int, ...], native: Grid) -> _Array:
