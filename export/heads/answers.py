@@ -1,16 +1,18 @@
 """The eager heads on the eager backbone: from images to the outputs of the graph."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dinov2rt.bundle.heads import Task
+from dinov2rt.bundle.heads import Decoder, Task
 from dinov2rt.bundle.signature import scores_name
 from dinov2rt.export.heads.checkpoint import EagerHead
 from dinov2rt.export.heads.eager import Level, Size, resize
+from dinov2rt.export.heads.rounding import rounded
 from dinov2rt.export.model import Dinov2
 
 
@@ -48,11 +50,19 @@ def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndar
     grid = (images.shape[2] // side, images.shape[3] // side)
     outputs: dict[str, np.ndarray] = {}
     for head in heads:
-        # Heads are float32 in the official evaluation, whatever the backbone is.
-        with torch.autocast("cpu", enabled=False):
+        # Heads are float32 in the official evaluation, whatever the backbone is; DPT's decoder is
+        # in half precision in a typed graph.
+        with _half_decoder(head), torch.autocast("cpu", enabled=False):
             levels = [_level(model, tokens[layer], head, grid) for layer in head.entry.layers]
             outputs |= _answer(head, levels, size)
     return outputs
+
+
+def _half_decoder(head: EagerHead) -> AbstractContextManager[None]:
+    """Under autocast, let a DPT head compute as half precision does."""
+    if head.spec.decoder is not Decoder.DPT or not torch.is_autocast_enabled("cpu"):
+        return nullcontext()
+    return rounded(head.module, torch.get_autocast_dtype("cpu"))
 
 
 def _level(model: Dinov2, tokens: Tensor, head: EagerHead, grid: Size) -> Level:

@@ -1,7 +1,7 @@
 """From `--head NAME=SOURCE` to a checked eager head."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -79,8 +79,6 @@ def load_heads(
 
 
 def _named(head: EagerHead, tasks: list[Task]) -> EagerHead:
-    from dataclasses import replace
-
     output = output_of(head.spec.task, head.spec.infix, tasks)
     return replace(head, entry=replace(head.entry, output=output))
 
