@@ -77,6 +77,7 @@ def test_a_wheel_works_elsewhere(sources: Path, tmp_path: Path) -> None:
         assert f"dinov2rt.{room}" in imported
     assert (site / "dinov2rt/benchmarks/report/templates/report.html").is_file()
     assert list((site / "dinov2rt/export/photos").glob("*.jpg"))
+    assert len(list((site / "dinov2rt/bundle/tasks/class_tables").glob("*.json"))) == 3
     assert (site / "dinov2rt/py.typed").is_file()
 
 
@@ -86,6 +87,10 @@ def test_an_sdist_holds_every_room(sources: Path, tmp_path: Path) -> None:
     for room in ROOMS:
         prefix = f"src/dinov2rt/{room}/"
         assert any(name.startswith(prefix) and name.endswith(".py") for name in names), room
+    tables = [
+        name for name in names if "bundle/tasks/class_tables/" in name and name.endswith(".json")
+    ]
+    assert len(tables) == 3
     documents = [str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")]
     assert documents, "this test would check nothing"
     for file in ("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", *documents):
