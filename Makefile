@@ -30,8 +30,19 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		--editable '.[ort,export,image,parquet,search,eval,ray,bench,peers,tensorrt-rtx,completion]' --group dev
 	touch $@
 
-demo: setup ## The whole path on this machine: export, verify, run a photo, draw it; no network needed
+demo: $(VENV)/.demo ## The whole path on this machine: export, verify, run a photo, draw it
 	$(BIN)/python -m dinov2rt.demo
+
+# What the demo needs, without Ray, transformers and the tools of development.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -f $(VENV)/.ready || echo "The first run installs packages, torch and TensorRT for RTX among them (2.8 GB with" \
+		"all that make test needs): about two minutes, of which pip takes most. Later runs need no network."
+	@test -f $(VENV)/.ready || ($(PYTHON) -m venv $(VENV) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch && \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt \
+			--editable '.[openvino,ort,export,image,tensorrt-rtx]')
+	touch $@
 
 export: setup ## Bundle of VARIANT from WEIGHTS (official, a file, a folder, synthetic:SEED) into OUT
 	$(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)

@@ -2,19 +2,25 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import posixpath
+import shlex
+import subprocess
+import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
-from dinov2rt.bundle.named import is_variant_name, named_bundle
+from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import BundleError, Dinov2rtError
 from dinov2rt.optional import require
 
 CACHE_VARIABLE = "DINOV2RT_CACHE"
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
 
 
 def is_url(bundle: str | Path) -> bool:
@@ -87,3 +93,38 @@ def _as_bundle_error(url: str) -> Iterator[None]:
             f"{url} cannot be copied here ({type(error).__name__}: {lines[0]}); check the URL and "
             f"the access to it, or copy the bundle by hand and give its folder"
         ) from error
+
+
+def is_variant_name(bundle: str | Path) -> bool:
+    """Whether `bundle` is the name of a variant, and no file or folder here is called so."""
+    return str(bundle) in {variant.name for variant in variants()} and not Path(bundle).exists()
+
+
+def named_bundle(name: str, cache: Path) -> Path:
+    """The bundle of the variant `name` in `cache`, exported from the official weights if need be.
+
+    The export runs in a process of its own, which alone imports torch.
+
+    Raises:
+        BundleError: it is not there, and cannot be exported here; the message has the command.
+    """
+    folder = cache / "bundles" / name
+    if (folder / MANIFEST_NAME).is_file():
+        return folder
+    command = ["export", name, "--out", str(folder)]
+    if any(importlib.util.find_spec(package) is None for package in _EXPORT_PACKAGES):
+        raise BundleError(
+            f"there is no bundle of {name} in {folder.parent} yet; make it, once, where torch is "
+            f"(pip install 'dinov2rt[export]'): dinov2rt {shlex.join(command)}"
+        )
+    warnings.warn(
+        f"exporting {name} from the official weights into {folder}, once; this takes minutes",
+        stacklevel=2,
+    )
+    ended = subprocess.run(  # noqa: S603 (our own program, and a name of the table)
+        [sys.executable, "-m", "dinov2rt", *command], capture_output=True, text=True, check=False
+    )
+    if not (folder / MANIFEST_NAME).is_file():  # another process may have been first
+        reason = ended.stderr.strip().rpartition("\n")[2].removeprefix("dinov2rt: error: ")
+        raise BundleError(f"{name} cannot be exported: {reason}")
+    return folder

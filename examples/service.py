@@ -150,11 +150,12 @@ def main() -> None:
     """Serve until it is stopped; uvicorn finishes the requests that it has taken."""
     parser = argparse.ArgumentParser(description="serve features over HTTP")
     parser.add_argument("bundle")
+    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 in a container")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--max-body-bytes", type=int, default=Limits.max_body_bytes)
     given = parser.parse_args()
     limits = Limits(max_body_bytes=given.max_body_bytes)
-    uvicorn.run(create_app(given.bundle, limits), host="127.0.0.1", port=given.port)
+    uvicorn.run(create_app(given.bundle, limits), host=given.host, port=given.port)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.manifest import GraphEntry, Manifest
-from dinov2rt.bundle.named import is_variant_name
-from dinov2rt.bundle.remote import is_url, local_bundle
+from dinov2rt.bundle.remote import is_url, is_variant_name, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat, is_task_output
 from dinov2rt.bundle.variants import Variant, variant_of
