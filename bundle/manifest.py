@@ -18,7 +18,7 @@ from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits, TaskLimits
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry
-from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
+from dinov2rt.bundle.signature import ATTENTION, OPSET, X_PRENORM, Extras
 from dinov2rt.bundle.variants import find_variant, name_of, variant_of
 from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import BackendError, BundleError, InputError
@@ -347,6 +347,8 @@ class Manifest:
 def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
     first = graphs[0]  # the others differ in precision alone
     options = ["--precision", ",".join(graph.precision for graph in graphs)]
+    if first.opset < OPSET:
+        options += ["--opset", str(first.opset)]
     if first.input_name == "images":
         options += ["--input", "normalized"]
     if first.layers:

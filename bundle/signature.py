@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
 
+OPSET = 23
+"""Of graphs, by default: the first with `Attention`, one node a block, see docs/adr/0004."""
+
 FloatArray = NDArray[np.floating[Any]]
 
 

@@ -16,7 +16,7 @@ from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import Extras, InputFormat
+from dinov2rt.bundle.signature import OPSET, Extras, InputFormat
 from dinov2rt.bundle.variants import Variant, name_of
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.cuda_graph import write_cuda_graph
@@ -30,9 +30,10 @@ from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
+from dinov2rt.export.opset import check_opset, lower
 from dinov2rt.export.place import built_beside
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
-from dinov2rt.export.trace import OPSET, trace
+from dinov2rt.export.trace import trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
 from dinov2rt.export.weights.architecture import NOTHING_STATED, Stated
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
@@ -53,9 +54,11 @@ class ExportOptions:
     from the end. Graphs return float32; with `half_outputs` those of half precision return what
     they are called, float16 or bfloat16. `stated` counts more than what stands beside the weights.
     `prefix` is what the names of the backbone begin with in the checkpoint; None looks for it.
+    `opset` is that of the graphs; one below the default is for runtimes that do not read it.
 
     Raises:
-        InputError: no precision, one of them twice, or `unnormed` without layers.
+        InputError: no precision, one of them twice, `unnormed` without layers, or an opset that
+            graphs are not written in.
     """
 
     input_format: InputFormat = InputFormat.PIXELS
@@ -68,6 +71,7 @@ class ExportOptions:
     x_prenorm: bool = False
     attention: bool = False
     heads: tuple[HeadSource, ...] = ()
+    opset: int = OPSET
 
     @property
     def extras(self) -> Extras:
@@ -75,6 +79,9 @@ class ExportOptions:
         return Extras(self.layers, self.unnormed, self.x_prenorm, self.attention)
 
     def __post_init__(self) -> None:
+        check_opset(self.opset)
+        if self.opset < OPSET and Precision.INT8 in self.precisions:
+            raise InputError(f"int8 graphs are of opset {OPSET}; leave out --opset, or int8")
         if self.unnormed and not self.layers:
             raise InputError(
                 "unnormed is about intermediate layers, and none are asked for; give layers, or "
@@ -221,7 +228,7 @@ def _write_graphs(
         entries.append(
             GraphEntry(
                 precision=precision,
-                opset=OPSET,
+                opset=options.opset,
                 input_name=options.input_format.value,
                 outputs=tuple(str(output.name) for output in model.graph.outputs),
                 pads=any(head.spec.is_dense for head in reference.heads),
@@ -242,7 +249,9 @@ def _write_cuda_graph(
 ) -> GraphEntry | None:
     """Write the fused form of the fp16 graph, for ONNX Runtime CUDA."""
     half = next((graph for graph in graphs if graph.precision is Precision.FP16), None)
-    if half is None or half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
+    if half is None or half.opset < OPSET:  # it is for newer runtimes alone
+        return None
+    if half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
         return None
     return write_cuda_graph(bundle, architecture, half)
 
@@ -272,6 +281,7 @@ def _finish(
             half_outputs(model, precision)
     if options.input_format is InputFormat.PIXELS:
         attach_pixel_input(model, architecture.normalization)
+    lower(model, options.opset)
     return model
 
 

@@ -19,15 +19,12 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 
 from dinov2rt.bundle.architecture import Architecture
-from dinov2rt.bundle.signature import NO_EXTRAS, X_PRENORM, Extras, output_names
+from dinov2rt.bundle.signature import NO_EXTRAS, OPSET, X_PRENORM, Extras, output_names
 from dinov2rt.errors import ExportError
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.taps import split_tokens
 from dinov2rt.export.position import CONSTANT_PARAMETERS
 from dinov2rt.export.surgery import Writer
-
-OPSET = 23
-"""The first with `Attention`, one node a block; chosen by measurement, see docs/adr/0004."""
 
 _EXAMPLE_BATCH, _EXAMPLE_TOKENS = 2, 35
 _INPUT_SHAPE = ("batch", 3, "height", "width")

@@ -20,10 +20,11 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import Tensor
 
+from dinov2rt.bundle.signature import OPSET
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.folding import fold
 from dinov2rt.export.graph import ExportGraph, GraphBlock
-from dinov2rt.export.trace import OPSET, trace
+from dinov2rt.export.trace import trace
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 SHAPES = ((1, 224), (8, 224), (1, 518), (4, 518))

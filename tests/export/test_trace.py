@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from dinov2rt.bundle.normalization import IMAGENET, normalize
-from dinov2rt.bundle.signature import Extras
+from dinov2rt.bundle.signature import OPSET, Extras
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.frontend import attach_pixel_input
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.model import Dinov2, load_eager
-from dinov2rt.export.trace import OPSET, name_dimensions, trace
+from dinov2rt.export.trace import name_dimensions, trace
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 SHAPES = [(1, 14, 14), (3, 14, 28), (1, 224, 224), (2, 518, 518), (1, 518, 532), (4, 27, 41)]

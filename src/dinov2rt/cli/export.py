@@ -11,7 +11,7 @@ from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.manifest import Manifest, QuantizationEntry
 from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import InputFormat
+from dinov2rt.bundle.signature import OPSET, InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.output import mib, progress
@@ -90,6 +90,14 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="a graph for each of fp32, fp16, bf16 and int8 (default: fp32,fp16); int8, for CPUs, "
         "takes minutes to be searched for",
     )
+    parser.add_argument(
+        "--opset",
+        type=int,
+        default=OPSET,
+        metavar="N",
+        help=f"of the graphs: {OPSET} (default), or 17, 20 or 21 for ONNX Runtime from 1.15, 1.17 "
+        "or 1.18 on",
+    )
     _add_architecture(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
@@ -163,6 +171,7 @@ def _export(
         unnormed=arguments.unnormed,
         x_prenorm=arguments.x_prenorm,
         attention=arguments.attention,
+        opset=arguments.opset,
         heads=() if arguments.head is None else HeadSource.parse_all(arguments.head),
     )
     try:
