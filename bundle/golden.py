@@ -9,6 +9,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.signature import FloatArray, is_class_map
 from dinov2rt.errors import BundleError
 from dinov2rt.files import read_regular
@@ -58,10 +59,24 @@ class Golden:
     """The golden cases of a bundle, stored in `golden.npz`.
 
     The first case has its arrays under their plain names (`images`, `cls_token`, ...), each further
-    one under `NAME/images`, `NAME/cls_token`, ...
+    one under `NAME/images`, `NAME/cls_token`, ... `normalization` is that of the eager model's
+    input, `mean` and `std` in the file; None in files of before it was stored.
     """
 
     cases: tuple[GoldenCase, ...]
+    normalization: Normalization | None = None
+
+    def check(self, normalization: Normalization, rebuild: str) -> None:
+        """Compare the statistics of the eager model's input with those that the bundle states.
+
+        Raises:
+            BundleError: they differ, so that these outputs say nothing of the bundle.
+        """
+        if self.normalization not in (None, normalization):
+            raise BundleError(
+                f"the golden outputs were made with {self.normalization}, the bundle states "
+                f"{normalization}; {rebuild}"
+            )
 
     @classmethod
     def read(cls, file: Path) -> Self:
@@ -86,18 +101,30 @@ class Golden:
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = dict(archive)
-            return cls(tuple(_cases(arrays)))
+            normalization = _normalization(arrays)
+            return cls(tuple(_cases(arrays)), normalization)
         except Exception as error:  # zipfile, zlib and numpy each raise their own types
             raise BundleError(f"{name} holds no golden outputs ({shown(error)})") from error
 
     def write(self, file: Path) -> None:
         """Write `golden.npz`."""
         arrays: dict[str, NDArray[Any]] = {"cases": np.array([case.name for case in self.cases])}
+        if self.normalization is not None:
+            arrays |= {
+                name: np.array(getattr(self.normalization, name)) for name in ("mean", "std")
+            }
         for index, case in enumerate(self.cases):
             prefix = _prefix(index, case.name)
             arrays[f"{prefix}images"] = case.images
             arrays |= {f"{prefix}{name}": value for name, value in case.outputs.items()}
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _normalization(arrays: dict[str, NDArray[Any]]) -> Normalization | None:
+    mean, std = (arrays.pop(name, None) for name in ("mean", "std"))
+    if mean is None or std is None:
+        return None
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
 
 
 def _cases(arrays: dict[str, NDArray[Any]]) -> Iterable[GoldenCase]:

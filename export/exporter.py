@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -16,13 +17,19 @@ from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import OPSET, Extras, InputFormat
+from dinov2rt.bundle.signature import NO_EXTRAS, OPSET, Extras, InputFormat
 from dinov2rt.bundle.variants import Variant, name_of
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.cuda_graph import write_cuda_graph
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
 from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
-from dinov2rt.export.golden import golden_cases
+from dinov2rt.export.golden import (
+    COMMON_SIZE,
+    eager_case,
+    golden_cases,
+    golden_pixels,
+    small_size,
+)
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.heads.graph import attach_heads
@@ -137,6 +144,8 @@ def export_bundle(
     architecture, normalization = loaded.architecture, loaded.architecture.normalization
     heads = load_heads(options.heads, architecture)
     options = dataclasses.replace(options, layers=_layers(options.layers, architecture.depth))
+    if loaded.of_source is not None and loaded.of_source != architecture:
+        progress(_difference(loaded, loaded.of_source))
     if normalization != IMAGENET:
         progress(f"input is normalised with {normalization}, not with ImageNet's statistics")
     with built_beside(out, replace=force) as partial:
@@ -174,6 +183,25 @@ def _layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
     return indices
 
 
+def _difference(loaded: Weights, of_source: Architecture) -> str:
+    """How far off the features are from those of the library that the weights are from."""
+    official = load_eager(loaded.architecture, loaded.state_dict)
+    size = COMMON_SIZE
+    if size.grid(official.architecture.patch_size) == official.architecture.native_grid:
+        size = small_size(official.architecture)
+    pixels = golden_pixels(size, ("astronaut.jpg",))
+    ours, theirs = (
+        eager_case(model, str(size), pixels, InputFormat.PIXELS, NO_EXTRAS).outputs["patch_tokens"]
+        for model in (official, load_eager(of_source, loaded.state_dict))
+    )
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return (
+        f"positions are resampled as in the official code; {loaded.library} resamples "
+        f"otherwise: at {size} patch tokens differ by {error:.1e} (relative L2); --interpolation "
+        "source follows it"
+    )
+
+
 def _check_int8(options: ExportOptions) -> None:
     """Refuse int8 early if this machine cannot run int8 graphs, which export must measure."""
     reason = cannot_run_int8() if Precision.INT8 in options.precisions else None
@@ -192,7 +220,8 @@ def _write_golden(
     model.task_heads = heads
     with record_ranges(model) as ranges:
         cases = golden_cases(model, options.input_format, options.extras)
-    Golden(cases).write(bundle / "golden.npz")
+    golden_outputs = Golden(cases, weights.architecture.normalization)
+    golden_outputs.write(bundle / "golden.npz")
     limits = {
         precision: measure(model, cases, options.extras, precision)
         for precision in options.precisions

@@ -335,6 +335,7 @@ class Model:
         rebuild = self.manifest.rebuild_command(self.path)
         content = self.manifest.golden.read(self.path, rebuild=rebuild)
         golden = Golden.parse(content, str(self.path / self.manifest.golden.path))
+        golden.check(self.manifest.normalization, rebuild)
         report = compare_all(backend, self.graph, golden.cases)
         if report:
             self._note_down(report)

@@ -68,6 +68,7 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
     backend = OnnxRuntimeBackend(file, device="cpu", threads=None, complete=complete)
     backend.description += ", fused graph"
     golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
+    golden.check(manifest.normalization, rebuild)
     try:
         return compare_all(backend, graph, golden.cases)
     finally:

@@ -16,6 +16,7 @@ _HEAD_DIM = 64
 """Of every model of the official recipe."""
 
 _OFFSET = 0.1
+_CONFIG = "config.json"
 _NEEDED = (
     "cls_token",
     "pos_embed",
@@ -31,7 +32,8 @@ class Stated:
     """What is said of an architecture where tensors do not tell it; None where nothing is.
 
     By the options of `export`, or by the configuration files beside the weights. `image_size` is
-    what a configuration says of the position table, which may have been resampled since.
+    what a configuration says of the position table, which may have been resampled since. With
+    `follows_source`, the table is resampled as the library does that the weights are from.
     """
 
     num_heads: int | None = None
@@ -40,6 +42,7 @@ class Stated:
     antialias: bool | None = None
     offset: float | None = None
     normalization: Normalization | None = None
+    follows_source: bool | None = None
 
     @classmethod
     def of(cls, architecture: Architecture) -> "Stated":
@@ -97,6 +100,36 @@ def read_architecture(state: StateDict, source: str, stated: Stated) -> Architec
         )
     except ValueError as error:
         raise WeightsError(f"{source}: {error}; correct what was stated of it") from error
+
+
+def as_of_library(architecture: Architecture, library: str | None) -> Architecture | None:
+    """`architecture` with the position table resampled as transformers or timm does it.
+
+    Both sample to a size, without the official offset. transformers antialiases with registers
+    alone (`interpolate_pos_encoding` in `modeling_dinov2.py` and
+    `modeling_dinov2_with_registers.py`), timm always (`resample_abs_pos_embed`).
+    """
+    if library is None:
+        return None
+    antialias = library == "timm" or architecture.num_registers > 0
+    return replace(architecture, antialias=antialias, offset=0.0)
+
+
+def following(stated: Stated, state: StateDict, library: str | None, source: str) -> Stated:
+    """`stated`, with the interpolation of the `library` that the weights are from.
+
+    Raises:
+        WeightsError: nothing tells the library, or the interpolation is stated besides.
+    """
+    if library is None:
+        raise WeightsError(
+            f"{source} has official names and no {_CONFIG} of timm beside it: nothing tells "
+            "whose interpolation to follow; state --antialias and --offset (timm: on, 0)"
+        )
+    if stated.antialias is not None or stated.offset is not None:
+        raise WeightsError("--interpolation source states --antialias and --offset; leave them out")
+    antialias = library == "timm" or _num_registers(state) > 0
+    return replace(stated, antialias=antialias, offset=0.0)
 
 
 def as_wanted(wanted: Architecture, stated: Stated, source: str) -> Architecture:

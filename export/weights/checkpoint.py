@@ -12,13 +12,15 @@ from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.architecture import (
     NOTHING_STATED,
     Stated,
+    as_of_library,
     as_wanted,
+    following,
     read_architecture,
 )
 from dinov2rt.export.weights.hub import download, is_hub_id
 from dinov2rt.export.weights.official import official_checkpoint
 from dinov2rt.export.weights.reading import read_backbone
-from dinov2rt.export.weights.source_config import check_config, stated_beside
+from dinov2rt.export.weights.source_config import check_config, library_of, stated_beside
 from dinov2rt.export.weights.state_dict import (
     StateDict,
     check_state_dict,
@@ -30,11 +32,17 @@ from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weights:
-    """A checked state dict (official keys, contiguous float32), and where it came from."""
+    """A checked state dict (official keys, contiguous float32), and where it came from.
+
+    `library` is transformers or timm, for weights from there, and `of_source` the architecture as
+    that computes it.
+    """
 
     state_dict: StateDict
     architecture: Architecture
     entry: WeightsEntry
+    of_source: Architecture | None = None
+    library: str | None = None
 
 
 def load_weights(
@@ -60,6 +68,9 @@ def load_weights(
         return _synthetic(source, wanted, stated)
     location, revision = _located(source, wanted)
     found = read_backbone(location, prefix, stated.num_patches)
+    library = library_of(location, found.backbone.naming)
+    if stated.follows_source:
+        stated = following(stated, found.state_dict, library, str(location))
     stated = stated.over(stated_beside(location))
     architecture = _architecture(found.state_dict, wanted, str(location), stated)
     if location.is_dir():
@@ -75,10 +86,13 @@ def load_weights(
         left_out=found.backbone.left_out,
         revision=revision,
     )
-    return Weights(state, architecture, entry)
+    of_source = as_of_library(architecture, library)
+    return Weights(state, architecture, entry, of_source, library)
 
 
 def _synthetic(source: str, wanted: Architecture | None, stated: Stated) -> Weights:
+    if stated.follows_source:
+        raise WeightsError(f"weights {source} have no source to follow; leave --interpolation out")
     if wanted is None:
         raise WeightsError(f"weights {source} are drawn for a variant; name one in place of auto")
     state = synthetic_state_dict(wanted, _seed(source))

@@ -17,6 +17,7 @@ from dinov2rt.export.weights.state_dict import first_few
 
 CONFIG = "config.json"
 _WAY_OUT = "give a folder of transformers or timm"
+_LIBRARIES = ("transformers", "timm")
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
 _TIMM_SIZE = re.compile("vit_([a-z0-9]+)_")
@@ -39,6 +40,18 @@ def stated_beside(location: Path) -> Stated:
     config = read_json(folder / CONFIG, otherwise=_WAY_OUT)
     own = _of_timm(config) if is_timm(config) else _of_transformers(config)
     return own if normalization is None else replace(own, normalization=normalization)
+
+
+def library_of(location: Path, naming: str) -> str | None:
+    """Whose the weights at `location` are, transformers or timm, or None where nothing tells.
+
+    timm names a plain model as the official code does; its `config.json` tells it then.
+    """
+    if naming in _LIBRARIES:
+        return str(naming)
+    file = (location if location.is_dir() else location.parent) / CONFIG
+    is_of_timm = file.is_file() and is_timm(read_json(file, otherwise=_WAY_OUT))
+    return "timm" if is_of_timm else None
 
 
 def check_config(folder: Path, architecture: Architecture) -> None:
@@ -120,8 +133,15 @@ def _differences(config: Config, architecture: Architecture) -> list[str]:
     return [
         f"{name} is {config.get(name)!r} instead of {value!r}"
         for name, value in _expected(architecture).items()
-        if config.get(name) != value
+        if not _agrees(name, config.get(name), value)
     ]
+
+
+def _agrees(name: str, found: Any, value: Any) -> bool:
+    """An image size may be one side or two; `image_size` of a square is its side here."""
+    if name == "image_size" and found is not None:
+        return _size(found) == _size(value)
+    return bool(found == value)
 
 
 def _expected(architecture: Architecture) -> Config:

@@ -126,6 +126,13 @@ def _add_architecture(parser: ArgumentParser) -> None:
         "without)",
     )
     group.add_argument(
+        "--interpolation",
+        choices=("official", "source"),
+        default="official",
+        help="of the position table: as the official code does (default), or as the library does "
+        "that the weights are from, transformers or timm",
+    )
+    group.add_argument(
         "--num-heads", type=int, metavar="N", help="of attention (default: heads are 64 wide)"
     )
     group.add_argument(
@@ -161,6 +168,7 @@ def _export(
         antialias=None if arguments.antialias is None else arguments.antialias == "on",
         offset=arguments.offset,
         normalization=parse_normalization(arguments.mean, arguments.std),
+        follows_source=arguments.interpolation == "source",
     )
     options = ExportOptions(
         _INPUTS[arguments.input],
