@@ -1,6 +1,6 @@
 r"""Damaged and forged files through the readers of dinov2rt: how many were tried and handled.
 
-    python -m dinov2rt.benchmarks.studies.mutations [--seeds 300] [--kinds tar,png]
+    python -m dinov2rt.benchmarks.studies.reliability.mutations [--seeds 300 --kinds tar,png]
 
 A sound file of each kind is changed at random, a different way for every seed: bits, lengths,
 repeated and missing parts, numbers at the ends of their ranges. A reader may read what it is given,
@@ -18,7 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -285,15 +285,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="mutations")
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--kinds", default=",".join(KINDS))
-    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     counts = {
         name: try_kind(KINDS[name], range(arguments.seeds)) for name in arguments.kinds.split(",")
     }
-    if arguments.json:
-        print(json.dumps({name: asdict(count) for name, count in counts.items()}, indent=2))
-    else:
-        print(table(counts))
+    print(table(counts))
     for name, count in counts.items():
         for seed, failure in count.failures.items():
             print(f"{name}, seed {seed}: {failure}", file=sys.stderr)

@@ -1,7 +1,7 @@
 import pytest
 
-from dinov2rt.benchmarks.studies import mutations
-from dinov2rt.benchmarks.studies.mutations import KINDS, Kind, try_kind
+from dinov2rt.benchmarks.studies.reliability import mutations
+from dinov2rt.benchmarks.studies.reliability.mutations import KINDS, Kind, try_kind
 
 
 @pytest.mark.parametrize("name", KINDS)

@@ -1,6 +1,6 @@
 r"""Verbs that are killed (SIGKILL) at random moments: what they leave is old or new, never half.
 
-    python -m dinov2rt.benchmarks.studies.kills [--kills 200 --verbs run,search,... --seed 0]
+    python -m dinov2rt.benchmarks.studies.reliability.kills [--kills 200 --verbs run,search]
 
 Each verb replaces what it made before. It is killed at a random moment of the time that it takes,
 then what lies on the disk is read: it has to be whole, either the old or the new. `run` is resumed
@@ -23,7 +23,7 @@ import numpy as np
 
 from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.results import BenchmarkRun
-from dinov2rt.benchmarks.studies.small_bundle import write_small_bundle
+from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import Dinov2rtError
 from dinov2rt.extraction.reader import read_features
@@ -157,7 +157,7 @@ def _check_picture(picture: Path) -> None:
 
 
 def _report(place: Path) -> Victim:
-    results = sorted((Path(__file__).parents[1] / "results").glob("*/vit-s.json"))
+    results = sorted((Path(__file__).resolve().parents[2] / "results").glob("*/vit-s.json"))
     if not results:
         raise Dinov2rtError("no committed results here; run it in the repository")
     pages = [place / "vit-s.md", place / "vit-s.html"]

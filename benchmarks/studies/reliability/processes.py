@@ -1,0 +1,64 @@
+"""Verbs in processes of their own, and how they end."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+_MOST_S = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a process ended."""
+
+    status: int
+    said: str
+
+    def must(self, *statuses: int) -> None:
+        """Refuse another status, or more than a line for what went wrong.
+
+        Raises:
+            AssertionError: it ended in another way.
+        """
+        bad = [word for word in ("unexpected", "Traceback") if word in self.said]
+        errors = [line for line in self.said.splitlines() if line.startswith("dinov2rt: error")]
+        if self.status not in statuses or bad or len(errors) > 1:
+            raise AssertionError(f"status {self.status}, allowed {statuses}: {self.said[-500:]!r}")
+
+
+def start(
+    arguments: Sequence[str],
+    *,
+    limits: Mapping[int, int] | None = None,
+    environment: Mapping[str, str | None] | None = None,
+) -> "subprocess.Popen[str]":
+    """The verb in a process of its own; a variable of None is not there."""
+    changed = environment or {}
+    own = {name: value for name, value in os.environ.items() if name not in changed}
+    own |= {name: value for name, value in changed.items() if value is not None}
+
+    def restrict() -> None:
+        for limit, value in (limits or {}).items():
+            resource.setrlimit(limit, (value, value))
+
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "dinov2rt", *arguments],
+        env=own,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=restrict,  # no threads here
+    )
+
+
+def end(process: "subprocess.Popen[str]") -> Ended:
+    """Wait for it."""
+    try:
+        said, _ = process.communicate(timeout=_MOST_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return Ended(-9, f"hangs; {process.communicate()[0]}")
+    return Ended(process.returncode, said)

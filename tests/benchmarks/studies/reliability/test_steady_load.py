@@ -1,0 +1,57 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dinov2rt.benchmarks.studies.reliability import steady_load
+from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
+from dinov2rt.runtime.model import Model, load
+
+MOST_GROWTH_MIB = 48
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("small") / "bundle"
+    write_small_bundle(bundle)
+    return bundle
+
+
+@pytest.fixture(params=steady_load.BACKENDS)
+def model(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Model]:
+    with load(bundle, backend=request.param, device="cpu") as model:
+        yield model
+
+
+def test_the_small_bundle_agrees_with_its_golden_outputs(model: Model) -> None:
+    assert model.verify()
+
+
+def test_threads_get_equal_outputs(model: Model) -> None:
+    used = steady_load.call_from_threads(model, calls=60, threads=8)
+    assert (used.calls, used.unequal) == (480, 0)
+
+
+def test_a_model_that_is_closed_while_others_call_says_so_to_each(model: Model) -> None:
+    done, refused = steady_load.close_while_called(model, threads=4)
+    assert done >= steady_load._CLOSE_AFTER
+    assert refused == 4
+    assert threading.active_count() < 20
+
+
+@pytest.mark.slow
+def test_memory_is_flat_after_the_first_thousand_calls(model: Model) -> None:
+    used = steady_load.call_from_threads(model, calls=10_000, threads=8)
+    assert used.unequal == 0
+    assert used.growth_mib < MOST_GROWTH_MIB
+
+
+@pytest.mark.slow
+def test_processes_that_unpickle_a_model_get_equal_outputs(model: Model) -> None:
+    assert steady_load.unpickle_in_processes(model) == 0
+
+
+@pytest.mark.slow
+def test_a_fork_after_loading_works(model: Model) -> None:
+    assert steady_load.fork_after_load(model) == "equal outputs"
