@@ -21,8 +21,9 @@ _LIBRARIES = ("transformers", "timm")
 _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 
 _TIMM_SIZE = re.compile("vit_([a-z0-9]+)_")
-_TIMM_HEADS = {"huge": 16, "giant": 16, "gigantic": 16, "so400m": 16}
-"""Heads by the size in a name of timm's, where they are not 64 wide."""
+_TIMM_WIDTHS = {"huge": 1280, "giant": 1408, "gigantic": 1664, "so400m": 1152}
+_TIMM_HEADS = 16
+"""Of the sizes in timm's names whose heads are not 64 wide, where a model has the size's width."""
 
 Config = dict[str, Any]
 
@@ -99,7 +100,8 @@ def _of_timm(config: Config) -> Stated:
     name = str(config.get("architecture", ""))
     heads = _whole(arguments.get("num_heads"))
     if heads is None and "dinov2" not in name and (size := _TIMM_SIZE.match(name)):
-        heads = _TIMM_HEADS.get(size[1])
+        width = _TIMM_WIDTHS.get(size[1])
+        heads = _TIMM_HEADS if width and config.get("num_features", width) == width else None
     size_ = _size(arguments.get("img_size")) or _size(pretrained.get("input_size"))
     return Stated(num_heads=heads, image_size=size_, normalization=_statistics(pretrained))
 

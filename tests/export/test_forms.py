@@ -96,3 +96,29 @@ def test_the_bundle_reproduces_the_official_outputs(model: Model) -> None:
             assert features.register_tokens.shape == golden["register_tokens"].shape
             if features.num_registers:
                 assert relative_l2(features.register_tokens, golden["register_tokens"]) < LIMIT
+
+
+@pytest.mark.slow
+def test_a_form_goes_through_the_whole_product(tmp_path: Path) -> None:
+    """S with 8 registers at patch 16: export, plan with proven fusion, verify, run, search."""
+    pytest.importorskip("tensorrt_rtx")
+    architecture = architecture_of("patch16_reg8")
+    weights, bundle = tmp_path / "weights.safetensors", tmp_path / "bundle"
+    save_file(synthetic_state_dict(architecture, 0), weights)
+    statistics = options_of(architecture)[:-2]  # in both precisions
+    assert (
+        main(["export", "auto", "--weights", str(weights), *statistics, "--out", str(bundle)]) == 0
+    )
+    build = ["build", str(bundle), "--flavour", "tensorrt-rtx", "--max-batch", "2"]
+    assert main([*build, "--profiles", "256,wide", "--max-size", "512"]) == 0
+    (plan,) = Manifest.read(bundle).plans
+    assert plan.fused_attention == architecture.depth
+    assert [profile.name for profile in plan.profiles] == ["256", "wide"]
+    assert main(["verify", str(bundle), "--device", "cpu"]) == 0
+    assert main(["verify", str(bundle), "--device", "cpu", "--eager", "--size", "160x224"]) == 0
+    features = tmp_path / "features"
+    photos = str(Path(__file__).parents[2] / "export" / "photos")
+    assert main(["run", str(bundle), photos, "--device", "cpu", "--out", str(features)]) == 0
+    photo = str(Path(photos) / "coffee.jpg")
+    search = ["search", photo, "--features", str(features), "--bundle", str(bundle)]
+    assert main([*search, "--device", "cpu"]) == 0

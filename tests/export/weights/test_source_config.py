@@ -109,6 +109,8 @@ def test_a_broken_configuration_is_one_line(tmp_path: Path, content: str, compla
             ),
         ),
         ({"architecture": "vit_giant_patch14_reg4_dinov2"}, Stated()),
+        ({"architecture": "vit_giant_patch14_224", "num_features": 1536}, Stated()),
+        ({"architecture": "vit_giant_patch14_224", "num_features": 1408}, Stated(num_heads=16)),
     ],
 )
 def test_what_configurations_state(tmp_path: Path, config: Any, stated: Stated) -> None:
