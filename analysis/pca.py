@@ -28,20 +28,20 @@ Float64Array = NDArray[np.float64]
 _PERCENTILES = (2, 98)
 _CAPTION = (
     "Each square is one patch of 14x14 pixels. Red, green and blue are the first three principal "
-    "components of the patch tokens: patches of one colour are alike to the model.",
-    "Right: the first component parts foreground from background; the colours are fitted to the "
-    "foreground alone. Synthetic weights see colour and texture, not objects.",
+    "components of the patch tokens: patches of one colour are similar for the model.",
+    "Right: the first component separates foreground from background; the colours are fitted to "
+    "the foreground only. Synthetic weights see colour and texture, not objects.",
 )
 
 
 def patch_pca(patch_tokens: Sequence[FloatArray], *, whole: bool = False) -> list[Float64Array]:
-    """Colours [h, w, 3] in 0..1 for the patches [h, w, D] of each image, fitted over all together.
+    """Colours [h, w, 3] in 0..1 for the patches [h, w, D] of each image, from one PCA over all.
 
-    With `whole`, every patch has a colour. Else the background is black. Otsu's threshold on the
-    first component parts it from the foreground: unlike the mean, it does not move into the larger
-    group when the two differ in size. Foreground is the side that fewer patches of the image
-    borders lie on. Where fewer than three patches would be left, all are foreground; a component
-    without spread is drawn as 0.5.
+    With `whole`, every patch has a colour. Otherwise the background is black. Otsu's threshold on
+    the first component separates it from the foreground; unlike the mean, the threshold does not
+    shift into the larger of two groups. The foreground is the side with fewer patches of the image
+    borders. If it has fewer than three patches, all patches are foreground. A component without
+    spread is drawn as 0.5.
 
     Raises:
         InputError: there is no image, or a token is not finite.
@@ -83,7 +83,7 @@ def draw_items(
         refused: called with each image that cannot be used.
 
     Returns:
-        How many images are drawn, and the pages, see `draw_pca`.
+        The number of images that are drawn, and the pages; see `draw_pca`.
 
     Raises:
         InputError: see `patch_pca` and `draw_pca`.
@@ -99,7 +99,7 @@ def draw_items(
 
 
 def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) -> None:
-    """Draw one photo [H, W, 3] and its patches [h, w, D], all of them and the foreground alone.
+    """Draw one photo [H, W, 3] and its patches [h, w, D]: all patches, and only the foreground.
 
     Raises:
         Dinov2rtError: the file cannot be written.
@@ -113,7 +113,7 @@ def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) ->
 
 
 def seen_by_model(image: NDArray[np.uint8], snap: Snap, patch_size: int) -> NDArray[np.uint8]:
-    """`image` [H, W, 3] as its grid of P × P patches covers it, [P·h, P·w, 3]; padding is black."""
+    """The part of `image` [H, W, 3] that its P × P patches cover, [P·h, P·w, 3], padded black."""
     pixels = ImageSize(*image.shape[:2]).snapped(snap, patch_size).pixels
     (group,) = group_images([image], InputFormat.PIXELS, snap, pixels, patch_size=patch_size)
     pad = group.padding

@@ -1,4 +1,4 @@
-"""What a checkpoint computes: a property of its weights, stored whole in the manifest."""
+"""The architecture of a backbone: a property of its weights, stored in the manifest."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,16 +12,16 @@ class Architecture:
     """A vision transformer as `DinoVisionTransformer` of the official code defines it.
 
     `hidden_dim` is the width inside a block's MLP (for SwiGLU: of one half, after the gate).
-    `native_grid` is the grid of the position table, whose other grids are resampled from it:
-    bicubic, with or without `antialias`, at the scale `(grid + offset) / native grid`.
-    `normalization` holds mean and standard deviation of the input. `layer_scale` says whether each
-    branch has a factor per channel, `qkv_bias` whether query, key and value have a bias.
+    `native_grid` is the grid of the position table. For other grids, the table is resampled
+    bicubically, with or without `antialias`, at the scale `(grid + offset) / native grid`.
+    `normalization` has the mean and standard deviation of the input. `layer_scale` says whether
+    each branch has a factor per channel, `qkv_bias` whether query, key and value have a bias.
 
-    Source: `dinov2/models/vision_transformer.py`, whose arguments have these names but for
+    Source: `dinov2/models/vision_transformer.py`, whose arguments have the same names, except for
     `img_size / patch_size` (the grid), `interpolate_antialias` and `interpolate_offset`.
 
     Raises:
-        ValueError: values that no model can have.
+        ValueError: no model can have these values.
     """
 
     embed_dim: int
@@ -44,7 +44,7 @@ class Architecture:
             raise ValueError(f"sizes below 1, or registers below 0, in {self!r}")
         if self.embed_dim % self.num_heads:
             raise ValueError(
-                f"embed_dim {self.embed_dim} does not divide by {self.num_heads} heads"
+                f"embed_dim {self.embed_dim} is not divisible by {self.num_heads} heads"
             )
         if self.ffn not in ("mlp", "swiglu"):
             raise ValueError(f"ffn {self.ffn!r} is neither mlp nor swiglu")
@@ -63,12 +63,12 @@ class Architecture:
 
     @property
     def native_size(self) -> ImageSize:
-        """The image whose grid is that of the position table, in pixels."""
+        """The image size, in pixels, whose grid is the native grid."""
         rows, cols = self.native_grid.rows, self.native_grid.cols
         return ImageSize(rows * self.patch_size, cols * self.patch_size)
 
     @property
     def label(self) -> str:
-        """A name for what none of the variants names, e.g. `dinov2_384x12_patch16_reg8`."""
+        """A name for an architecture that is no variant, e.g. `dinov2_384x12_patch16_reg8`."""
         registers = f"_reg{self.num_registers}" if self.num_registers else ""
         return f"dinov2_{self.embed_dim}x{self.depth}_patch{self.patch_size}{registers}"

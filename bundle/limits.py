@@ -64,12 +64,12 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class TaskLimits:
-    """The least agreement of an output that is no tokens: attention, or what a head returns.
+    """The limits of an output other than tokens: attention, or the output of a head.
 
-    `relative_l2` bounds `|got - want| / |want|`. `most_off` is the largest share of pixels (of
-    images, for a classifier) that may be off: more than 1 % in depth, or of another class.
-    Where the reference's best two scores differ by more than `margin`, no class may differ.
-    What is None is not asked.
+    `relative_l2` limits `|got - want| / |want|`. `most_off` limits the share of pixels (of images,
+    for a classifier) that are off: by more than 1 % in depth, or with another class. If the
+    reference's best two scores differ by more than `margin`, the class must be the same. A limit of
+    None does not apply.
     """
 
     relative_l2: float | None = None
@@ -95,7 +95,7 @@ INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1 = 0.999, 0.995
 INT8_LIMITS = Limits(cosine_min=INT8_CLS_COSINE, cosine_p1=INT8_TOKEN_COSINE_P1)
 
 INT8_TASK_LIMITS = TaskLimits(relative_l2=0.05)
-"""Of outputs that are no tokens; the search for an int8 graph looks at tokens alone."""
+"""The limits of other outputs than tokens; the search for an int8 graph uses only tokens."""
 
 INT8_KEPT_NEAREST = 0.99
 """The share of images that must keep their nearest neighbour by CLS token, up to a tie."""

@@ -178,7 +178,7 @@ class GraphEntry:
 
     @property
     def extras(self) -> Extras:
-        """What it returns besides the final tokens."""
+        """Its outputs in addition to the final tokens."""
         has_prenorm, has_attention = X_PRENORM in self.outputs, ATTENTION in self.outputs
         return Extras(self.layers, self.unnormed, has_prenorm, has_attention)
 
@@ -228,11 +228,11 @@ class PlanEntry:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """All that is known about a bundle.
+    """All facts about a bundle.
 
-    `cuda_graph` is the fp16 graph in the form for ONNX Runtime CUDA, see `export/fused.py`; None
-    where the bundle was exported without. `heads` are the task heads in every graph. `tools`
-    maps the exporting packages to their versions.
+    `cuda_graph` is the fused form of the fp16 graph for ONNX Runtime CUDA, see `export/fused.py`;
+    None if the bundle has none. `heads` are the task heads in every graph. `tools` maps the
+    exporting packages to their versions.
     """
 
     schema: int
@@ -250,13 +250,13 @@ class Manifest:
         """The manifest of the bundle at `bundle`.
 
         Raises:
-            BundleError: none there, unreadable, incomplete, or of a newer schema.
+            BundleError: the manifest is missing, unreadable, incomplete, or of a newer schema.
         """
         return cls.read_both(bundle)[0]
 
     @classmethod
     def read_both(cls, bundle: Path) -> tuple[Self, dict[str, Any]]:
-        """As `read`, and the document that it was made of, as plain JSON values."""
+        """Like `read`, and also return the document as plain JSON values."""
         path = bundle / MANIFEST_NAME
         document = _document(bundle, path)
         _check_schema(path, document)
@@ -304,7 +304,7 @@ class Manifest:
 
     @property
     def normalization(self) -> Normalization:
-        """What the weights were trained with; it is part of graphs that take pixels."""
+        """The normalization of the training; graphs that take pixels contain it."""
         return self.architecture.normalization
 
     @property
@@ -334,7 +334,7 @@ class Manifest:
         return ["--head", ",".join(heads)] if heads else []
 
     def _statistics_options(self) -> list[str]:
-        """Beside a file or folder there may be other statistics than those of this bundle."""
+        """The options for mean and std; files beside the weights might have other values."""
         source = self.weights.source
         is_imagenet_always = source == "official" or source.startswith("synthetic:")
         normalization = self.architecture.normalization
@@ -345,7 +345,7 @@ class Manifest:
 
 
 def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
-    first = graphs[0]  # the others differ in precision alone
+    first = graphs[0]  # the others differ only in precision
     options = ["--precision", ",".join(graph.precision for graph in graphs)]
     if first.opset < OPSET:
         options += ["--opset", str(first.opset)]
@@ -359,7 +359,7 @@ def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
 
 
 def _architecture_options(architecture: Architecture) -> list[str]:
-    """What the shapes of tensors do not tell."""
+    """The options for properties that do not follow from the shapes of tensors."""
     options = ["--antialias", "on" if architecture.antialias else "off"]
     options += ["--offset", repr(architecture.offset)]
     options += ["--num-heads", str(architecture.num_heads)]

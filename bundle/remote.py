@@ -34,10 +34,10 @@ def local_bundle(bundle: str | Path) -> Path:
     The name of a variant, such as "dinov2_vits14_reg", is its bundle in the cache; see
     `named_bundle`.
 
-    Any URL that fsspec reads will do. The copy lies in `$DINOV2RT_CACHE`, by default
-    `~/.cache/dinov2rt`, in a folder named after the hash of the manifest, so that a bundle that
-    changes behind its URL is copied anew. The folder gets its name once every file in it has the
-    size and hash that the manifest states; several processes may come at once.
+    Every URL that fsspec reads is allowed. The copy is in `$DINOV2RT_CACHE`, by default
+    `~/.cache/dinov2rt`, in a folder named after the hash of the manifest. If the bundle at the URL
+    changes, it is therefore copied again. The folder gets this name when every file in it has the
+    size and hash in the manifest; several processes may copy concurrently.
 
     Raises:
         BundleError: the bundle cannot be read or stored, or a file differs from the manifest.

@@ -25,12 +25,12 @@ X_PRENORM, ATTENTION = "x_prenorm", "attention"
 
 @dataclass(frozen=True, slots=True)
 class Extras:
-    """What a graph returns besides its final tokens.
+    """The outputs of a graph in addition to its final tokens.
 
     `layers` are indices of intermediate blocks, counted from 0, ascending; `unnormed` returns their
-    tokens as they are, without the final norm. `x_prenorm` [B, 1 + R + h·w, D] holds the last
-    block's tokens before the final norm, as the official `forward_features` does. `attention`
-    [B, heads, h·w] is how much the CLS token attends to each patch in the last block.
+    tokens without the final norm. `x_prenorm` [B, 1 + R + h·w, D] are the last block's tokens
+    before the final norm, as in the official `forward_features`. `attention` [B, heads, h·w] is the
+    CLS token's attention to each patch in the last block.
     """
 
     layers: tuple[int, ...] = ()
@@ -43,7 +43,7 @@ NO_EXTRAS = Extras()
 
 
 def output_names(architecture: Architecture, extras: Extras = NO_EXTRAS) -> tuple[str, ...]:
-    """Names of a graph's outputs that are tokens or made of them directly, in order."""
+    """Names of a graph's outputs, in order, without the outputs of heads."""
     registers = ("register_tokens",) if architecture.num_registers else ()
     levels = (name for layer in extras.layers for name in layer_output_names(layer))
     others = (X_PRENORM,) * extras.x_prenorm + (ATTENTION,) * extras.attention

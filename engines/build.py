@@ -84,9 +84,9 @@ def build_plan(
         force: replace a plan that is there already.
 
     Raises:
-        BundleError: the bundle is unreadable or altered, or holds no graph of that precision.
-        InputError: an option that does not exist, or that the flavour lacks; or such a plan is
-            there already.
+        BundleError: the bundle is unreadable or altered, or has no graph of that precision.
+        InputError: an option has an unknown value, the flavour does not support it, or the bundle
+            already has such a plan.
         BackendError: the flavour cannot build here.
         MissingDependencyError: the flavour's package is not installed.
         FusionError: attention is not exactly one fused kernel per block in every profile.

@@ -22,12 +22,11 @@ class HardwareCompatibility(StrEnum):
 class BuildOptions:
     """How to build a plan. An option that the flavour does not support is an error.
 
-    `target` is a compute capability ("sm80", or as `canonical_target` reads it), "current" (that of
-    this machine's GPU) or "open" (any that the flavour's plans may run on). `profiles` names
-    presets or ranges, see `parse_profiles`; None stands for `default_profiles`. The presets end at
-    `max_batch` images and `max_size` pixels a side. `memory_limit_mib` is the most scratch memory
-    that any profile may take. `timing_cache` is a file to use in place of the default one, see
-    `timing_cache.default_file`.
+    `target` is a compute capability ("sm80", or another form that `canonical_target` reads),
+    "current" (this machine's GPU) or "open" (any GPU that the flavour supports). `profiles` are
+    presets or ranges, see `parse_profiles`; None means `default_profiles`. Presets end at
+    `max_batch` images and `max_size` pixels a side. `memory_limit_mib` limits the scratch memory of
+    each profile. `timing_cache` replaces the default file, see `timing_cache.default_file`.
 
     Raises:
         InputError: a number is out of range, or the precision is int8.

@@ -15,8 +15,8 @@ _HASH_DIGITS = 12
 def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
     """Write the bytes of `plan` to `BUNDLE/plans/NAME-HASH.plan`.
 
-    The hash is of the content: the file of a plan that the manifest names is never written again,
-    so that a build that is killed leaves the old plan whole.
+    HASH is the hash of the content. The file of a plan in the manifest is therefore never
+    overwritten, and a killed build leaves the old plan intact.
 
     Raises:
         BuildError: the file cannot be written.
@@ -33,8 +33,8 @@ def write_plan(bundle: Path, name: str, plan: Any) -> FileEntry:
 def record_plan(bundle: Path, entry: PlanEntry) -> None:
     """Add `entry` to the manifest; it replaces the plan of the same target, version and precision.
 
-    The manifest is read anew: another build may have ended since this one began. The files of plans
-    that it no longer names are removed.
+    The manifest is read again, because another build may have changed it since this build began.
+    The files of plans that it no longer contains are removed.
     """
     with Manifest.changing(bundle) as manifest:
         kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
@@ -45,5 +45,5 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
 
 
 def identity_of(plan: PlanEntry) -> tuple[str, ...]:
-    """What two plans of one bundle differ in: target, flavour, version, precision."""
+    """The key of a plan in its bundle: target, flavour, version, precision."""
     return plan.target, plan.flavour, plan.version, plan.precision

@@ -21,7 +21,7 @@ _ALLOWED = (
 
 
 def default_profiles(architecture: Architecture) -> str:
-    """224 pixels a side, the size of the position table, and whatever comes: "224,518,wide"."""
+    """224 pixels a side, the position table's size, and `wide`: "224,518,wide" for variants."""
     native = architecture.native_size
     sizes = [_COMMON_SIZE] if _COMMON_SIZE.is_snapped(architecture.patch_size) else []
     names = [
@@ -36,13 +36,13 @@ def parse_profiles(
 ) -> dict[str, ShapeRange]:
     """Profiles by name, in the order of `text`.
 
-    "224" is pinned to images of 224×224 pixels, "224x448" to these, any batch up to `max_batch`.
-    "wide" takes any H×W from one patch to `max_size` and is tuned for the size of the position
-    table. A range, MIN..OPT..MAX, stands for itself.
+    "224" allows only images of 224×224 pixels, and "224x448" only that size, in batches of up to
+    `max_batch`. "wide" allows any H×W from one patch to `max_size`, and is tuned for the size of
+    the position table. MIN..OPT..MAX is an explicit range.
 
     Raises:
-        InputError: none of these, a size that `architecture` has no whole patches in, an empty
-            range, or the same one twice.
+        InputError: a profile is malformed, a size does not consist of whole patches of
+            `architecture`, a range is empty, or a profile is given twice.
     """
     profiles: dict[str, ShapeRange] = {}
     for name in (item.strip() for item in text.split(",")):
@@ -64,7 +64,7 @@ def _parse(name: str, architecture: Architecture, max_batch: int, max_size: int)
         return _wide(architecture, max_batch, max_size)
     if sides := _SIZE.fullmatch(name):
         size = ImageSize(int(sides[1]), int(sides[2] or sides[1]))
-        size.snapped(Snap.ERROR, architecture.patch_size)  # the runtime hands in no other
+        size.snapped(Snap.ERROR, architecture.patch_size)  # the runtime only passes such sizes
         return ShapeRange.pinned(size, max_batch)
     return _parse_range(name, architecture.patch_size)
 

@@ -53,19 +53,18 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """Which graphs there are, and what they take and return besides the final tokens.
+    """The graphs of a bundle: their precisions, their input, and their additional outputs.
 
-    `heads` are those whose answers they return.
-
-    `layers`, `unnormed`, `x_prenorm` and `attention` are those of `Extras`; a layer below 0 counts
-    from the end. Graphs return float32; with `half_outputs` those of half precision return what
-    they are called, float16 or bfloat16. `stated` counts more than what stands beside the weights.
-    `prefix` is what the names of the backbone begin with in the checkpoint; None looks for it.
-    `opset` is that of the graphs; one below the default is for runtimes that do not read it.
+    `heads` are the task heads in the graphs. `layers`, `unnormed`, `x_prenorm` and `attention` are
+    as in `Extras`; a layer below 0 counts from the end. Graphs return float32; with `half_outputs`,
+    graphs in half precision return float16 or bfloat16. `stated` takes precedence over files beside
+    the weights. `prefix` is the prefix of the backbone's names in the checkpoint; if it is None,
+    the export searches for it. An `opset` below the default is for runtimes that do not read the
+    default.
 
     Raises:
-        InputError: no precision, one of them twice, `unnormed` without layers, or an opset that
-            graphs are not written in.
+        InputError: there is no precision, a precision is given twice, `unnormed` is set without
+            layers, or graphs cannot be written in `opset`.
     """
 
     input_format: InputFormat = InputFormat.PIXELS
@@ -82,7 +81,7 @@ class ExportOptions:
 
     @property
     def extras(self) -> Extras:
-        """What the graphs return besides the final tokens."""
+        """The outputs of the graphs in addition to the final tokens."""
         return Extras(self.layers, self.unnormed, self.x_prenorm, self.attention)
 
     def __post_init__(self) -> None:
@@ -91,8 +90,8 @@ class ExportOptions:
             raise InputError(f"int8 graphs are of opset {OPSET}; leave out --opset, or int8")
         if self.unnormed and not self.layers:
             raise InputError(
-                "unnormed is about intermediate layers, and none are asked for; give layers, or "
-                "x_prenorm for the last block's tokens before the final norm"
+                "unnormed needs intermediate layers; give layers, or x_prenorm for the tokens of "
+                "the last block before the final norm"
             )
         if not self.precisions or len(set(self.precisions)) != len(self.precisions):
             raise InputError(
@@ -124,9 +123,9 @@ def export_bundle(
     """Make the directory `out` a bundle of `weights`.
 
     Args:
-        wanted: what the weights must be of; None takes the architecture from them.
+        wanted: the variant that the weights must have; None reads the architecture from them.
         weights: "official", "synthetic:SEED", a checkpoint file or folder, or OWNER/NAME on a hub.
-        out: the bundle; made beside itself and renamed when complete.
+        out: the bundle; written to a temporary sibling and renamed when complete.
         options: the graph's input and extra outputs.
         force: replace a bundle that is there already.
         progress: called with a line of text at each step.

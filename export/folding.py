@@ -48,10 +48,10 @@ def fold_attention_scale(model: ir.Model, architecture: Architecture) -> None:
 
 
 def fold_norms(model: ir.Model) -> None:
-    """`(n γ + β) W + b` is `n (γ W) + (β W + b)`: a norm's scale and shift go into what it feeds.
+    """Fold a norm's scale and shift into the next products.
 
-    Norms whose output is used otherwise, as the final one's, and those of heads, which feed a
-    product whose bias comes later, stay as they are.
+    `(n γ + β) W + b` is `n (γ W) + (β W + b)`. Norms with other uses, such as the final norm, are
+    not changed, nor are norms of heads, whose product has its bias added later.
     """
     for norm in nodes_of(model, "LayerNormalization"):
         products = [use.node for use in norm.outputs[0].uses()]

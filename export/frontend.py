@@ -15,13 +15,12 @@ _INT64 = ir.DataType.INT64
 
 
 def attach_pixel_input(model: ir.Model, normalization: Normalization) -> None:
-    """Put `pixels` uint8 [batch, height, width, 3] before the input `images`.
+    """Replace the input `images` by `pixels`, uint8 [batch, height, width, 3].
 
-    `pixel / 255`, less the mean, over the standard deviation, is one product and one sum per
-    channel. Unless the graph pads by itself (see `attach_center_padding`), there is a second input,
-    `padding` int64 [8], which defaults to zeros and may be left out. It is what ONNX calls `pads`,
-    for the normalised images: zeros there, with which the official depth heads pad, are no uint8
-    colour.
+    Normalization, `(pixel / 255 - mean) / std`, is one multiplication and one addition per channel.
+    Unless the graph pads itself (see `attach_center_padding`), there is a second, optional input
+    `padding`, int64 [8], which is zero by default. It is ONNX's `pads` for the normalized images.
+    Normalized images are padded, not pixels, because no uint8 colour is zero after normalization.
     """
     graph = model.graph
     (images,) = graph.inputs
@@ -32,7 +31,7 @@ def attach_pixel_input(model: ir.Model, normalization: Normalization) -> None:
         "pixels", dtype=ir.DataType.UINT8, shape=ir.Shape(["batch", "height", "width", 3])
     )
     _read_sizes_from(images, pixels)
-    # Cast before Transpose: TensorRT takes a uint8 input only into a Cast.
+    # Cast before Transpose: in TensorRT, only a Cast may read a uint8 input.
     cast = ir.node("Cast", [pixels], {"to": ir.DataType.FLOAT}, name="pixels/Cast")
     planar = ir.node("Transpose", cast.outputs, {"perm": [0, 3, 1, 2]}, name="pixels/Transpose")
     scaled = ir.node("Mul", [planar.outputs[0], scale], name="pixels/Mul")
@@ -50,7 +49,7 @@ def attach_pixel_input(model: ir.Model, normalization: Normalization) -> None:
 
 
 def attach_center_padding(model: ir.Model, patch_size: int) -> None:
-    """Let the graph pad its normalised images with zeros to whole patches, centred.
+    """Make the graph pad its normalized images with zeros to whole patches, centred.
 
     An odd pixel goes to the bottom or the right. Source: `CenterPadding` in `dinov2/hub/utils.py`.
     """
@@ -88,7 +87,7 @@ def _reads_size(node: ir.Node) -> bool:
 
 
 def _read_sizes_from(images: ir.Value, pixels: ir.Value) -> None:
-    """Let the nodes that read the image's size read it from `pixels` [B, H, W, 3]."""
+    """Make the nodes that read the image's size read it from `pixels` [B, H, W, 3]."""
     for use in list(images.uses()):
         if _reads_size(use.node):
             axis = 1 if use.node.name == HEIGHT_NODE else 2

@@ -163,10 +163,10 @@ class _Blocks:
         self._final = norms["final.norm"]
         firsts = [norms[f"blocks.{index}.norm1"] for index in range(architecture.depth)]
         self._after = [*firsts[1:], self._final]
-        """The norm in the portable graph that takes what each block leaves."""
+        """For each block, the norm in the portable graph that reads its output."""
 
     def write(self) -> None:
-        """Write every block, in order; intermediate and final norms take their results."""
+        """Write every block, in order, and connect the intermediate and final norms."""
         write, depth = self._write, self._architecture.depth
         weight, bias = (write.initializer(f"blocks.0.norm1.{kind}") for kind in ("weight", "bias"))
         normed = write(

@@ -31,10 +31,10 @@ def golden_cases(
 
 
 def _photos_by_size(architecture: Architecture) -> dict[ImageSize, tuple[str, ...]]:
-    """Each size tells something apart.
+    """The photographs by size; each size tests something else.
 
-    A batch at the common size; few and unequal rows and columns; sides that are no multiples of the
-    patch; the native grid, where the position table is used as it is.
+    A batch at the common size; few and unequal rows and columns; sides that are not multiples of
+    the patch; the native grid, where the position table is not resampled.
     """
     photos: dict[ImageSize, tuple[str, ...]] = {
         COMMON_SIZE: ("astronaut.jpg", "coffee.jpg"),

@@ -130,9 +130,9 @@ class Dinov2(nn.Module):
     """A DINOv2 backbone with the official state-dict keys.
 
     Input images are float32 [B, 3, H, W], RGB scaled to 0..1 and normalised with the architecture's
-    mean and standard deviation. H and W need not be multiples of the patch: what exceeds them at
-    the bottom and the right is dropped, as the official model card says (the official code asserts
-    instead).
+    mean and standard deviation. H and W need not be multiples of the patch: additional pixels at
+    the bottom and at the right are dropped, as in the official model card (the official code
+    asserts instead).
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -151,7 +151,7 @@ class Dinov2(nn.Module):
 
     @property
     def normalization(self) -> Normalization:
-        """What the input has to be normalised with."""
+        """The normalization of the input."""
         return self.architecture.normalization
 
     def interpolate_pos_encoding(self, rows: int, cols: int) -> Tensor:
@@ -274,7 +274,7 @@ class Dinov2(nn.Module):
 def _block_indices(n: int | Sequence[int], depth: int) -> set[int]:
     wanted = set(range(depth - n, depth)) if isinstance(n, int) else set(n)
     if not wanted or not wanted <= set(range(depth)):
-        raise InputError(f"layers {n!r} asked of a model with blocks 0 to {depth - 1}")
+        raise InputError(f"layers {n!r} requested, but the model has blocks 0 to {depth - 1}")
     return wanted
 
 

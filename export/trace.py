@@ -56,10 +56,10 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
 
 
 def _example_images(patch_size: int) -> torch.Tensor:
-    """Neither square nor a whole number of patches, over one patch a side.
+    """Example images: neither square nor a whole number of patches, and more than one patch a side.
 
-    An example that satisfies an accident (H == W, one column, a multiple of the patch) can be
-    specialised to it without a word.
+    If the example had a special property (H == W, one column, a multiple of the patch), torch could
+    silently specialize the graph to it.
     """
     height, width = 5 * patch_size + patch_size // 3, 7 * patch_size + patch_size // 2
     return torch.zeros(_EXAMPLE_BATCH, 3, height, width)
@@ -201,7 +201,7 @@ def _beside(prefix: str, head: nn.Module) -> Rename:
 def name_dimensions(
     model: ir.Model, architecture: Architecture, extras: Extras = NO_EXTRAS
 ) -> None:
-    """Assert that what must be dynamic is, and give every dimension a readable name."""
+    """Check that the right dimensions are dynamic, and give every dimension a readable name."""
     (images,) = model.graph.inputs
     found = tuple(dim if isinstance(dim, int) else dim.value for dim in images.shape or ())
     if found != _INPUT_SHAPE:

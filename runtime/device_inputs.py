@@ -20,11 +20,10 @@ def device_group(
     patch_size: int,
     graph_pads: bool = False,
 ) -> ImageGroup:
-    """Check a batch of images, or a single one, of any library; see `inputs.group_images`.
+    """Check a batch of images, or a single image, of any library; see `inputs.group_images`.
 
-    They go to the graph as they are, so that only what the graph does itself can be asked of
-    `snap`: "crop" and "error", or "pad" of a graph that pads by itself (`graph_pads`), and the
-    others where they change nothing.
+    The images go to the graph unchanged. Therefore `snap` must be "error", or the mode that the
+    graph does itself ("crop", or "pad" if `graph_pads`), or a mode that would not change them.
 
     Raises:
         InputError: shape, dtype or size is not allowed, or `snap` would change the images.
@@ -35,8 +34,8 @@ def device_group(
     own = Snap.PAD if graph_pads else Snap.CROP
     if snap not in (own, Snap.ERROR) and target != size:
         raise InputError(
-            f'snap="{snap}" is done on the host, and images of {size} lie on the GPU; '
-            f'give them sides of {target} there, or use snap="{own}"'
+            f'snap="{snap}" runs on the host, but the images of {size} are on the GPU; '
+            f'resize them to {target} there, or use snap="{own}"'
         )
     if target.pixels > max_pixels:
         raise InputError(

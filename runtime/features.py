@@ -15,7 +15,7 @@ from dinov2rt.runtime.inputs import ImageGroup
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerFeatures:
-    """Tokens of one intermediate block, after the final norm or, if so exported, without it.
+    """Tokens of one intermediate block, after the final norm, or without it if exported so.
 
     Shapes: `cls_token` [B, D], `patch_tokens` [B, h, w, D].
     """
@@ -28,9 +28,8 @@ class LayerFeatures:
 class Features:
     """Tokens after the final norm, for B images of one size.
 
-    `outputs` maps the names of the outputs that were asked for to arrays with B rows; the
-    properties give them their shapes and say so when one was not asked for. `num_registers` is the
-    variant's.
+    `outputs` maps the names of the requested outputs to arrays with B rows. The properties return
+    them with the shapes below, or raise an error if an output was not requested.
     """
 
     outputs: Mapping[str, FloatArray]

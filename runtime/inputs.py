@@ -50,7 +50,7 @@ class _Snapping:
     graph_pads: bool
 
     def target(self, size: ImageSize) -> ImageSize:
-        """What the model sees of an image of `size`."""
+        """The size of the model's input for an image of `size`."""
         return size.snapped(self.snap, self.patch_size)
 
 
@@ -68,12 +68,12 @@ def group_images(
     normalization: Normalization = IMAGENET,
     graph_pads: bool = False,
 ) -> list[ImageGroup]:
-    """Check `images` and group them by what the model will see.
+    """Check `images` and group them by the shape of the model's input.
 
     Args:
         images: uint8 [B, H, W, 3] or [H, W, 3], or a sequence of [H, W, 3]; for a graph that takes
-            normalised images, float32 with channels first as well.
-        input_format: what the graph takes; uint8 is normalised here where the graph does not.
+            normalized images, also float32 with channels first.
+        input_format: the graph's input; uint8 is normalized here if the graph does not do it.
         snap: how sides become multiples of the patch.
         max_pixels: the most pixels that one image may have.
         patch_size: side of the model's patches, in pixels.

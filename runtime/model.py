@@ -38,7 +38,7 @@ from dinov2rt.runtime.predictions import Prediction, Predictions
 from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.recipes import check_recipe, official
 from dinov2rt.runtime.selection import Choice, select, worth_asking_for
-from dinov2rt.runtime.verification import compare_all, doubt, note_down
+from dinov2rt.runtime.verification import compare_all, record_verification, why_unverified
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -81,12 +81,12 @@ class Model:
 
     @property
     def architecture(self) -> Architecture:
-        """What the bundle computes."""
+        """The architecture of the backbone."""
         return self.manifest.architecture
 
     @property
     def variant(self) -> Variant | None:
-        """Which of the eight backbones this is, or None where it is none of them."""
+        """The variant, one of the eight backbones, or None for another architecture."""
         return variant_of(self.manifest.architecture)
 
     @property
@@ -129,28 +129,28 @@ class Model:
         preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features | list[Features]:
-        """Features of an image, of a batch, or of a list of images of any sizes, in its order.
+        """Features of an image, of a batch, or of a list of images of any sizes, in order.
 
         Args:
             images: uint8 [B, H, W, 3] or [H, W, 3], RGB; a path, the bytes of an image file, or a
                 Pillow image, which `load_image` reads; or a list of any of these, [H, W, 3] each.
                 Files of more than `max_pixels` are scaled to fit, with a `ScaledWarning`; arrays
-                are refused. A bundle exported
-                with `--input normalized` takes float32 [B, 3, H, W] as well. A TensorRT plan also
-                takes the graph's own input on its GPU (DLPack or `__cuda_array_interface__`: torch,
-                CuPy, JAX); it must not be overwritten before an output was taken over.
+                are refused. A bundle exported with `--input normalized` also takes float32
+                [B, 3, H, W]. A TensorRT plan also takes the graph's own input on its GPU (DLPack or
+                `__cuda_array_interface__`: torch, CuPy, JAX); do not overwrite that input until you
+                have consumed an output.
             outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all
-                but those of heads. What is not asked for is not copied.
-            snap: how sides that are no multiples of the patch become some: "crop" (bottom and
-                right, the model card's), "center-crop", "pad" (zeros after normalisation, centred,
-                as the depth heads do), "resize" (to the nearest multiple), or "error".
-            preprocess: how images are scaled and cropped first, as for `load_image`.
+                except those of heads. Other outputs are not copied.
+            snap: how sides become multiples of the patch: "crop" (drop pixels at the bottom and at
+                the right, as in the model card), "center-crop", "pad" (zeros after normalization,
+                centred, as for the depth heads), "resize" (to the nearest multiple), or "error".
+            preprocess: how images are scaled and cropped first, see `load_image`.
             device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
                 for DLPack. The consumer's stream waits for it; the host does not.
 
         Returns:
-            `Features` with B images. For a list, one `Features` with all of its images if their
-            grids agree, else a list of `Features` with B = 1 each.
+            `Features` with B images. For a list, one `Features` with all images if their grids are
+            equal, otherwise a list of `Features` with B = 1 each.
 
         Raises:
             InputError: the images or arguments cannot be used.
@@ -175,22 +175,22 @@ class Model:
         snap: str = "crop",
         preprocess: Preprocess | str = "native",
     ) -> NDArray[np.float32]:
-        """One vector an image, [N, D] in the order of `images`, for search and classification.
+        """One vector per image, [N, D] in the order of `images`, for search and classification.
 
-        Images are read as they are needed, decoded by threads, and batched by size, so that an
-        iterator of any length will do; memory grows by the vectors alone.
+        Images are read lazily, decoded by threads, and batched by size. An iterator may have any
+        length, since memory grows only by the vectors.
 
         Args:
             images: paths, bytes, Pillow images, arrays [H, W, 3], in any mixture; one or many.
-            batch_size: images of one forward pass at most.
-            pool: "cls", "patch_mean", or "cls+patch_mean", which gives [N, 2·D].
-            normalize: scale each vector to length 1, so that a product is a cosine.
-            snap: as in `__call__`.
-            preprocess: as in `__call__`.
+            batch_size: the largest batch of a forward pass.
+            pool: "cls", "patch_mean", or "cls+patch_mean" (which gives [N, 2·D]).
+            normalize: scale each vector to length 1, so that a dot product is a cosine.
+            snap: see `__call__`.
+            preprocess: see `__call__`.
 
         Raises:
-            InputError: an image that cannot be used, named by its position; `extract_features` of
-                a whole folder goes on instead.
+            InputError: an image cannot be used; the message has its position. For a whole folder,
+                `extract_features` continues after such images.
 
         Example:
             >>> vectors = model.embed(sorted(Path("photos").glob("*.jpg")))  # doctest: +SKIP
@@ -205,7 +205,7 @@ class Model:
         return vectors
 
     def _loaded(self, images: Any) -> Any:
-        """Files among `images` as arrays."""
+        """`images`, with files loaded as arrays."""
         loader = self._loader("native", Snap.CROP)
         loaded = loader.load_all(images)
         loader.warn()
@@ -226,29 +226,29 @@ class Model:
         recipe: str = "single",
         device_outputs: bool = False,
     ) -> Prediction | Predictions | list[Prediction] | list[Predictions]:
-        """Answers of the bundle's heads: classes of images, depth, classes of pixels.
+        """Predictions of the bundle's heads: classes of images, depth, classes of pixels.
 
         Args:
-            images: as for features.
-            heads: names of the heads that are to answer, one or several; None means all.
-            snap: how sides that are no multiples of the patch become some. By default as
-                each head's official evaluation: classifiers drop pixels at the bottom and the
-                right; dense heads pad, and answer at the image's own size. Heads that differ in
-                that take two passes then, unless all sides are multiples of the patch.
-            scores: let segmentation come with the head's own scores [B, K, h, w].
-            recipe: "single" is one pass over the pixels as they are; "official" reproduces the
-                heads' evaluations: depth averaged with the mirrored image's, segmentation with
-                its sliding window (and scales and mirrors for `ms` heads), classification on the
-                resized and cropped image. It takes uint8 pixels, and many passes.
-            device_outputs: as for features.
+            images: see `__call__`.
+            heads: names of heads, one or several; None means all.
+            snap: how sides become multiples of the patch. By default, as in each head's official
+                evaluation: classifiers drop pixels at the bottom and at the right; dense heads pad,
+                and predict at the image's own size. If both kinds are requested, this takes two
+                passes, unless all sides are multiples of the patch.
+            scores: return segmentations with the head's own scores [B, K, h, w].
+            recipe: "single" is one pass over the unmodified pixels. "official" reproduces the
+                heads' evaluations: depth averaged with the mirrored image's, segmentation with a
+                sliding window (and several scales and mirroring for `ms` heads), classification of
+                the resized and cropped image. It takes uint8 pixels, and many passes.
+            device_outputs: see `__call__`.
 
         Returns:
-            `Classification`, `Depth` or `Segmentation` with B images where one head answers, and
-            `Predictions`, these by the heads' names, where several do. For a list of images, a list
-            of the same with B = 1.
+            `Classification`, `Depth` or `Segmentation` with B images for one head; `Predictions`,
+            which maps the heads' names to these, for several heads. For a list of images, a list of
+            the same with B = 1.
 
         Raises:
-            InputError: images or arguments that cannot be used, or the bundle has no such head.
+            InputError: images or arguments cannot be used, or the bundle has no such head.
         """
         images = self._loaded(images)
         request = Request.of(self.manifest.heads, heads, snap, scores=scores)
@@ -338,13 +338,13 @@ class Model:
         golden.check(self.manifest.normalization, rebuild)
         report = compare_all(backend, self.graph, golden.cases)
         if report:
-            self._note_down(report)
+            self._record_verification(report)
         return report
 
     def describe(self) -> str:
-        """What runs this model, why nothing better does, and what would be faster on request."""
+        """The backend of this model, why better ones do not run, and faster ones on request."""
         lines = [f"{self.manifest.name} {self.graph.precision} on {self._backend.description}"]
-        lines += filter(None, [self._doubt()])
+        lines += filter(None, [self._why_unverified()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
         lines += worth_asking_for(self.manifest, self._choice)
         return "\n".join(lines)
@@ -369,7 +369,7 @@ class Model:
         return _reload, (self._location, self.options)
 
     def _output_names(self, outputs: Any) -> tuple[str, ...]:
-        if outputs is None:  # what heads return is for `predict`
+        if outputs is None:  # outputs of heads are for `predict`
             return tuple(name for name in self.graph.outputs if not is_task_output(name))
         several = isinstance(outputs, Iterable) and not isinstance(outputs, str)
         names: tuple[str, ...] = tuple(outputs) if several else (outputs,)
@@ -422,7 +422,7 @@ class Model:
         return outputs
 
     def _passes(self, group: ImageGroup) -> Iterator[NDArray[Any]]:
-        """The group in batches that hold at most `max_pixels`, and what the backend takes."""
+        """The group in batches within `max_pixels` and the backend's limit."""
         side = self.architecture.patch_size
         size = ImageSize(group.grid.rows * side, group.grid.cols * side)
         step = max(1, self.options.max_pixels // size.pixels)
@@ -430,20 +430,20 @@ class Model:
         for start in range(0, len(group.images), step):
             yield group.images[start : start + step]
 
-    def _doubt(self) -> str | None:
-        """Why the outputs are not vouched for, or None where they are."""
+    def _why_unverified(self) -> str | None:
+        """Why the plan's outputs are unverified here, or None if they are verified."""
         plan = self._choice.plan
-        return doubt(self.manifest, plan.entry, plan.gpu) if plan else None
+        return why_unverified(self.manifest, plan.entry, plan.gpu) if plan else None
 
-    def _note_down(self, report: AccuracyReport) -> None:
-        """Write into the manifest that the plan passed here, if it does not say so yet."""
+    def _record_verification(self, report: AccuracyReport) -> None:
+        """Record in the manifest that the plan passed here, unless that is recorded already."""
         plan = self._choice.plan
-        if plan is None or self._doubt() is None:
+        if plan is None or self._why_unverified() is None:
             return
         try:
-            self.manifest = note_down(self.path, plan.entry, plan.gpu, report)
-        except BundleError as error:  # it passed all the same
-            warnings.warn(f"passed, but not noted down: {error}", PlanWarning, stacklevel=3)
+            self.manifest = record_verification(self.path, plan.entry, plan.gpu, report)
+        except BundleError as error:  # the verification itself passed
+            warnings.warn(f"passed, but not recorded: {error}", PlanWarning, stacklevel=3)
 
     def _infer(
         self,
@@ -500,8 +500,8 @@ def load(
         if not report:
             model.close()
             raise AccuracyError(f"{bundle}: {report}")
-    elif (unvouched := model._doubt()) is not None:
-        warnings.warn(f"{bundle}: {unvouched}", PlanWarning, stacklevel=2)
+    elif (reason := model._why_unverified()) is not None:
+        warnings.warn(f"{bundle}: {reason}", PlanWarning, stacklevel=2)
     return model
 
 

@@ -75,10 +75,10 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
         backend.close()
 
 
-def doubt(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:
-    """Why the outputs of `plan` are not vouched for on `gpu`, or None where `manifest` says so."""
-    notes = {entry.file: entry.verification for entry in manifest.plans}
-    seen = notes.get(plan.file)
+def why_unverified(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:
+    """Why `plan` is unverified on `gpu`, or None if `manifest` has its verification there."""
+    verifications = {entry.file: entry.verification for entry in manifest.plans}
+    seen = verifications.get(plan.file)
     if seen is None:
         return "unverified: never compared with the golden outputs; see `dinov2rt verify`"
     if (seen.machine, seen.driver) != (gpu.name, gpu.driver):
@@ -90,13 +90,15 @@ def doubt(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:
     return None
 
 
-def note_down(bundle: Path, plan: PlanEntry, gpu: Gpu, report: AccuracyReport) -> Manifest:
-    """Write into the manifest that `plan` passed `report` on `gpu`, now; returns it as written.
+def record_verification(
+    bundle: Path, plan: PlanEntry, gpu: Gpu, report: AccuracyReport
+) -> Manifest:
+    """Record in the manifest that `plan` passed `report` on `gpu` today; return the new manifest.
 
-    It is read anew, since a build may have added a plan meanwhile.
+    The manifest is read again, since a build may have added a plan.
 
     Raises:
-        BundleError: it cannot be read or written.
+        BundleError: the manifest cannot be read or written.
     """
     entry = VerificationEntry(
         machine=gpu.name,
@@ -110,6 +112,6 @@ def note_down(bundle: Path, plan: PlanEntry, gpu: Gpu, report: AccuracyReport) -
             replace(other, verification=entry) if other.file == plan.file else other
             for other in manifest.plans
         )
-        noted = replace(manifest, plans=plans)
-        noted.write(bundle)
-    return noted
+        changed = replace(manifest, plans=plans)
+        changed.write(bundle)
+    return changed

@@ -254,7 +254,7 @@ _modules: dict[tuple[str, bool], AllTokens] = {}
 
 
 def _module(manifest: Manifest, half: bool) -> AllTokens:
-    """The eager model on the GPU, in float32 or half; made once for all cells."""
+    """The eager model on the GPU, in float32 or half; created once for all cells."""
     key = (manifest.name, half)
     if key not in _modules:
         module = load_all_tokens(manifest)

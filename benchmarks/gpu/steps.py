@@ -16,7 +16,7 @@ _BACKENDS = (
     ("tensorrt", "fp16"),
 )
 _GOLDEN_SIDE = max(variant.native_size.height for variant in variants())
-"""The longest side of a golden output's image, which a plan has to take to be verified."""
+"""The longest side of a golden image; a plan must allow it to be verified."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,11 +73,11 @@ def measure(bundle: Path, *, size: int, batch: int, repeats: int) -> Overhead:
     """Time both on the CPU, on `batch` random square images of `size` pixels a side.
 
     Raises:
-        InputError: fewer than one image or turn, or nothing to see.
+        InputError: the batch, the size or the number of turns is below 1.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
     if batch < 1 or repeats < 1 or size < 1:
-        raise InputError(f"batch {batch}, size {size}, repeats {repeats}; allowed are from 1 on")
+        raise InputError(f"batch {batch}, size {size}, repeats {repeats}; the minimum is 1")
     with load(bundle, device="cpu", backend="onnxruntime", max_pixels=batch * size * size) as model:
         images = _images(model, (batch, size, size, 3))
         session_ms, model_ms = _take_turns(

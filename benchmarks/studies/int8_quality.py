@@ -76,11 +76,11 @@ def measure(bundle: Path, *, crops: int, size: int, photos: Path) -> Quality:
     """Run both graphs on `crops` square crops of `size` pixels a side, of images in `photos`.
 
     Raises:
-        InputError: fewer than three crops, or nothing to see, or no images.
+        InputError: there are fewer than three crops or no images, or the size is below 1.
         Dinov2rtError: the bundle cannot be loaded; see `load`.
     """
     if crops < 3 or size < 1:
-        raise InputError(f"crops {crops}, size {size}; allowed are from 3 and 1 on")
+        raise InputError(f"crops {crops}, size {size}; the minimums are 3 and 1")
     seeds = range(_FIRST_SEED, _FIRST_SEED + crops)
     pixels = photo_crops(seeds, ImageSize(size, size), photos)
     with load(bundle, device="cpu", backend="onnxruntime", precision="fp32") as model:

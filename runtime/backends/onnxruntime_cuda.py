@@ -233,7 +233,7 @@ class OnnxRuntimeCudaBackend:
         with self._lock:
             if self._lane is None:
                 raise BackendError("the model is closed; load it again")
-            call("cudaSetDevice", self.gpu.ordinal)  # the current device is a thread's own
+            call("cudaSetDevice", self.gpu.ordinal)  # every thread has its own current device
             grid = GridInputs.of(self._architecture, self._graph.input_name, inputs)
             yield self._lane, inputs[self._graph.input_name], grid
 

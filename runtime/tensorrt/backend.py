@@ -113,10 +113,10 @@ class TensorRTBackend:
 def open_plan(
     bundle: Path, entry: PlanEntry, graph: GraphEntry, patch_size: int
 ) -> TensorRTBackend:
-    """Check the plan against this machine and against the manifest, then deserialise it.
+    """Check the plan against this machine and the manifest, then deserialize it.
 
-    A plan without weights gets them from `graph`, the one that it was built from. `patch_size` is
-    the side of its model's patches, in pixels.
+    A plan without weights is refitted from `graph`, the graph that it was built from. `patch_size`
+    is the side of the model's patches, in pixels.
 
     Raises:
         BackendError: the plan cannot run here; the message names the difference and the command
@@ -167,10 +167,11 @@ def _refit(trt: ModuleType, engine: Any, graph: Path, log: Any) -> None:
 
 
 def plan_input(entry: PlanEntry, inputs: Mapping[str, Any], patch_size: int) -> Any:
-    """The images of a call as the plan takes them.
+    """The images of a call, cropped to whole patches.
 
-    What the graph would drop at the bottom and the right of images on the host is left out here, so
-    that a size which is no multiple of the patch finds the profile of the one below.
+    The graph drops incomplete patches at the bottom and at the right. Images on the host are
+    cropped here, so that a size that is not a multiple of the patch fits the profile of the next
+    smaller multiple.
 
     Raises:
         PlanInputError: the call needs an input that plans do not have.

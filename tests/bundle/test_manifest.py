@@ -295,7 +295,7 @@ def without(*path: str | int) -> Callable[[Document], None]:
         ),
         (
             set_("architecture", "num_heads", to=5),
-            "embed_dim 384 does not divide by 5 heads",
+            "embed_dim 384 is not divisible by 5 heads",
         ),
         (set_("architecture", "ffn", to="moe"), "ffn 'moe' is neither mlp nor swiglu"),
         (

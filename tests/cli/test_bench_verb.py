@@ -120,7 +120,7 @@ def test_two_bundles_of_one_variant_are_refused(
     bundle_s_reg: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["bench", str(bundle_s_reg), str(bundle_s_reg), "--device", "cpu"]) == 2
-    assert "2 bundles of dinov2_vits14_reg, whose rows" in capsys.readouterr().err
+    assert "2 bundles are of dinov2_vits14_reg, so their rows" in capsys.readouterr().err
 
 
 def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(

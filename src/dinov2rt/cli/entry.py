@@ -102,7 +102,9 @@ def _outcome(argv: list[str]) -> Outcome:
             {"verbs": [verb.name for verb in VERBS]}, make_parser().format_help().rstrip()
         )
     try:
-        arguments = make_parser().parse_args(_tied(argv), Namespace(json=False, debug=False))
+        arguments = make_parser().parse_args(
+            _join_negative(argv), Namespace(json=False, debug=False)
+        )
     except SystemExit:  # --help and --version have printed what they had to say
         write_result("")
         raise
@@ -178,15 +180,15 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def _tied(argv: list[str]) -> list[str]:
-    """`argv` with `--layers -1,5` as `--layers=-1,5`: argparse would take `-1,5` for an option."""
-    tied: list[str] = []
+def _join_negative(argv: list[str]) -> list[str]:
+    """Turn `--layers -1,5` into `--layers=-1,5`, since argparse takes `-1,5` for an option."""
+    joined: list[str] = []
     for argument in argv:
-        if tied and re.match(r"-\d", argument) and re.match(r"--\w", tied[-1]):
-            tied[-1] += f"={argument}"
+        if joined and re.match(r"-\d", argument) and re.match(r"--\w", joined[-1]):
+            joined[-1] += f"={argument}"
         else:
-            tied.append(argument)
-    return tied
+            joined.append(argument)
+    return joined
 
 
 def _replace_closed_streams() -> None:

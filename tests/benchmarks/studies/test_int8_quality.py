@@ -9,7 +9,7 @@ from dinov2rt.benchmarks.studies.int8_quality import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--crops", "2"], "crops 2, size 224; allowed are from 3 and 14 on"),
+        (["--crops", "2"], "crops 2, size 224; the minimums are 3 and 1"),
         (["--photos", "nowhere"], "nowhere"),
     ],
 )

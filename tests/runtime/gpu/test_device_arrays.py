@@ -120,8 +120,8 @@ def test_images_on_the_gpu_go_as_they_are(snap: Snap, shape: tuple[int, ...], gr
         (
             Elsewhere((1, 230, 239, 3)),
             Snap.PAD,
-            'snap="pad" is done on the host, and images of 230x239 lie on the GPU; '
-            'give them sides of 238x252 there, or use snap="crop"',
+            'snap="pad" runs on the host, but the images of 230x239 are on the GPU; '
+            'resize them to 238x252 there, or use snap="crop"',
         ),
         (
             Elsewhere((1, 230, 239, 3)),

@@ -22,7 +22,7 @@ from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu.cuda import Gpu
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
-from dinov2rt.runtime.verification import doubt, note_down
+from dinov2rt.runtime.verification import record_verification, why_unverified
 
 PLAN = PlanEntry(
     file=FileEntry("plans/a.plan", 10, "0" * 64),
@@ -79,7 +79,7 @@ def test_a_mismatch_names_the_field_both_values_and_the_command(
     machine: Machine, says: str
 ) -> None:
     assert refusal(PLAN, machine) == (
-        f"plans/a.plan: {says}; rebuild with: dinov2rt build b --target sm80"
+        f"plans/a.plan: {says}; rebuild with: dinov2rt build b --target sm80 --force"
     )
 
 
@@ -158,7 +158,7 @@ def test_a_plan_belongs_to_the_graph_that_it_was_built_from(pooling_bundle: Path
         graph_of(manifest, PLAN, REBUILD)
     assert str(error.value) == (
         f"plans/a.plan: its graph has SHA-256 {'1' * 16}…, those of the bundle have "
-        f"{graph.files[0].sha256[:16]}…; rebuild with: dinov2rt build b --target sm80"
+        f"{graph.files[0].sha256[:16]}…; rebuild with: dinov2rt build b --target sm80 --force"
     )
 
 
@@ -177,17 +177,17 @@ def test_a_plan_is_unverified_until_it_is_noted_down(pooling_bundle: Path) -> No
     other = replace(PLAN, file=FileEntry("plans/b.plan", 10, "2" * 64))
     manifest = replace(Manifest.read(pooling_bundle), plans=(other, PLAN))
     manifest.write(pooling_bundle)
-    assert doubt(manifest, PLAN, A100) == (
+    assert why_unverified(manifest, PLAN, A100) == (
         "unverified: never compared with the golden outputs; see `dinov2rt verify`"
     )
-    noted = note_down(pooling_bundle, PLAN, A100, REPORT)
+    noted = record_verification(pooling_bundle, PLAN, A100, REPORT)
     assert noted == Manifest.read(pooling_bundle)
     assert noted.plans[0] == other, "the other plan's entry is untouched"
     entry = noted.plans[1].verification
     assert entry is not None
     assert (entry.machine, entry.driver) == (A100.name, A100.driver)
     assert (entry.cosine_min, entry.relative_l2) == (0.99998, 2e-3)
-    assert doubt(noted, PLAN, A100) is None
+    assert why_unverified(noted, PLAN, A100) is None
 
 
 @pytest.mark.parametrize("other", [{"name": "NVIDIA A100-PCIE-40GB"}, {"driver": "590.1"}])
@@ -198,8 +198,8 @@ def test_verified_elsewhere_or_with_another_driver_is_unverified_here(
     plan = replace(PLAN, verification=seen)
     manifest = replace(Manifest.read(pooling_bundle), plans=(plan,))
     gpu = replace(A100, **other)
-    assert doubt(manifest, plan, A100) is None
-    assert doubt(manifest, plan, gpu) == (
+    assert why_unverified(manifest, plan, A100) is None
+    assert why_unverified(manifest, plan, gpu) == (
         f"unverified here: compared on {A100.name} with driver {A100.driver}, this is "
         f"{gpu.name} with driver {gpu.driver}; see `dinov2rt verify`"
     )

@@ -115,5 +115,5 @@ def test_a_plan_that_fails_is_not_noted_down(vouched_for: Model) -> None:
 
 def test_a_manifest_that_cannot_be_changed_does_not_undo_the_pass(vouched_for: Model) -> None:
     (vouched_for.path / "manifest.json").unlink()
-    with pytest.warns(PlanWarning, match="passed, but not noted down: .+ is not a bundle"):
+    with pytest.warns(PlanWarning, match="passed, but not recorded: .+ is not a bundle"):
         assert vouched_for.verify()
