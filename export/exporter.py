@@ -38,12 +38,12 @@ from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.opset import check_opset, lower
-from dinov2rt.export.place import built_beside
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
 from dinov2rt.export.weights.architecture import NOTHING_STATED, Stated
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
+from dinov2rt.place import built_beside
 from dinov2rt.runtime.backends.openvino import cannot_run_int8
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")

@@ -26,8 +26,8 @@ from dinov2rt.cli.info import parameter_count
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import InputError
 from dinov2rt.export.golden import PHOTOS
-from dinov2rt.export.place import built_beside
 from dinov2rt.export.weights.state_dict import official_shapes
+from dinov2rt.place import built_beside
 from dinov2rt.runtime.images import load_image
 
 CopyOf = Callable[[Path], Path]
@@ -329,7 +329,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch) -> Refuse:
             return rename(path, target)
 
         monkeypatch.setattr(Path, "rename", watched)
-        monkeypatch.setattr("dinov2rt.export.place._exchanged", lambda *_: False)
+        monkeypatch.setattr("dinov2rt.place._exchanged", lambda *_: False)
 
     return start
 

@@ -191,6 +191,6 @@ def test_a_thread_that_loads_while_another_exports_is_served(
 
 @pytest.fixture
 def export_swap() -> Callable[[Path, Path], None]:
-    from dinov2rt.export.place import swap
+    from dinov2rt.place import swap
 
     return swap

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dinov2rt.errors import InputError
-from dinov2rt.export.place import built_beside
+from dinov2rt.place import built_beside
 
 
 def build(out: Path, text: str, *, replace: bool = True) -> None:
@@ -50,7 +50,7 @@ def test_without_force_a_bundle_that_came_meanwhile_is_kept(tmp_path: Path) -> N
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from dinov2rt.export.place import built_beside
+from dinov2rt.place import built_beside
 with built_beside(Path(sys.argv[1])) as partial:
     (partial / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
