@@ -19,14 +19,14 @@ _ROWS_AT_A_TIME = 16_384
 
 
 class Token(NamedEnum):
-    """Which vector stands for an image."""
+    """The vector that represents an image."""
 
     CLS = "cls"
     PATCH_MEAN = "patch-mean"
 
     @property
     def column(self) -> str:
-        """Its column in a table of features, and its name in `ImageFeatures`."""
+        """The name of the column in a table of features and of the field of `ImageFeatures`."""
         return "cls_token" if self is Token.CLS else "patch_mean"
 
 

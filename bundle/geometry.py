@@ -1,4 +1,4 @@
-"""Pixel sizes, patch grids, and the way from one to the other."""
+"""Pixel sizes, patch grids, and the conversion from one to the other."""
 
 import math
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from dinov2rt.errors import InputError
 from dinov2rt.named_enum import NamedEnum
 
 _SMALLER = 0.995
-"""Factor for the next scale to try, if rounding to whole patches made a size too large."""
+"""The next scale to try is smaller by this factor, if whole patches made a size too large."""
 
 
 class Snap(NamedEnum):
-    """How an image whose sides are not multiples of the patch gets a whole number of patches."""
+    """How to change an image whose sides are not multiples of the patch size."""
 
     CROP = "crop"
     """Drop pixels at the bottom and the right, as the model card says."""

@@ -4,7 +4,7 @@ from dinov2rt.named_enum import NamedEnum
 
 
 class Precision(NamedEnum):
-    """What the matrix products of a graph compute in."""
+    """The number format in which a graph computes its matrix products."""
 
     FP32 = "fp32"
     FP16 = "fp16"
