@@ -161,6 +161,8 @@ class GraphEntry:
     `limits` is the least agreement with the eager model that passes, `task_limits` that of outputs
     which are no tokens, by name; `quantization` is there for int8 alone. With `pads` the graph
     itself pads images to whole patches, centred, where others drop pixels.
+    `bf16_limits`, of an fp32 graph of tokens alone, is what passes where a CPU computes it in
+    bfloat16; None if the bundle was exported before that was measured.
     """
 
     precision: Precision
@@ -175,6 +177,7 @@ class GraphEntry:
     unnormed: bool = False
     task_limits: dict[str, TaskLimits] = field(default_factory=dict)
     pads: bool = False
+    bf16_limits: Limits | None = None
 
     @property
     def extras(self) -> Extras:
@@ -188,6 +191,18 @@ class GraphEntry:
         if not (self.files and self.outputs):
             raise ValueError("a graph must have files and outputs")
         self.limits.check()
+
+    @property
+    def in_bf16(self) -> "GraphEntry | None":
+        """The same graph where a CPU computes it in bfloat16, or None without limits for that."""
+        if self.bf16_limits is None:
+            return None
+        return dataclasses.replace(
+            self,
+            precision=Precision.BF16,
+            limits=self.bf16_limits,
+            bf16_limits=None,
+        )
 
 
 @dataclass(frozen=True, slots=True)

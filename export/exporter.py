@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from dinov2rt._version import __version__
 from dinov2rt.bundle.architecture import Architecture
-from dinov2rt.bundle.golden import Golden
+from dinov2rt.bundle.golden import Golden, GoldenCase
+from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
@@ -33,6 +34,7 @@ from dinov2rt.export.golden import (
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.heads.graph import attach_heads
+from dinov2rt.export.heads.limits import task_outputs
 from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
@@ -109,6 +111,12 @@ class _Reference:
     ranges: Ranges
     limits: dict[Precision, MeasuredLimits]
     evidence: Evidence | None
+
+    @property
+    def bf16_limits(self) -> Limits | None:
+        """Those of an fp32 graph that a CPU computes in bfloat16; None if it has other outputs."""
+        limits = self.limits.get(Precision.BF16)
+        return None if limits is None or limits.tasks else limits.tokens
 
 
 def export_bundle(
@@ -223,7 +231,7 @@ def _write_golden(
     golden_outputs.write(bundle / "golden.npz")
     limits = {
         precision: measure(model, cases, options.extras, precision)
-        for precision in options.precisions
+        for precision in _measured(options, cases)
     }
     evidence = None
     if Precision.INT8 in options.precisions:
@@ -231,6 +239,16 @@ def _write_golden(
         evidence = gather(model, cases, options.input_format, options.extras)
     golden = FileEntry.of(bundle, "golden.npz")
     return _Reference(golden, heads, ranges, limits, evidence)
+
+
+def _measured(options: ExportOptions, cases: Sequence[GoldenCase]) -> tuple[Precision, ...]:
+    """The precisions that limits are measured for.
+
+    bf16 is one where there is an fp32 graph of tokens alone, which CPUs compute in it.
+    """
+    asked = options.precisions
+    has_bf16 = Precision.FP32 in asked and not task_outputs(cases)
+    return (*asked, *([Precision.BF16] if has_bf16 and Precision.BF16 not in asked else []))
 
 
 def _write_graphs(
@@ -267,6 +285,7 @@ def _write_graphs(
                 task_limits=reference.limits[precision].tasks,
                 unnormed=options.unnormed,
                 quantization=quantization,
+                bf16_limits=reference.bf16_limits if precision is Precision.FP32 else None,
             )
         )
     return tuple(entries)

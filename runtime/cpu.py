@@ -7,15 +7,19 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-# What /proc/cpuinfo calls them; matrix products run on these, the best of them last.
+# What /proc/cpuinfo calls them; matrix products run on these. The last that a CPU has is part of
+# the name of a benchmark's machine, so that it must stay the last.
 _INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
+    "avx512_bf16": "AVX-512 BF16",
     "avx_vnni": "AVX-VNNI",
     "avx512_vnni": "AVX-512 VNNI",
+    "amx_bf16": "AMX-BF16",
     "amx_tile": "AMX",
 }
 _MULTIPLIES_BYTES = ("AVX-VNNI", "AVX-512 VNNI")
+_MULTIPLIES_BF16 = ("AVX-512 BF16", "AMX-BF16")
 _X86 = ("x86_64", "amd64")
 
 
@@ -35,6 +39,11 @@ class Cpu:
     def multiplies_bytes(self) -> bool:
         """Whether it has instructions that make int8 faster than float32."""
         return any(name in self.instruction_sets for name in _MULTIPLIES_BYTES)
+
+    @property
+    def multiplies_bf16(self) -> bool:
+        """Whether it has instructions that make bfloat16 faster than float32."""
+        return any(name in self.instruction_sets for name in _MULTIPLIES_BF16)
 
 
 def this_cpu() -> Cpu:

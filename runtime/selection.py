@@ -73,17 +73,26 @@ class _Runner:
         """The graph of the bundle that this runs."""
         if self.is_fused:
             return manifest.cuda_graph
-        graphs = manifest.graphs
-        return next((graph for graph in graphs if graph.precision is self.precision), None)
+        if self.is_cpu_bf16:
+            graph = _find(manifest, Precision.FP32)
+            return graph.in_bf16 if graph else None
+        return _find(manifest, self.precision)
+
+    @property
+    def is_cpu_bf16(self) -> bool:
+        """Whether it computes the fp32 graph in bfloat16."""
+        return (self.backend, self.precision) == ("openvino", Precision.BF16)
 
     def cannot_run(self) -> str | None:
         if self.precision is Precision.INT8:
             return openvino.cannot_run_int8()
+        if self.is_cpu_bf16:
+            return openvino.cannot_run_bf16()
         return openvino.cannot_run() if self.backend == "openvino" else ort.cannot_run(self.device)
 
     def open(self, file: Path, graph: GraphEntry, request: "_Request") -> Backend:
         if self.backend == "openvino":
-            return OpenVinoBackend(file, threads=request.threads)
+            return OpenVinoBackend(file, threads=request.threads, precision=self.precision)
         if self.is_fused:
             return OnnxRuntimeCudaBackend(file, graph, request.manifest.architecture)
         return OnnxRuntimeBackend(
@@ -95,8 +104,9 @@ _ON_CPU = (
     _Runner("openvino", "cpu", Precision.FP32),
     _Runner("onnxruntime", "cpu", Precision.FP32),
 )
+_CPU_BF16 = _Runner("openvino", "cpu", Precision.BF16)
 # Best first. Never chosen unasked: fp16 on a CPU, which is slow and there for checking only, and
-# int8, which trades accuracy for speed.
+# int8 and bf16, which trade accuracy for speed.
 _PREFERENCE = (
     _Runner("onnxruntime", "cuda", Precision.FP16, is_fused=True),
     _Runner("onnxruntime", "cuda", Precision.FP16),
@@ -106,6 +116,7 @@ _PREFERENCE = (
 _RUNNERS = (
     *_PREFERENCE,
     _Runner("onnxruntime", "cpu", Precision.FP16),
+    _CPU_BF16,
     _Runner("openvino", "cpu", Precision.INT8),
 )
 
@@ -199,13 +210,15 @@ def worth_asking_for(manifest: Manifest, choice: Choice) -> list[str]:
     """Faster and less exact graphs that would run here, and how to get them."""
     if choice.plan is not None or choice.graph.precision is not Precision.FP32:
         return []
-    there = {graph.precision for graph in manifest.graphs}
     lines = []
     for runner in dict.fromkeys(_RUNNERS[len(_PREFERENCE) :]):
         if runner.precision in _UNASKED and runner.cannot_run() is None:
             way = f'precision="{runner.precision}"'
-            if runner.precision not in there:
-                way = f"export --precision fp32,{runner.precision}, then {way}"
+            if runner.graph_of(manifest) is None:
+                if runner.is_cpu_bf16 and choice.graph.task_limits:
+                    continue
+                also = "" if runner.is_cpu_bf16 else f",{runner.precision}"
+                way = f"export --precision fp32{also}, then {way}"
             lines.append(f"{runner} would run here, faster and less exact: {way}")
     return lines
 
@@ -261,9 +274,10 @@ def _no_plan(request: _Request) -> Choice:
 def _open_graph(request: _Request, runner: _Runner) -> Choice:
     """Load the graph and compare its files with the manifest."""
     graph = runner.graph_of(request.manifest)
-    reason = runner.cannot_run() if graph else _no_graph(request, runner)
-    if graph is None or reason is not None:
-        raise BackendError(str(reason))
+    if graph is None:
+        raise BackendError(_no_graph(request, runner))
+    if (reason := runner.cannot_run()) is not None:
+        raise BackendError(reason)
     return Choice(graph, _open_while_hashing(request, graph, runner), ())
 
 
@@ -273,7 +287,28 @@ def _no_graph(request: _Request, runner: _Runner) -> str:
             "the bundle holds no fused graph; add it with: "
             f"dinov2rt build {shlex.quote(str(request.bundle))} --target {CUDA_TARGET}"
         )
+    if runner.is_cpu_bf16:
+        return runner.cannot_run() or _no_bf16_limits(request)
     return f"the bundle holds no {runner.precision} graph"
+
+
+def _no_bf16_limits(request: _Request) -> str:
+    graph = _find(request.manifest, Precision.FP32)
+    if graph is None:
+        return "bf16 on a CPU is the fp32 graph, and the bundle holds none; export it as well"
+    if graph.task_limits:
+        return (
+            "bf16 on a CPU is for graphs of tokens alone, and this one gives "
+            f'{", ".join(graph.task_limits)} as well; use precision="fp32"'
+        )
+    return (
+        "the bundle was exported before limits for bf16 on a CPU were measured; "
+        f"{request.manifest.rebuild_command(request.bundle)}"
+    )
+
+
+def _find(manifest: Manifest, precision: Precision) -> GraphEntry | None:
+    return next((graph for graph in manifest.graphs if graph.precision is precision), None)
 
 
 def _open_while_hashing(request: _Request, graph: GraphEntry, runner: _Runner) -> Backend:

@@ -204,7 +204,8 @@ class TorchContestant:
         self._images = images.half() if self._form.half else images
         self._on_gpu = self._images.cuda()
         names = output_names(self._manifest.architecture)
-        self._runner = TorchRunner("", "cuda", names, module, self._form.autocast)
+        autocast = torch.float16 if self._form.autocast else None
+        self._runner = TorchRunner("", "cuda", names, module, autocast)
         began = time.perf_counter()
         for _ in range(3):  # compiled, warmed up and captured
             self.enqueue()

@@ -22,7 +22,8 @@ def limits_for(manifest: Manifest, precision: Precision) -> Limits:
         BundleError: the bundle has no graph of `precision`. Only for float32 there are default
             limits.
     """
-    for graph in manifest.graphs:
+    in_bf16 = [graph.in_bf16 for graph in manifest.graphs if graph.in_bf16]
+    for graph in (*manifest.graphs, *in_bf16):
         if graph.precision is precision:
             return graph.limits
     if precision is Precision.FP32:

@@ -46,22 +46,22 @@ def find(names: Sequence[str]) -> tuple[Candidate, ...]:
     return tuple(known[name] for name in names)
 
 
-def _open_eager(task: Task, *, autocast: bool) -> Runner:
+def _open_eager(task: Task, *, autocast: Precision | None) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_eager
 
     return open_eager(task, autocast=autocast)
 
 
-def _open_compiled(task: Task, *, mode: str, autocast: bool) -> Runner:
+def _open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_compiled
 
     return open_compiled(task, mode=mode, autocast=autocast)
 
 
-def _open_transformers(task: Task) -> Runner:
+def _open_transformers(task: Task, *, precision: Precision) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_transformers
 
-    return open_transformers(task)
+    return open_transformers(task, precision=precision)
 
 
 def _open_onnxruntime(task: Task) -> Runner:
@@ -70,10 +70,10 @@ def _open_onnxruntime(task: Task) -> Runner:
     return OnnxRuntimePeer(task)
 
 
-def _open_openvino(task: Task) -> Runner:
+def _open_openvino(task: Task, *, precision: Precision) -> Runner:
     from dinov2rt.benchmarks.peers.openvino import OpenVinoPeer
 
-    return OpenVinoPeer(task)
+    return OpenVinoPeer(task, precision)
 
 
 def _open_product(task: Task, *, backend: str, precision: Precision) -> Runner:
@@ -83,36 +83,37 @@ def _open_product(task: Task, *, backend: str, precision: Precision) -> Runner:
 
 
 class _CannotRun(Protocol):
-    def __call__(self, task: Task, *, autocast: bool) -> str | None: ...
+    def __call__(self, task: Task, *, autocast: Precision | None) -> str | None: ...
 
 
 class _Open(Protocol):
-    def __call__(self, task: Task, *, autocast: bool) -> Runner: ...
+    def __call__(self, task: Task, *, autocast: Precision | None) -> Runner: ...
+
+
+_AUTOCAST: tuple[tuple[Precision | None, str, str], ...] = (
+    (None, "", "float32"),
+    (Precision.FP16, "-autocast", "float16 autocast"),
+    (Precision.BF16, "-bf16", "bfloat16 autocast"),
+)
+_IN_FULL = ((Precision.FP32, "", "float32"), (Precision.BF16, "-bf16", "bfloat16"))
 
 
 def _with_autocast(
     name: str, title: str, cannot_run: _CannotRun, open_it: _Open
-) -> tuple[Candidate, Candidate]:
-    """A PyTorch peer in float32, and under float16 autocast."""
-    whole = Candidate(
-        name=name,
-        title=f"{title}, float32",
-        precision=Precision.FP32,
-        is_peer=True,
-        cannot_run=partial(cannot_run, autocast=False),
-        open=partial(open_it, autocast=False),
-        libraries=(_TORCH,),
+) -> tuple[Candidate, ...]:
+    """A PyTorch peer in float32, under float16 autocast (GPUs), and under bfloat16's (CPUs)."""
+    return tuple(
+        Candidate(
+            name=f"{name}{suffix}",
+            title=f"{title}, {kind}",
+            precision=autocast or Precision.FP32,
+            is_peer=True,
+            cannot_run=partial(cannot_run, autocast=autocast),
+            open=partial(open_it, autocast=autocast),
+            libraries=(_TORCH,),
+        )
+        for autocast, suffix, kind in _AUTOCAST
     )
-    half = Candidate(
-        name=f"{name}-autocast",
-        title=f"{title}, float16 autocast",
-        precision=Precision.FP16,
-        is_peer=True,
-        cannot_run=partial(cannot_run, autocast=True),
-        open=partial(open_it, autocast=True),
-        libraries=(_TORCH,),
-    )
-    return whole, half
 
 
 def _product(backend: str, precision: Precision) -> Candidate:
@@ -139,14 +140,17 @@ CANDIDATES: tuple[Candidate, ...] = (
         cannot_compile,
         partial(_open_compiled, mode="max-autotune"),
     ),
-    Candidate(
-        name="transformers",
-        title="Hugging Face transformers, SDPA, float32",
-        precision=Precision.FP32,
-        is_peer=True,
-        cannot_run=cannot_run_transformers,
-        open=_open_transformers,
-        libraries=(_TORCH, f"{_ROOM}.transformers"),
+    *(
+        Candidate(
+            name=f"transformers{suffix}",
+            title=f"Hugging Face transformers, SDPA, {kind}",
+            precision=precision,
+            is_peer=True,
+            cannot_run=partial(cannot_run_transformers, precision=precision),
+            open=partial(_open_transformers, precision=precision),
+            libraries=(_TORCH, f"{_ROOM}.transformers"),
+        )
+        for precision, suffix, kind in _IN_FULL
     ),
     Candidate(
         name="onnxruntime",
@@ -157,14 +161,18 @@ CANDIDATES: tuple[Candidate, ...] = (
         open=_open_onnxruntime,
         libraries=(f"{_ROOM}.onnxruntime",),
     ),
-    Candidate(
-        name="openvino",
-        title="OpenVINO, converted from PyTorch, float32",
-        precision=Precision.FP32,
-        is_peer=True,
-        cannot_run=cannot_run_openvino,
-        open=_open_openvino,
-        libraries=(f"{_ROOM}.openvino",),
+    *(
+        Candidate(
+            name=f"openvino{suffix}",
+            title=f"OpenVINO, converted from PyTorch, {kind}"
+            + ", its own default on this CPU" * (precision is Precision.BF16),
+            precision=precision,
+            is_peer=True,
+            cannot_run=partial(cannot_run_openvino, precision=precision),
+            open=partial(_open_openvino, precision=precision),
+            libraries=(f"{_ROOM}.openvino",),
+        )
+        for precision, suffix, kind in _IN_FULL
     ),
     *(_product(backend, precision) for backend, precision in product(BACKENDS, Precision)),
 )
@@ -184,8 +192,19 @@ PEERS = tuple(_PEERS)
 """The libraries that users would run instead; each name stands for one or more candidates."""
 
 
-def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
+_IN_BF16 = {
+    "eager": ("eager-bf16",),
+    "compile": ("compile-bf16",),
+    "transformers": ("transformers-bf16",),
+    "openvino": ("openvino-bf16",),
+}
+"""The same on a CPU that has bfloat16, beside dinov2rt in bf16."""
+
+
+def peers(names: Sequence[str], device: str, *, in_bf16: bool = False) -> tuple[Candidate, ...]:
     """The candidates that `names` of `PEERS` stand for on "cpu" or "cuda".
+
+    With `in_bf16` there are those in bfloat16 on a CPU as well.
 
     Raises:
         InputError: a name is unknown.
@@ -195,7 +214,10 @@ def peers(names: Sequence[str], device: str) -> tuple[Candidate, ...]:
         raise InputError(
             f"unknown peer {quoted(unknown[0])}; allowed are {', '.join(PEERS)}, or none"
         )
-    return find([name for peer in names for name in _PEERS[peer][device]])
+    found = [name for peer in names for name in _PEERS[peer][device]]
+    if in_bf16 and device == "cpu":
+        found += [name for peer in names for name in _IN_BF16.get(peer, ())]
+    return find(found)
 
 
 def own(backend: str | None, precision: str | None) -> tuple[Candidate, ...]:

@@ -10,7 +10,11 @@ from numpy.typing import NDArray
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
 from dinov2rt.benchmarks.peers.quiet_openvino import openvino
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import output_names
+from dinov2rt.errors import BackendError
+
+_TYPES = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
 class OpenVinoPeer:
@@ -21,8 +25,8 @@ class OpenVinoPeer:
 
     version = f"openvino {openvino.__version__}"
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, task: Task, precision: Precision) -> None:
+        self._task, self._precision = task, precision
         self._files = GraphFiles(task, "openvino")
         self._core = openvino.Core()
         self._compiled: tuple[Path | None, Any] = (None, None)
@@ -51,12 +55,19 @@ class OpenVinoPeer:
         if file != self._compiled[0]:
             self._compiled = (None, None)  # freed before the next one is made
             self._compiled = (file, self._core.compile_model(file, "CPU", self._options()))
+            self._check_precision(self._compiled[1])
         return self._compiled[1]
 
+    def _check_precision(self, compiled: Any) -> None:
+        found = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if found != _TYPES[self._precision]:
+            raise BackendError(f"OpenVINO computes in {found}, this row is {self._precision}")
+
     def _options(self) -> dict[str, str]:
-        return {
+        options = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": str(self._task.threads),
-            # Otherwise a CPU that has bfloat16 would use it, and the comparison be with float32.
-            "INFERENCE_PRECISION_HINT": "f32",
         }
+        if self._precision is Precision.BF16:  # its own choice, on a CPU that has bfloat16
+            return options
+        return options | {"INFERENCE_PRECISION_HINT": "f32"}

@@ -33,7 +33,9 @@ class ProductRunner:
             max_pixels=_ANY_CELL,
         )
         self._names = output_names(task.manifest.architecture)
-        self.version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
+        graph, runs_on = self._model.graph, self._model._choice.backend
+        name = f"{self._model.manifest.name} {graph.precision} on {runs_on.description}"
+        self.version = f"dinov2rt {__version__}, {name}"  # `describe` looks at other libraries too
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The unchanged pixels."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dinov2rt.benchmarks.peers.candidate import Phases, Task
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.export.eager_check import weights_of
@@ -25,6 +26,12 @@ from dinov2rt.export.model import Dinov2, load_eager
 
 _SHAPES_AT_MOST = 64
 """Shapes that one process may compile for; dynamo's own limit of 8 is too low for all cells."""
+
+_DTYPES = {
+    Precision.FP32: torch.float32,
+    Precision.FP16: torch.float16,
+    Precision.BF16: torch.bfloat16,
+}
 
 Outputs = tuple[Tensor, ...]
 
@@ -57,7 +64,7 @@ class TorchRunner:
     device: str
     names: tuple[str, ...]
     forward: Callable[[Tensor], Outputs]
-    autocast: bool
+    autocast: torch.dtype | None
     normalization: Normalization = IMAGENET
 
     def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
@@ -99,17 +106,17 @@ class TorchRunner:
         """The context of every call: inference mode, and autocast if requested."""
         stack = ExitStack()
         stack.enter_context(torch.inference_mode())
-        if self.autocast:
-            stack.enter_context(torch.autocast(self.device, torch.float16))
+        if self.autocast is not None:
+            stack.enter_context(torch.autocast(self.device, self.autocast))
         return stack
 
 
-def open_eager(task: Task, *, autocast: bool) -> TorchRunner:
-    """The eager model, float32 or under float16 autocast."""
+def open_eager(task: Task, *, autocast: Precision | None) -> TorchRunner:
+    """The eager model, float32 or under autocast."""
     return _runner(task, load_all_tokens(task.manifest).to(_device(task)), autocast=autocast)
 
 
-def open_compiled(task: Task, *, mode: str, autocast: bool) -> TorchRunner:
+def open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> TorchRunner:
     """The eager model through torch.compile, compiled anew for each shape.
 
     If compilation fails, also by a graph break or by too many shapes, the call fails; by default,
@@ -122,22 +129,26 @@ def open_compiled(task: Task, *, mode: str, autocast: bool) -> TorchRunner:
     return _runner(task, compiled, autocast=autocast)
 
 
-def open_transformers(task: Task) -> TorchRunner:
-    """The model of transformers, with its own resampling of the position table."""
+def open_transformers(task: Task, *, precision: Precision) -> TorchRunner:
+    """The model of transformers, with its own resampling of the position table.
+
+    All of it is in `precision`, as after `from_pretrained(..., dtype=...)`.
+    """
     import transformers
 
     from dinov2rt.benchmarks.peers.transformers import huggingface_model
 
-    architecture = task.manifest.architecture
-    model = huggingface_model(architecture, weights_of(task.manifest).state_dict).to(_device(task))
+    architecture, dtype = task.manifest.architecture, _DTYPES[precision]
+    model = huggingface_model(architecture, weights_of(task.manifest).state_dict)
+    model = model.to(_device(task), dtype)
 
     def forward(images: Tensor) -> Outputs:
-        tokens = model(pixel_values=images).last_hidden_state
+        tokens = model(pixel_values=images.to(dtype)).last_hidden_state
         first_patch = architecture.num_prefix_tokens
         registers = (tokens[:, 1:first_patch],) if architecture.num_registers else ()
         return tokens[:, 0], *registers, tokens[:, first_patch:]
 
-    runner = _runner(task, forward, autocast=False)
+    runner = _runner(task, forward, autocast=None)
     runner.version = f"transformers {transformers.__version__}, {runner.version}"
     return runner
 
@@ -147,7 +158,9 @@ def load_all_tokens(manifest: Manifest) -> AllTokens:
     return AllTokens(load_eager(manifest.architecture, weights_of(manifest).state_dict)).eval()
 
 
-def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> TorchRunner:
+def _runner(
+    task: Task, forward: Callable[[Tensor], Any], *, autocast: Precision | None
+) -> TorchRunner:
     torch.set_num_threads(task.threads)
     # What is labelled float32 must be float32, and on a GPU convolutions are TF32 by default. Said
     # in the older of two ways, because torch.compile asks in it, which fails after the newer one.
@@ -158,7 +171,7 @@ def _runner(task: Task, forward: Callable[[Tensor], Any], *, autocast: bool) -> 
         device=task.device,
         names=output_names(task.manifest.architecture),
         forward=forward,
-        autocast=autocast,
+        autocast=None if autocast is None else _DTYPES[autocast],
         normalization=task.manifest.normalization,
     )
 

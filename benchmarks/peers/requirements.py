@@ -9,6 +9,7 @@ from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.cpu import this_cpu
 
 
 def lacks(*packages: str) -> str | None:
@@ -17,10 +18,24 @@ def lacks(*packages: str) -> str | None:
     return f"{missing[0]} is not installed; pip install {' '.join(missing)}" if missing else None
 
 
-def cannot_run_torch(task: Task, *, autocast: bool = False) -> str | None:
-    """PyTorch, in float32 or under float16 autocast."""
-    if autocast and task.device == "cpu":
+def cannot_run_in_bf16(task: Task) -> str | None:
+    """Anything in bfloat16 on a CPU, whose limits the bundle has to know."""
+    if task.device != "cpu":
+        return "this candidate is bfloat16 on a CPU; on a GPU take float16 autocast"
+    cpu = this_cpu()
+    if not cpu.multiplies_bf16:
+        return f"{cpu.model} has neither AVX512_BF16 nor AMX-BF16; bfloat16 is no faster there"
+    if not any(graph.in_bf16 for graph in task.manifest.graphs):
+        return "the bundle has no limits for bf16 on a CPU; export it again, with fp32"
+    return None
+
+
+def cannot_run_torch(task: Task, *, autocast: Precision | None = None) -> str | None:
+    """PyTorch, in float32, or under autocast: float16 on GPUs, bfloat16 on CPUs."""
+    if autocast is Precision.FP16 and task.device == "cpu":
         return "float16 autocast is for GPUs; on a CPU take the candidate without it"
+    if autocast is Precision.BF16 and (reason := cannot_run_in_bf16(task)) is not None:
+        return reason
     if (reason := lacks("torch")) is not None:
         return reason
     version = metadata.version("torch")
@@ -29,7 +44,7 @@ def cannot_run_torch(task: Task, *, autocast: bool = False) -> str | None:
     return None
 
 
-def cannot_compile(task: Task, *, autocast: bool) -> str | None:
+def cannot_compile(task: Task, *, autocast: Precision | None) -> str | None:
     """torch.compile: C++ on a CPU, Triton on a GPU."""
     if (reason := cannot_run_torch(task, autocast=autocast)) is not None:
         return reason
@@ -44,9 +59,11 @@ def cannot_compile(task: Task, *, autocast: bool) -> str | None:
     return None
 
 
-def cannot_run_transformers(task: Task) -> str | None:
+def cannot_run_transformers(task: Task, *, precision: Precision) -> str | None:
     """Hugging Face transformers."""
-    return cannot_run_torch(task) or lacks("transformers")
+    needs_bf16 = precision is Precision.BF16
+    reason = cannot_run_in_bf16(task) if needs_bf16 else None
+    return reason or cannot_run_torch(task) or lacks("transformers")
 
 
 def cannot_run_onnxruntime(task: Task) -> str | None:
@@ -54,18 +71,22 @@ def cannot_run_onnxruntime(task: Task) -> str | None:
     return lacks("torch", "onnx", "onnxscript") or ort.cannot_run(_device(task))
 
 
-def cannot_run_openvino(task: Task) -> str | None:
+def cannot_run_openvino(task: Task, *, precision: Precision) -> str | None:
     """OpenVINO, which has no NVIDIA GPUs."""
     if task.device != "cpu":
         return "OpenVINO does not run on NVIDIA GPUs; it is measured on the CPU alone"
+    if precision is Precision.BF16 and (reason := cannot_run_in_bf16(task)) is not None:
+        return reason
     return lacks("torch", "openvino")
 
 
 def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str | None:
     """A graph or a plan of the bundle in dinov2rt."""
-    in_openvino = (Precision.FP32, Precision.INT8)
+    in_openvino = (Precision.FP32, Precision.BF16, Precision.INT8)
     if backend == "openvino" and (task.device != "cpu" or precision not in in_openvino):
-        return "dinov2rt runs OpenVINO on the CPU alone, in fp32 and int8"
+        return "dinov2rt runs OpenVINO on the CPU alone, in fp32, bf16 and int8"
+    if backend == "openvino" and precision is Precision.BF16:
+        return cannot_run_in_bf16(task) or openvino.cannot_run_bf16()
     if precision is Precision.INT8 and backend != "openvino":
         return "int8 runs on the CPU alone, in OpenVINO"
     if backend == "tensorrt":
@@ -85,6 +106,8 @@ def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
     if backend == "tensorrt":
         plans = [plan.precision for plan in task.manifest.plans]
         return task.device == "cuda" and (precision in plans or precision is Precision.FP16)
+    if backend == "openvino" and precision is Precision.BF16:
+        return cannot_run_in_bf16(task) is None
     on_cpu = (Precision.FP32, Precision.INT8) if backend == "openvino" else (Precision.FP32,)
     on_gpu = () if backend == "openvino" else (Precision.FP32, Precision.FP16, Precision.BF16)
     return precision in graphs and precision in (on_cpu if task.device == "cpu" else on_gpu)

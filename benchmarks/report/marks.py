@@ -37,6 +37,11 @@ PLACES = (
     "dinov2rt-tensorrt-int8",
     "compile-reduce-overhead-autocast",
     "compile-max-autotune-half",
+    "openvino-bf16",
+    "eager-bf16",
+    "compile-bf16",
+    "transformers-bf16",
+    "compile-max-autotune-bf16",
 )
 """The place of each known candidate. Append only: committed pages depend on the order."""
 

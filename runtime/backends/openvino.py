@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
+from dinov2rt.runtime.backends.openvino_bf16 import PositionTables, keep_norms
 from dinov2rt.runtime.cpu import is_x86, this_cpu
 
 INT8_GROUP = 128
@@ -20,6 +22,8 @@ INT8_GROUP = 128
 
 _LEAST_VERSION = (2026, 2)
 """The minimum of the extra `openvino`; another package may have installed an older version."""
+
+_HINTS = {Precision.FP32: "f32", Precision.INT8: "f32", Precision.BF16: "bf16"}
 
 _TELEMETRY = "openvino_telemetry"
 # sys.modules is shared by all threads; the lock keeps them from overwriting each other's changes.
@@ -74,20 +78,45 @@ def cannot_run_int8() -> str | None:
     )
 
 
+def cannot_run_bf16() -> str | None:
+    """Why OpenVINO cannot run a float32 graph in bfloat16 any faster here, or None where it can.
+
+    Where the system does not name the instruction sets, as on Windows and macOS, OpenVINO is asked.
+    """
+    if (reason := cannot_run()) is not None:
+        return reason
+    cpu = this_cpu()
+    capable = cpu.multiplies_bf16 if cpu.instruction_sets_known else _claims_bf16()
+    if is_x86() and capable:
+        return None
+    return (
+        f"{cpu.model} has neither AVX512_BF16 nor AMX-BF16, without which bfloat16 is no faster "
+        'than float32; use precision="fp32"'
+    )
+
+
+def _claims_bf16() -> bool:
+    return "BF16" in import_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoBackend:
     """One compiled model of a float32 or int8 graph, with one request; calls are serialized.
 
-    OpenVINO gives all of its threads to one call at a time anyway.
+    OpenVINO gives all of its threads to one call at a time anyway. In bf16 it is the float32 graph.
     """
 
     concurrent_calls = 1
     reads_gpu_arrays = False
 
-    def __init__(self, graph: Path, *, threads: int | None) -> None:
+    def __init__(
+        self, graph: Path, *, threads: int | None, precision: Precision = Precision.FP32
+    ) -> None:
         openvino = import_openvino()
         self.description = f"openvino {_release(openvino)}, cpu"
         self._tensor = openvino.Tensor
         self._lock = threading.Lock()
+        self._positions: PositionTables | None = None
+        options = _options(threads, precision)
         try:
             core = openvino.Core()
             model = core.read_model(graph)
@@ -96,7 +125,11 @@ class OpenVinoBackend:
             if "AVX-512" in this_cpu().instruction_sets:  # elsewhere it was not measured
                 _steer_products(model)
             self._inputs = {value.get_any_name() for value in model.inputs}
-            compiled = core.compile_model(model, "CPU", _options(threads))
+            if precision is Precision.BF16:
+                keep_norms(model)
+                in_float32 = _options(threads, Precision.FP32)
+                self._positions = PositionTables(core, model, in_float32)
+            compiled = core.compile_model(model, "CPU", options)
             self._request: Any = compiled.create_infer_request()
         except Exception as error:  # OpenVINO's errors share no base class
             raise BackendError(
@@ -128,7 +161,7 @@ class OpenVinoBackend:
     def close(self) -> None:
         """Free the compiled model when no call is running."""
         with self._lock:
-            self._request = None
+            self._request = self._positions = None
 
     def _feed(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         feed = dict(inputs)
@@ -142,9 +175,13 @@ class OpenVinoBackend:
     ) -> dict[str, NDArray[Any]]:
         if missing := self._inputs - feed.keys():  # OpenVINO would use the last call's values
             raise ValueError(f"inputs {sorted(missing)} are missing")
+        tables = {} if self._positions is None else self._positions.of(feed)
         # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
         # copies made here, have to outlive `infer`. It takes no read-only one.
-        arrays = {name: np.require(value, requirements=("C", "W")) for name, value in feed.items()}
+        arrays = {
+            name: np.require(value, requirements=("C", "W"))
+            for name, value in {**feed, **tables}.items()
+        }
         for name, array in arrays.items():
             self._request.set_tensor(name, self._tensor(array, shared_memory=True))
         self._request.infer()
@@ -156,11 +193,11 @@ def _release(openvino: ModuleType) -> str:
     return str(openvino.__version__).partition("-")[0]
 
 
-def _options(threads: int | None) -> dict[str, str]:
+def _options(threads: int | None, precision: Precision) -> dict[str, str]:
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         # Otherwise a CPU that has bfloat16 computes in it, which is no float32.
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
         # For weights that are int8; no other product is touched.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INT8_GROUP),
         # Otherwise every process pins its threads to the same first cores.

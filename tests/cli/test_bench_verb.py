@@ -11,8 +11,10 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.cli import main
 from dinov2rt.cli.bench import parse_counts
 from dinov2rt.errors import InputError
+from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 
 OWN = ("dinov2rt-openvino-fp32", "dinov2rt-onnxruntime-fp32")
+IN_BF16 = ("dinov2rt-openvino-bf16", "eager-bf16") if cannot_run_bf16() is None else ()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,8 +46,8 @@ def test_every_candidate_has_a_row_at_every_cell(result: Path) -> None:
     cells = {(row.cell.batch, row.cell.height, row.cell.width) for row in run.rows}
     assert cells == {(1, 28, 28), (2, 28, 28), (1, 28, 42), (2, 28, 42)}
     candidates = {facts.candidate: facts for facts in run.candidates}
-    assert set(candidates) == {"eager", *OWN}
-    assert len(run.rows) == 12
+    assert set(candidates) == {"eager", *OWN, *IN_BF16}
+    assert len(run.rows) == 4 * len(candidates)
     for facts in run.candidates:
         assert facts.load_ms > 0
         assert facts.peak_rss_mib is not None
@@ -64,9 +66,12 @@ def test_every_row_has_time_accuracy_and_its_distance_from_the_limit(result: Pat
         assert row.accuracy is not None and row.accuracy.passed
         assert row.latency is not None and len(row.latency.turns_ms) >= 6
         assert row.latency.min_ms <= row.latency.p50_ms
-        assert row.floor is not None and 0 < row.floor.fraction < 2
+        if row.candidate not in IN_BF16:  # no rate of a product is measured in bf16 on a CPU
+            assert row.floor is not None and 0 < row.floor.fraction < 2
         if row.candidate == "eager":
             assert row.accuracy.relative_l2 == 0  # the reference is the same model
+        elif row.candidate in IN_BF16:
+            assert 1e-3 < row.accuracy.relative_l2 < 3e-2
         else:
             assert 0 < row.accuracy.relative_l2 < 1e-5
 

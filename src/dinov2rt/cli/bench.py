@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.remote import local_bundle
 from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.output import progress
@@ -15,7 +16,7 @@ from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import BackendError, InputError, MissingDependencyError
 from dinov2rt.optional import require
-from dinov2rt.runtime.cpu import usable_cores
+from dinov2rt.runtime.cpu import this_cpu, usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
 from dinov2rt.runtime.selection import DEVICES
 
@@ -95,7 +96,7 @@ def _request(arguments: Namespace) -> "Request":
     names = [] if arguments.peers == "none" else arguments.peers.split(",")
     return Request(
         own=own(arguments.backend, arguments.precision),
-        peers=tuple(dict.fromkeys(peers(names, device))),
+        peers=tuple(dict.fromkeys(peers(names, device, in_bf16=_in_bf16(arguments.precision)))),
         reference=reference,
         batches=tuple(dict.fromkeys(parse_counts("batch", arguments.batch))),
         sizes=tuple(dict.fromkeys(parse_sizes(arguments.size))),
@@ -104,6 +105,11 @@ def _request(arguments: Namespace) -> "Request":
         seconds=arguments.seconds,
         min_turns=_turns(arguments.turns),
     )
+
+
+def _in_bf16(precision: str | None) -> bool:
+    """Whether dinov2rt is measured in bf16 on a CPU, and so are the peers."""
+    return precision in (None, Precision.BF16) and this_cpu().multiplies_bf16
 
 
 def parse_counts(option: str, text: str) -> tuple[int, ...]:

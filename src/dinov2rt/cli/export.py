@@ -2,6 +2,7 @@
 
 import re
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 
 from dinov2rt.bundle.accuracy import AccuracyReport
@@ -19,6 +20,7 @@ from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import BackendError, ExportError, InputError
 from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.onnxruntime import cannot_run
+from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
@@ -87,8 +89,9 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--precision",
         default="fp32,fp16",
         metavar="P,...",
-        help="a graph for each of fp32, fp16, bf16 and int8 (default: fp32,fp16); int8, for CPUs, "
-        "takes minutes to be searched for",
+        help="a graph for each of fp32, fp16, bf16 and int8 (default: fp32,fp16); bf16 is for "
+        "TensorRT (a CPU computes the fp32 graph in bf16); int8, for CPUs, takes minutes to be "
+        "searched for",
     )
     parser.add_argument(
         "--opset",
@@ -261,7 +264,7 @@ def _unverifiable(manifest: Manifest) -> dict[Precision, str]:
     missing = cannot_run("cpu")
     if missing:
         return dict.fromkeys((graph.precision for graph in manifest.graphs), missing)
-    reason = "ONNX Runtime has no bf16 on a CPU; verify it where its plan is built"
+    reason = "ONNX Runtime has no bf16 on a CPU; verify its graph where its plan is built"
     return {graph.precision: reason for graph in manifest.graphs if graph.precision == "bf16"}
 
 
@@ -269,10 +272,7 @@ def _verify(
     out: Path, manifest: Manifest, unverifiable: dict[Precision, str]
 ) -> tuple[AccuracyReport, ...]:
     reports = []
-    for precision in (graph.precision for graph in manifest.graphs):
-        if precision in unverifiable:
-            continue
-        backend = "openvino" if precision is Precision.INT8 else "onnxruntime"
+    for precision, backend in _runs(manifest, unverifiable):
         progress(f"verifying {precision} with {backend}")
         try:
             with load(out, device="cpu", backend=backend, precision=precision) as model:
@@ -285,6 +285,17 @@ def _verify(
         progress("verifying the graph for ONNX Runtime CUDA, on the CPU")
         reports.append(verify_cuda_graph_on_cpu(out, manifest))
     return tuple(reports)
+
+
+def _runs(
+    manifest: Manifest, unverifiable: dict[Precision, str]
+) -> Iterator[tuple[Precision, str]]:
+    """What can be run on this CPU: each graph, and the fp32 one in bfloat16 as well."""
+    for precision in (graph.precision for graph in manifest.graphs):
+        if precision not in unverifiable:
+            yield precision, "openvino" if precision is Precision.INT8 else "onnxruntime"
+    if any(graph.in_bf16 for graph in manifest.graphs) and cannot_run_bf16() is None:
+        yield Precision.BF16, "openvino"
 
 
 def _outcome(

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -72,5 +73,7 @@ def test_limits_come_from_the_graph_of_the_same_precision(bundle_s: Path) -> Non
     graphs = {graph.precision: graph.limits for graph in manifest.graphs}
     assert limits_for(manifest, Precision.FP32) == graphs[Precision.FP32]
     assert limits_for(manifest, Precision.FP16) == graphs[Precision.FP16] != FLOAT32_LIMITS
+    assert limits_for(manifest, Precision.BF16) == manifest.graphs[0].bf16_limits
+    without = replace(manifest, graphs=manifest.graphs[1:])
     with pytest.raises(BundleError, match="export it with --precision bf16"):
-        limits_for(manifest, Precision.BF16)
+        limits_for(without, Precision.BF16)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.peers import requirements
 from dinov2rt.benchmarks.peers.candidate import Candidate, PhaseTimer, Runner, Task
-from dinov2rt.benchmarks.peers.candidates import CANDIDATES, find
+from dinov2rt.benchmarks.peers.candidates import CANDIDATES, find, peers
 from dinov2rt.benchmarks.peers.plain_export import plain_export
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.manifest import Manifest
@@ -24,11 +24,16 @@ from dinov2rt.errors import BackendError, InputError, WeightsError
 from dinov2rt.export.golden import eager_case
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.checkpoint import load_weights
+from dinov2rt.runtime import cpu
+from dinov2rt.runtime.cpu import this_cpu
 
 COMPILER_WARNING = "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 """Torch's own, when its compiler is first imported."""
 
-NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU alone, in fp32 and int8"
+NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU alone, in fp32, bf16 and int8"
+needs_bf16 = pytest.mark.skipif(
+    not this_cpu().multiplies_bf16, reason="bfloat16 needs AVX512_BF16 or AMX-BF16"
+)
 
 SIZES = (ImageSize(98, 126), ImageSize(126, 98), ImageSize(56, 56))
 """The first two have as many patches as each other, on different grids."""
@@ -80,6 +85,49 @@ def test_the_product_gives_the_tokens_of_the_reference(backend: str, task: Task)
         assert distance(runner, task, SIZES[0], batch=2) < 1e-5
         assert runner.version.startswith("dinov2rt ")
         assert f"fp32 on {backend} " in runner.version
+
+
+@needs_bf16
+@pytest.mark.parametrize(
+    "name",
+    [
+        "eager-bf16",
+        "transformers-bf16",
+        "dinov2rt-openvino-bf16",
+        pytest.param("openvino-bf16", marks=pytest.mark.slow),
+        pytest.param("compile-bf16", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings(COMPILER_WARNING)
+def test_what_computes_in_bfloat16_is_near_the_reference_and_not_float32(
+    name: str, bundle_s_reg: Path
+) -> None:
+    task = Task(bundle_s_reg, "cpu", threads=1)
+    with opened(name, task) as runner:
+        assert 1e-3 < distance(runner, task, SIZES[0]) < 3e-2
+
+
+def test_peers_in_bfloat16_stand_beside_those_in_float32_where_it_is_asked_for() -> None:
+    plain = [each.name for each in peers(["eager", "openvino", "onnxruntime"], "cpu")]
+    assert plain == ["eager", "openvino", "onnxruntime"]
+    both = peers(["eager", "openvino", "onnxruntime"], "cpu", in_bf16=True)
+    assert [each.name for each in both] == [*plain, "eager-bf16", "openvino-bf16"]
+    assert {each.precision for each in both} == {Precision.FP32, Precision.BF16}
+    assert "eager-bf16" not in [each.name for each in peers(["eager"], "cuda", in_bf16=True)]
+
+
+@pytest.mark.parametrize(
+    "name", ["eager-bf16", "compile-bf16", "transformers-bf16", "openvino-bf16"]
+)
+def test_bfloat16_is_not_measured_where_it_cannot_be_fast_or_has_no_limits(
+    name: str, bundle_s: Path, pooling_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "cpuinfo"
+    monkeypatch.setattr(cpu, "_CPUINFO", info)
+    info.write_text("model name : Old Xeon\nflags : avx2\n")
+    assert reason(name, Task(bundle_s, "cpu", 1)).startswith("Old Xeon has neither AVX512_BF16")
+    info.write_text("model name : New\nflags : avx512_bf16\n")
+    assert "no limits for bf16 on a CPU" in reason(name, Task(pooling_bundle, "cpu", 1))
 
 
 @pytest.mark.parametrize("name", ["eager", "dinov2rt-onnxruntime-fp32"])

@@ -1,0 +1,113 @@
+"""What of a graph stays float32 where OpenVINO computes in bfloat16: see docs/adr/0018.
+
+With that hint OpenVINO gives bfloat16 to every node, except those from which a way leads to an
+output without a product (`Graph::EnforceInferencePrecision` in its CPU plugin). The residual
+stream has such a way, the norms and the position table have none. A test reads from the compiled
+graph that what is kept here is kept.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_SIZES_KEPT = 8
+_PRODUCTS = ("MatMul", "Convolution")
+_AFFINE = ("Multiply", "Add")
+
+
+def keep_norms(model: Any) -> None:
+    """Give every norm a way to an output: one token of its result, which nobody asks for."""
+    from openvino import opset1  # import_openvino was here before
+
+    norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
+    first, token_axis = np.int64(0), np.int64(1)
+    tokens = [opset1.gather(_scaled(norm), first, token_axis) for norm in norms]
+    model.add_results([opset1.result(token) for token in tokens])
+
+
+def _scaled(norm: Any) -> Any:
+    """The output of a norm behind its scale and shift, where the graph has them."""
+    output = norm.output(0)
+    while True:
+        users = [user.get_node() for user in output.get_target_inputs()]
+        if len(users) != 1 or users[0].get_type_name() not in _AFFINE:
+            return output
+        output = users[0].output(0)
+
+
+class PositionTables:
+    """The position table of each size of images, computed in float32 once a size.
+
+    `model` loses that part, and has an input more in its place. Also what a call would compute
+    anew for a size that it has seen is saved.
+    """
+
+    def __init__(self, core: Any, model: Any, options: Mapping[str, str]) -> None:
+        import openvino
+        from openvino import opset1
+
+        places = list(_size_dependent(model))
+        self._names = [f"size_dependent_{index}" for index, _ in enumerate(places)]
+        self._kept: OrderedDict[tuple[object, ...], dict[str, NDArray[np.float32]]] = OrderedDict()
+        self._request: Any = None
+        if not places:
+            return
+        parameters = model.get_parameters()
+        outputs = [place.get_source_output() for place in places]
+        alone = openvino.Model(outputs, parameters, "positions").clone()
+        self._request = core.compile_model(alone, "CPU", dict(options)).create_infer_request()
+        given = []
+        for name, place, output in zip(self._names, places, outputs, strict=True):
+            given.append(opset1.parameter(output.get_partial_shape(), np.float32, name))
+            given[-1].output(0).set_names({name})
+            place.replace_source_output(given[-1].output(0))
+        model.add_parameters(given)
+        model.validate_nodes_and_infer_types()
+
+    def of(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        """The inputs that `model` has more, for a call with `feed`; not to be written to."""
+        if self._request is None:
+            return {}
+        size = tuple((value.shape[1:] or value.tobytes()) for value in feed.values())
+        if size not in self._kept:
+            self._kept[size] = self._computed(feed)
+        self._kept.move_to_end(size)
+        if len(self._kept) > _SIZES_KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[size]
+
+    def _computed(self, feed: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+        one_image = {name: value if value.ndim == 1 else value[:1] for name, value in feed.items()}
+        results = self._request.infer(one_image, share_inputs=False)
+        return dict(zip(self._names, map(np.array, results.values()), strict=True))
+
+
+def _size_dependent(model: Any) -> Iterator[Any]:
+    """Inputs of nodes that read a float32 product of what depends on the size of images alone."""
+    of_pixels: set[str] = set()
+    of_products: set[str] = set()
+    for node in model.get_ordered_ops():
+        name, kind = node.get_friendly_name(), node.get_type_name()
+        if kind == "ShapeOf":
+            continue
+        sources = {value.get_node().get_friendly_name() for value in node.input_values()}
+        if kind in _PRODUCTS or sources & of_products:
+            of_products.add(name)
+        if kind == "Parameter" or sources & of_pixels:
+            of_pixels.add(name)
+        if name in of_pixels:
+            for place in node.inputs():
+                source = place.get_source_output()
+                source_name = source.get_node().get_friendly_name()
+                if source_name in of_products - of_pixels and _is_one_table(source):
+                    yield place
+
+
+def _is_one_table(output: Any) -> bool:
+    """Whether it is float32 and the same for every image of a batch, [1, ...]."""
+    shape = output.get_partial_shape()
+    is_float = output.get_element_type().get_type_name() == "f32"
+    return is_float and shape.rank.is_static and len(shape) > 1 and shape[0] == 1
