@@ -33,7 +33,8 @@ def lower(model: ir.Model, opset: int) -> None:
     """Write `model`, which is of `OPSET`, in the operators of `opset`, in place.
 
     `Attention` becomes MatMul, Softmax and MatMul; its scale is in the query's weights. Norms get a
-    bias of zeros. Before opset 20, `Gelu` becomes its formula. All other operators mean the same in
+    bias of zeros. Before opset 20, `Gelu` becomes its formula, and before 18 the axes of a mean are
+    an attribute. All other operators mean the same in
     every opset that is allowed.
     """
     if opset == OPSET:
@@ -46,8 +47,7 @@ def lower(model: ir.Model, opset: int) -> None:
         for node in nodes_of(model, "Gelu"):
             _write_gelu(model.graph, node)
     if opset < _FIRST_WITH_NUM_OUTPUTS:
-        for split in nodes_of(model, "Split"):  # into equal parts, which was then the only way
-            split.attributes.pop("num_outputs", None)
+        _rewrite_attributes(model)
     model.opset_imports[""] = opset
     model.ir_version = _IR_VERSIONS[opset]
 
@@ -71,6 +71,22 @@ def _give_bias(graph: ir.Graph, norm: ir.Node) -> None:
     scale = array_of(norm.inputs[1])
     norm.resize_inputs(3)
     norm.replace_input_with(2, add_initializer(graph, f"{norm.name}/no_bias", np.zeros_like(scale)))
+
+
+def _rewrite_attributes(model: ir.Model) -> None:
+    """What opset 18 moved between attributes and inputs, where it was before."""
+    for split in nodes_of(model, "Split"):  # into equal parts, which was then the only way
+        split.attributes.pop("num_outputs", None)
+    for mean in nodes_of(model, "ReduceMean"):
+        _give_axes(mean)
+
+
+def _give_axes(mean: ir.Node) -> None:
+    """The axes as an attribute, which they were before opset 18."""
+    if len(mean.inputs) > 1:
+        axes = [int(axis) for axis in array_of(mean.inputs[1])]
+        mean.resize_inputs(1)
+        mean.attributes["axes"] = ir.AttrInt64s("axes", axes)
 
 
 def _write_gelu(graph: ir.Graph, gelu: ir.Node) -> None:
