@@ -247,7 +247,8 @@ class Manifest:
 
     `cuda_graph` is the fused form of the fp16 graph for ONNX Runtime CUDA, see `export/fused.py`;
     None if the bundle has none. `heads` are the task heads in every graph. `tools` maps the
-    exporting packages to their versions.
+    exporting packages to their versions. `preprocess` is how the source of the weights scales and
+    crops images, for `Preprocess.parse`; None if nothing beside the weights says.
     """
 
     schema: int
@@ -259,6 +260,7 @@ class Manifest:
     cuda_graph: GraphEntry | None = None
     tools: dict[str, str] = field(default_factory=dict)
     heads: tuple[HeadEntry, ...] = ()
+    preprocess: str | None = None
 
     @classmethod
     def read(cls, bundle: Path) -> Self:

@@ -170,6 +170,7 @@ def export_bundle(
             schema=SCHEMA_VERSION,
             architecture=architecture,
             weights=loaded.entry,
+            preprocess=loaded.preprocess,
             graphs=graphs,
             heads=tuple(head.entry for head in reference.heads),
             golden=reference.golden,

@@ -21,6 +21,7 @@ from dinov2rt.export.weights.hub import download, is_hub_id
 from dinov2rt.export.weights.official import official_checkpoint
 from dinov2rt.export.weights.reading import read_backbone
 from dinov2rt.export.weights.source_config import check_config, library_of, stated_beside
+from dinov2rt.export.weights.source_steps import source_steps
 from dinov2rt.export.weights.state_dict import (
     StateDict,
     check_state_dict,
@@ -35,7 +36,7 @@ class Weights:
     """A checked state dict (official keys, contiguous float32), and where it came from.
 
     `library` is transformers or timm, for weights from there, and `of_source` the architecture as
-    that computes it.
+    that computes it. `preprocess` is how it scales and crops images, see `source_steps`.
     """
 
     state_dict: StateDict
@@ -43,6 +44,7 @@ class Weights:
     entry: WeightsEntry
     of_source: Architecture | None = None
     library: str | None = None
+    preprocess: str | None = None
 
 
 def load_weights(
@@ -87,7 +89,7 @@ def load_weights(
         revision=revision,
     )
     of_source = as_of_library(architecture, library)
-    return Weights(state, architecture, entry, of_source, library)
+    return Weights(state, architecture, entry, of_source, library, source_steps(location))
 
 
 def _synthetic(source: str, wanted: Architecture | None, stated: Stated) -> Weights:

@@ -116,7 +116,7 @@ def test_a_form_goes_through_the_whole_product(tmp_path: Path) -> None:
     assert [profile.name for profile in plan.profiles] == ["256", "wide"]
     assert main(["verify", str(bundle), "--device", "cpu"]) == 0
     assert main(["verify", str(bundle), "--device", "cpu", "--eager", "--size", "160x224"]) == 0
-    features = tmp_path / "features"
+    features = tmp_path / "features.parquet"
     photos = str(Path(__file__).parents[2] / "export" / "photos")
     assert main(["run", str(bundle), photos, "--device", "cpu", "--out", str(features)]) == 0
     photo = str(Path(photos) / "coffee.jpg")

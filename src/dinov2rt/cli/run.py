@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.remote import local_bundle
 from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
 from dinov2rt.cli.run_job import PICTURE_IMAGES, Destination, Finished, run_job
 from dinov2rt.cli.verb import Outcome, Verb, status_of
@@ -29,6 +31,7 @@ from dinov2rt.runtime.preprocess import Preprocess
 ENGINES = ("local", "ray")
 
 _FEW_IMAGES = 16
+_SOURCE = "source"
 """Decoded by this process itself: starting others would take longer."""
 
 
@@ -60,8 +63,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--preprocess",
         default="native",
-        help="native (default), classification, or steps such as short-side:256,crop:224 and "
-        "resize:518x518",
+        help="native (default), classification, source (as the files beside the weights said at "
+        "the export), or steps such as short-side:256,crop:224 and resize:518x518",
     )
     parser.add_argument(
         "--background",
@@ -125,7 +128,7 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
 
 def _run(arguments: Namespace) -> Outcome:
     options = ExtractOptions(
-        preprocess=Preprocess.parse(arguments.preprocess).on(arguments.background),
+        preprocess=_preprocess(arguments).on(arguments.background),
         snap=Snap.parse(arguments.snap),
         batch=arguments.batch,
         patch_tokens=arguments.patch_tokens,
@@ -153,6 +156,20 @@ def _run(arguments: Namespace) -> Outcome:
         facts["left_out"] = dict(collection.left_out)
         facts["metadata"] = feature_metadata(model, options, chunks[0].root)
     return Outcome(facts, _text(facts), status_of(not finished.report.failed))
+
+
+def _preprocess(arguments: Namespace) -> Preprocess:
+    """The steps asked for; "source" stands for those that the bundle has of its weights' source."""
+    text = arguments.preprocess
+    if text == _SOURCE:
+        text = Manifest.read(local_bundle(arguments.bundle)).preprocess
+        if text is None:
+            raise InputError(
+                f"{arguments.bundle} knows no preprocessing of its source: nothing stood beside "
+                "the weights, or steps that are not bicubic; name the steps, such as "
+                "short-side:256,crop:224"
+            )
+    return Preprocess.parse(text)
 
 
 def _check_destinations(arguments: Namespace) -> None:

@@ -1,0 +1,70 @@
+"""How the source of the weights scales and crops images: what `run --preprocess source` follows."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from dinov2rt.errors import WeightsError
+from dinov2rt.export.weights.folders import read_json
+
+_OTHERWISE = "correct or remove it"
+_BICUBIC = 3
+"""Of `PIL.Image.Resampling`, which `resample` names."""
+
+
+def source_steps(location: Path) -> str | None:
+    """The steps as `Preprocess.parse` takes them, from the files beside the weights.
+
+    None where nothing stands there, or steps that are not bicubic or crop to no square.
+
+    Source: `BaseImageProcessor` of transformers; `transforms_imagenet_eval` in timm, whose short
+    side is `floor(size / crop_pct)`.
+
+    Raises:
+        WeightsError: a file cannot be read, or says what cannot be computed.
+    """
+    folder = location if location.is_dir() else location.parent
+    try:
+        if (file := folder / "preprocessor_config.json").is_file():
+            return _of_transformers(read_json(file, otherwise=_OTHERWISE))
+        if (file := folder / "config.json").is_file():
+            pretrained = read_json(file, otherwise=_OTHERWISE).get("pretrained_cfg")
+            return _of_timm(pretrained) if isinstance(pretrained, dict) else None
+    except (TypeError, ValueError, KeyError, ZeroDivisionError, OverflowError) as error:
+        raise WeightsError(
+            f"{file} says what cannot be computed ({error}); {_OTHERWISE}"
+        ) from error
+    return None
+
+
+def _of_transformers(config: dict[str, Any]) -> str | None:
+    steps = []
+    if config.get("do_resize", "size" in config):
+        if config.get("resample", _BICUBIC) != _BICUBIC:
+            return None
+        size = config["size"]
+        if isinstance(size, int):
+            steps.append(f"short-side:{size}")
+        elif "shortest_edge" in size:
+            steps.append(f"short-side:{int(size['shortest_edge'])}")
+        else:
+            steps.append(f"resize:{int(size['height'])}x{int(size['width'])}")
+    if config.get("do_center_crop", "crop_size" in config):
+        crop = config["crop_size"]
+        height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
+        if height != width:
+            return None
+        steps.append(f"crop:{int(height)}")
+    return ",".join(steps) or "native"
+
+
+def _of_timm(pretrained: dict[str, Any]) -> str | None:
+    if "input_size" not in pretrained or pretrained.get("interpolation", "bicubic") != "bicubic":
+        return None
+    _, height, width = pretrained["input_size"]
+    scaled = math.floor(height / float(pretrained.get("crop_pct") or 1))
+    mode = pretrained.get("crop_mode") or "center"
+    if height != width or mode not in ("center", "squash"):
+        return None
+    first = f"resize:{scaled}x{scaled}" if mode == "squash" else f"short-side:{scaled}"
+    return f"{first},crop:{int(height)}"
