@@ -27,7 +27,8 @@ _LEAST_ON_CUDA = (1, 31)
 def cannot_run(device: Device) -> str | None:
     """Why ONNX Runtime cannot run on `device` here, or None if it can."""
     try:
-        ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
+        extra = "cuda" if device == "cuda" else "ort"
+        ort = require("onnxruntime", extra=extra, purpose="the ONNX Runtime backend")
     except ImportError as error:
         return str(error)
     if _PROVIDERS[device] in ort.get_available_providers():

@@ -50,6 +50,14 @@ def one_block_for_all(state: StateDict) -> None:
             value.copy_(state[key.replace("blocks.1.", "blocks.0.")])
 
 
+def block_of_zeros(state: StateDict) -> None:
+    """The block passes its input on, through products whose weights are all zero."""
+    zero_biases(state)
+    for key, value in state.items():
+        if key.startswith("blocks.0.") and "norm" not in key:
+            value.zero_()
+
+
 def zero_layer_scale(state: StateDict) -> None:
     for key, value in state.items():
         if key.endswith(".gamma"):
@@ -72,6 +80,7 @@ def layer_scale_of_one(state: StateDict) -> None:
         fresh_norms,
         equal_tensors,
         one_block_for_all,
+        block_of_zeros,
         zero_layer_scale,
         layer_scale_of_one,
     ],

@@ -162,9 +162,6 @@ def test_a_provider_that_does_not_start_is_an_error(graph: Path) -> None:
 
 def test_onnxruntime_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    expected = (
-        "the ONNX Runtime backend needs the package 'onnxruntime', which is not installed; "
-        "pip install 'dinov2rt[ort]'"
-    )
-    assert cannot_run("cpu") == expected
-    assert cannot_run("cuda") == expected
+    missing = "the ONNX Runtime backend needs the package 'onnxruntime', which is not installed"
+    assert cannot_run("cpu") == f"{missing}; pip install 'dinov2rt[ort]'"
+    assert cannot_run("cuda") == f"{missing}; pip install 'dinov2rt[cuda]'"
