@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dinov2rt.bundle.limits import INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1
 from dinov2rt.export.int8.products import products
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.backends.openvino import INT8_GROUP
+from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
 
 _LARGEST = 127
 

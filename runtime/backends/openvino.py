@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -14,16 +15,16 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
-from dinov2rt.runtime.backends.openvino_bf16 import PositionTables, keep_norms
+from dinov2rt.runtime.backends.openvino_program import Program
 from dinov2rt.runtime.cpu import is_x86, this_cpu
 
-INT8_GROUP = 128
-"""Channels of a token that share a scale in the products of an int8 graph: see docs/adr/0009."""
+FIXED_SHAPES = 4
+"""Compiled for one shape alone, at most: each takes about as much memory as the weights."""
+
+_Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 _LEAST_VERSION = (2026, 2)
 """The minimum of the extra `openvino`; another package may have installed an older version."""
-
-_HINTS = {Precision.FP32: "f32", Precision.INT8: "f32", Precision.BF16: "bf16"}
 
 _TELEMETRY = "openvino_telemetry"
 # sys.modules is shared by all threads; the lock keeps them from overwriting each other's changes.
@@ -100,7 +101,7 @@ def _claims_bf16() -> bool:
 
 
 class OpenVinoBackend:
-    """One compiled model of a float32 or int8 graph, with one request; calls are serialized.
+    """One float32 or int8 graph, and requests for it, which calls take in turn.
 
     OpenVINO gives all of its threads to one call at a time anyway. In bf16 it is the float32 graph.
     """
@@ -111,27 +112,20 @@ class OpenVinoBackend:
     def __init__(
         self, graph: Path, *, threads: int | None, precision: Precision = Precision.FP32
     ) -> None:
-        openvino = import_openvino()
-        self.description = f"openvino {_release(openvino)}, cpu"
-        self._tensor = openvino.Tensor
+        self._openvino = import_openvino()
+        self.description = f"openvino {_release(self._openvino)}, cpu"
+        self._threads, self._precision = threads, precision
         self._lock = threading.Lock()
-        self._positions: PositionTables | None = None
-        options = _options(threads, precision)
+        self._fixed: OrderedDict[_Shapes, Program] = OrderedDict()
         try:
-            core = openvino.Core()
-            model = core.read_model(graph)
-            _check_operators(model)
-            self._takes_padding = _expose_padding(model)
+            self._graph: Any = self._openvino.Core().read_model(graph)
+            _check_operators(self._graph)
             if "AVX-512" in this_cpu().instruction_sets:  # elsewhere it was not measured
-                _steer_products(model)
-            self._inputs = {value.get_any_name() for value in model.inputs}
-            if precision is Precision.BF16:
-                keep_norms(model)
-                in_float32 = _options(threads, Precision.FP32)
-                self._positions = PositionTables(core, model, in_float32)
-            compiled = core.compile_model(model, "CPU", options)
-            self._request: Any = compiled.create_infer_request()
-        except Exception as error:  # OpenVINO's errors share no base class
+                _steer_products(self._graph)
+            any_shape = self._graph.clone()
+            self._takes_padding = _expose_padding(any_shape)
+            self._any_shape: Program | None = self._program(any_shape)
+        except Exception as error:  # its errors share no base class
             raise BackendError(
                 f"{self.description} cannot load {graph}: {_last_line(error)}"
             ) from error
@@ -142,26 +136,55 @@ class OpenVinoBackend:
         """Run the graph; see `Backend.infer`."""
         if device_outputs:
             raise InputError("openvino returns numpy arrays; device outputs need a plan")
-        feed = self._feed(inputs)
+        shapes = _shapes(inputs)
         with self._lock:
-            if self._request is None:
+            if self._any_shape is None:
                 raise BackendError("the model is closed; load it again")
             try:
-                return self._run(feed, outputs)
-            except Exception as error:  # OpenVINO's errors share no base class
-                shapes = ", ".join(f"{name} {list(np.shape(inputs[name]))}" for name in inputs)
+                if shapes in self._fixed:
+                    self._fixed.move_to_end(shapes)
+                    return self._fixed[shapes].run(inputs, outputs)
+                return self._any_shape.run(self._feed(inputs), outputs)
+            except Exception as error:  # its errors share no base class
+                listed = ", ".join(f"{name} {list(np.shape(inputs[name]))}" for name in inputs)
                 raise BackendError(
-                    f"{self.description} failed on {shapes}: {_last_line(error)}"
+                    f"{self.description} failed on {listed}: {_last_line(error)}"
                 ) from error
 
+    def prepare(self, inputs: Mapping[str, Any]) -> None:
+        """Compile the graph for the shapes of `inputs` alone; see `ShapePreparer`.
+
+        Calls of other threads go on meanwhile. Each compiled shape holds the matrices in a form of
+        its own: OpenVINO shares them between the calls of one compiled model, not between models.
+        """
+        shapes = _shapes(inputs)
+        with self._lock:
+            if self._any_shape is None:
+                raise BackendError("the model is closed; load it again")
+            if shapes in self._fixed:
+                self._fixed.move_to_end(shapes)
+                return
+            while len(self._fixed) >= FIXED_SHAPES:
+                self._fixed.popitem(last=False)
+        model = self._graph.clone()
+        model.reshape({name: list(shape) for name, shape in shapes})
+        program = self._program(model)
+        with self._lock:
+            if self._any_shape is not None:  # not closed meanwhile
+                self._fixed[shapes] = program
+
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
-        """None: every batch that fits into memory is allowed."""
+        """None: any batch that fits into memory."""
         return None
 
     def close(self) -> None:
-        """Free the compiled model when no call is running."""
+        """Free the compiled models, once a call that runs has ended."""
         with self._lock:
-            self._request = self._positions = None
+            self._any_shape = self._graph = None
+            self._fixed.clear()
+
+    def _program(self, model: Any) -> Program:
+        return Program(self._openvino, model, threads=self._threads, precision=self._precision)
 
     def _feed(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         feed = dict(inputs)
@@ -170,40 +193,15 @@ class OpenVinoBackend:
             feed |= zip(_PADS, np.split(pads, 2), strict=True)
         return feed
 
-    def _run(
-        self, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]
-    ) -> dict[str, NDArray[Any]]:
-        if missing := self._inputs - feed.keys():  # OpenVINO would use the last call's values
-            raise ValueError(f"inputs {sorted(missing)} are missing")
-        tables = {} if self._positions is None else self._positions.of(feed)
-        # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
-        # copies made here, have to outlive `infer`. It takes no read-only one.
-        arrays = {
-            name: np.require(value, requirements=("C", "W"))
-            for name, value in {**feed, **tables}.items()
-        }
-        for name, array in arrays.items():
-            self._request.set_tensor(name, self._tensor(array, shared_memory=True))
-        self._request.infer()
-        return {name: self._request.get_tensor(name).data.copy() for name in outputs}
+
+def _shapes(inputs: Mapping[str, Any]) -> _Shapes:
+    """By name; a call with padding has one more than those that are prepared."""
+    return tuple((name, tuple(np.shape(value))) for name, value in inputs.items())
 
 
 def _release(openvino: ModuleType) -> str:
     """OpenVINO's version without build number and commit, such as "2026.4.1"."""
     return str(openvino.__version__).partition("-")[0]
-
-
-def _options(threads: int | None, precision: Precision) -> dict[str, str]:
-    options = {
-        "PERFORMANCE_HINT": "LATENCY",
-        # Otherwise a CPU that has bfloat16 computes in it, which is no float32.
-        "INFERENCE_PRECISION_HINT": _HINTS[precision],
-        # For weights that are int8; no other product is touched.
-        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INT8_GROUP),
-        # Otherwise every process pins its threads to the same first cores.
-        "ENABLE_CPU_PINNING": "NO",
-    }
-    return options if threads is None else options | {"INFERENCE_NUM_THREADS": str(threads)}
 
 
 def _check_operators(model: Any) -> None:

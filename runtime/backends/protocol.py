@@ -1,7 +1,7 @@
 """The interface between the model and its backends."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from dinov2rt.bundle.geometry import ImageSize
 
@@ -40,4 +40,16 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free all resources; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class ShapePreparer(Protocol):
+    """A backend that is faster for shapes which it knows beforehand."""
+
+    def prepare(self, inputs: Mapping[str, Any]) -> None:
+        """Make calls with inputs of exactly these shapes as fast as they can be.
+
+        A few shapes are kept, and the least recently used is evicted.
+        """
         ...

@@ -16,8 +16,9 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends import openvino as backend_module
-from dinov2rt.runtime.backends.openvino import OpenVinoBackend, _options, cannot_run_bf16
+from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
 from dinov2rt.runtime.backends.openvino_bf16 import _SIZES_KEPT, PositionTables
+from dinov2rt.runtime.backends.openvino_program import options
 from dinov2rt.runtime.model import Model, load
 
 FASTER = 'openvino cpu bf16 would run here, faster and less exact: precision="bf16"'
@@ -37,7 +38,8 @@ def bf16(bundle_s_reg: Path) -> Iterator[Model]:
 def compiled(model: Model) -> Any:
     backend = model._choice.backend
     assert isinstance(backend, OpenVinoBackend)
-    return backend._request.get_compiled_model()
+    assert backend._any_shape is not None
+    return backend._any_shape.request.get_compiled_model()
 
 
 def executed(compiled_model: Any) -> list[tuple[str, str, str, str]]:
@@ -91,8 +93,8 @@ def test_the_position_table_is_computed_apart_in_float32(bf16: Model) -> None:
     assert not [node for node in found if "position" in node[1]]
     backend = bf16._choice.backend
     assert isinstance(backend, OpenVinoBackend)
-    assert backend._positions is not None
-    apart = executed(backend._positions._request.get_compiled_model())
+    assert backend._any_shape is not None and backend._any_shape.positions is not None
+    apart = executed(backend._any_shape.positions._request.get_compiled_model())
     table = [node for node in apart if node[0] in ("MatMul", "FullyConnected", "Eltwise")]
     assert len(table) > 10
     assert not [node for node in apart if "bf16" in node[2:]]
@@ -111,7 +113,7 @@ def test_scores_and_softmax_of_attention_are_float32_inside() -> None:
     joined = opset1.reshape(opset1.transpose(attended, axes), join, True)
     product = opset1.matmul(joined, np.eye(128, dtype=np.float32), False, False)
     model = openvino.Core().compile_model(
-        openvino.Model([product], tokens, "attention"), "CPU", _options(1, Precision.BF16)
+        openvino.Model([product], tokens, "attention"), "CPU", options(1, Precision.BF16)
     )
     assert [node[2] for node in executed(model) if node[0] == "Subgraph"] == ["bf16"]
     query, key, value = (np.zeros((1, 8, heads, 64), np.float32) for _ in range(3))
@@ -149,7 +151,7 @@ def test_it_is_near_float32_at_any_size(bf16: Model, model: Model, snap: str) ->
 def test_tables_of_many_sizes_are_bounded_and_those_of_their_size(bundle_s_reg: Path) -> None:
     core = openvino.Core()
     model = core.read_model(bundle_s_reg / "fp32.onnx")
-    tables = PositionTables(core, model, _options(1, Precision.FP32))
+    tables = PositionTables(core, model, options(1, Precision.FP32))
     sides = [14 * (1 + count) for count in range(_SIZES_KEPT + 3)]
     pads = {"pads_begin": np.zeros(4, np.int64), "pads_end": np.zeros(4, np.int64)}
     for batch in (1, 2):

@@ -1,0 +1,72 @@
+"""A graph that OpenVINO has compiled, and its one request."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.runtime.backends.openvino_bf16 import PositionTables, keep_norms
+
+INT8_GROUP = 128
+"""Channels of a token that share a scale where an int8 graph multiplies: see docs/adr/0009."""
+
+_HINTS = {Precision.FP32: "f32", Precision.INT8: "f32", Precision.BF16: "bf16"}
+
+
+class Program:
+    """`model` compiled for the CPU; what computes in bf16 keeps parts of it in float32.
+
+    Calls must not overlap.
+    """
+
+    def __init__(
+        self, openvino: Any, model: Any, *, threads: int | None, precision: Precision
+    ) -> None:
+        core = openvino.Core()
+        self._tensor = openvino.Tensor
+        self._inputs = {value.get_any_name() for value in model.inputs}
+        self.positions: PositionTables | None = None
+        if precision is Precision.BF16:
+            keep_norms(model)
+        if precision is Precision.BF16 and model.is_dynamic():  # else the table is a constant
+            self.positions = PositionTables(core, model, options(threads, Precision.FP32))
+        compiled = core.compile_model(model, "CPU", options(threads, precision))
+        self.request: Any = compiled.create_infer_request()
+
+    def run(
+        self, feed: Mapping[str, NDArray[Any]], outputs: Sequence[str]
+    ) -> dict[str, NDArray[Any]]:
+        """The outputs that are asked for, copied.
+
+        Raises:
+            ValueError: an input is missing.
+        """
+        if missing := self._inputs - feed.keys():  # it would take those of the call before
+            raise ValueError(f"inputs {sorted(missing)} are missing")
+        tables = {} if self.positions is None else self.positions.of(feed)
+        # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
+        # copies made here, have to outlive `infer`. It takes no read-only one.
+        arrays = {
+            name: np.require(value, requirements=("C", "W"))
+            for name, value in {**feed, **tables}.items()
+        }
+        for name, array in arrays.items():
+            self.request.set_tensor(name, self._tensor(array, shared_memory=True))
+        self.request.infer()
+        return {name: self.request.get_tensor(name).data.copy() for name in outputs}
+
+
+def options(threads: int | None, precision: Precision) -> dict[str, str]:
+    """What OpenVINO is told when it compiles."""
+    told = {
+        "PERFORMANCE_HINT": "LATENCY",
+        # Otherwise a CPU that has bfloat16 computes in it, which is no float32.
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        # For weights that are int8; no other product is touched.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": str(INT8_GROUP),
+        # Every process pins its threads to the same first cores, however many processes there are.
+        "ENABLE_CPU_PINNING": "NO",
+    }
+    return told if threads is None else told | {"INFERENCE_NUM_THREADS": str(threads)}
