@@ -1,0 +1,102 @@
+"""What README and docs show works: commands are those of the command line, code runs."""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.documents import DOCUMENTS, ROOT, Block, blocks, modules
+
+from dinov2rt.cli.entry import make_parser
+from dinov2rt.export.golden import PHOTOS
+
+BLOCKS = list(blocks())
+RUN_ELSEWHERE = {"make": "by CI", "pip": "needs the network", "docker": "needs the network"}
+
+
+def name(block: Block) -> str:
+    return block.place
+
+
+def test_there_is_something_to_check() -> None:
+    assert sum(block.is_python for block in BLOCKS) >= 2
+    assert sum(len(block.commands) for block in BLOCKS) >= 10
+    assert modules()
+
+
+@pytest.mark.parametrize("block", [block for block in BLOCKS if block.commands], ids=name)
+def test_commands_are_understood(block: Block) -> None:
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    parser: ArgumentParser = make_parser()
+    for program, *arguments in block.commands:
+        if program == "make":
+            assert set(arguments[:1]) <= set(targets), arguments
+        elif program == "dinov2rt":
+            parser.parse_args(arguments)  # raises where there is no such verb or option
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_modules_that_are_named_can_be_run(module: str) -> None:
+    found = importlib.util.find_spec(module)
+    assert found is not None
+    assert found.origin is not None
+    source = Path(found.origin).read_text(encoding="utf-8")
+    assert "__main__" in source or importlib.util.find_spec(f"{module}.__main__")
+
+
+@pytest.fixture
+def folder(bundle_s_reg: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a reader may stand: a bundle and photographs under the names of the documents."""
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts" / bundle_s_reg.name).symlink_to(bundle_s_reg)
+    (tmp_path / "photos").mkdir()
+    for photo in sorted(PHOTOS.glob("*.jpg"))[:2]:
+        shutil.copy(photo, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "block", [block for block in BLOCKS if block.is_python and not block.needs], ids=name
+)
+def test_python_runs(block: Block) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 42, 3), dtype=np.uint8)
+    names: dict[str, Any] = {"pixels": pixels}
+    exec(compile(block.text, block.place, "exec"), names)  # noqa: S102
+    if "model" in names:
+        names["model"].close()
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        block
+        for block in BLOCKS
+        if not block.needs and any(words[0] not in RUN_ELSEWHERE for words in block.commands)
+    ],
+    ids=name,
+)
+def test_commands_run(block: Block, folder: Path) -> None:
+    for program, *arguments in block.commands:
+        if program in RUN_ELSEWHERE:
+            continue
+        command = [sys.executable, *(["-m", "dinov2rt"] if program == "dinov2rt" else [])]
+        filled = ["artifacts/dinov2_vits14_reg" if each == "BUNDLE" else each for each in arguments]
+        done = subprocess.run(
+            [*command, *filled], cwd=folder, check=False, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
