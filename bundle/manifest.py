@@ -162,7 +162,8 @@ class GraphEntry:
     which are no tokens, by name; `quantization` is there for int8 alone. With `pads` the graph
     itself pads images to whole patches, centred, where others drop pixels.
     `bf16_limits`, of an fp32 graph of tokens alone, is what passes where a CPU computes it in
-    bfloat16; None if the bundle was exported before that was measured.
+    bfloat16; None if the bundle was exported before that was measured. A graph that takes only one
+    shape has batch, height and width in `static`.
     """
 
     precision: Precision
@@ -178,6 +179,7 @@ class GraphEntry:
     task_limits: dict[str, TaskLimits] = field(default_factory=dict)
     pads: bool = False
     bf16_limits: Limits | None = None
+    static: tuple[int, ...] = ()
 
     @property
     def extras(self) -> Extras:
@@ -248,7 +250,8 @@ class Manifest:
     `cuda_graph` is the fused form of the fp16 graph for ONNX Runtime CUDA, see `export/fused.py`;
     None if the bundle has none. `heads` are the task heads in every graph. `tools` maps the
     exporting packages to their versions. `preprocess` is how the source of the weights scales and
-    crops images, for `Preprocess.parse`; None if nothing beside the weights says.
+    crops images, for `Preprocess.parse`; None if nothing beside the weights says. `static_graphs`
+    are for other engines, and each takes only one shape.
     """
 
     schema: int
@@ -261,6 +264,7 @@ class Manifest:
     tools: dict[str, str] = field(default_factory=dict)
     heads: tuple[HeadEntry, ...] = ()
     preprocess: str | None = None
+    static_graphs: tuple[GraphEntry, ...] = ()
 
     @classmethod
     def read(cls, bundle: Path) -> Self:
@@ -328,6 +332,7 @@ class Manifest:
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the bundle except the manifest, each once."""
         graphs = (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []))
+        graphs += self.static_graphs
         files = [file for graph in graphs for file in graph.files]
         files += [self.golden, *(plan.file for plan in self.plans)]
         return tuple({file.path: file for file in files}.values())
@@ -338,6 +343,7 @@ class Manifest:
         command = ["dinov2rt", "export", variant.name if variant else "auto"]
         command += self.weights.options
         command += _export_options(self.graphs) if self.graphs else []
+        command += _static_options(self.static_graphs)
         command += self._head_options()
         command += self._statistics_options()
         command += [] if variant else _architecture_options(self.architecture)
@@ -359,6 +365,10 @@ class Manifest:
             return []
         mean, std = (",".join(map(repr, each)) for each in (normalization.mean, normalization.std))
         return [f"--mean={mean}", f"--std={std}"]  # a mean may be negative
+
+
+def _static_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
+    return ["--static", "x".join(map(str, graphs[0].static))] if graphs else []
 
 
 def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:

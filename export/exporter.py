@@ -39,7 +39,8 @@ from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.opset import check_opset, lower
+from dinov2rt.export.portable.opset import check_opset, lower
+from dinov2rt.export.portable.static import StaticShape, write_static_graphs
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
@@ -80,6 +81,7 @@ class ExportOptions:
     attention: bool = False
     heads: tuple[HeadSource, ...] = ()
     opset: int = OPSET
+    static: StaticShape | None = None
 
     @property
     def extras(self) -> Extras:
@@ -90,6 +92,8 @@ class ExportOptions:
         check_opset(self.opset)
         if self.opset < OPSET and Precision.INT8 in self.precisions:
             raise InputError(f"int8 graphs are of opset {OPSET}; leave out --opset, or int8")
+        if self.static is not None and Precision.INT8 in self.precisions:
+            raise InputError("int8 graphs take every shape; leave out --static, or int8")
         if self.unnormed and not self.layers:
             raise InputError(
                 "unnormed needs intermediate layers; give layers, or x_prenorm for the tokens of "
@@ -150,6 +154,7 @@ def export_bundle(
     loaded = load_weights(weights, wanted, options.prefix, options.stated)
     architecture, normalization = loaded.architecture, loaded.architecture.normalization
     heads = load_heads(options.heads, architecture)
+    _check_static(options.static, heads, architecture)
     options = dataclasses.replace(options, layers=_layers(options.layers, architecture.depth))
     if loaded.of_source is not None and loaded.of_source != architecture:
         progress(_difference(loaded, loaded.of_source))
@@ -173,6 +178,9 @@ def export_bundle(
             preprocess=loaded.preprocess,
             graphs=graphs,
             heads=tuple(head.entry for head in reference.heads),
+            static_graphs=write_static_graphs(
+                partial, graphs, options.static, architecture.patch_size
+            ),
             golden=reference.golden,
             tools={"dinov2rt": __version__} | {name: version(name) for name in _TOOLS},
         )
@@ -189,6 +197,16 @@ def _layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
             f"{depth - 1}, or the last {depth} at most"
         )
     return indices
+
+
+def _check_static(
+    shape: StaticShape | None, heads: tuple[EagerHead, ...], architecture: Architecture
+) -> None:
+    if shape is None:
+        return
+    shape.check(architecture.patch_size)
+    if any(head.spec.is_dense for head in heads):
+        raise InputError("dense heads compute with every size; leave out --static, or these heads")
 
 
 def _difference(loaded: Weights, of_source: Architecture) -> str:
@@ -227,7 +245,7 @@ def _write_golden(
     model = load_eager(weights.architecture, weights.state_dict)
     model.task_heads = heads
     with record_ranges(model) as ranges:
-        cases = golden_cases(model, options.input_format, options.extras)
+        cases = golden_cases(model, options.input_format, options.extras, options.static)
     golden_outputs = Golden(cases, weights.architecture.normalization)
     golden_outputs.write(bundle / "golden.npz")
     limits = {

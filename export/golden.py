@@ -1,5 +1,6 @@
 """Computes the golden outputs: the eager float32 model on real photographs."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +14,31 @@ from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.signature import Extras, FloatArray, InputFormat, output_names
 from dinov2rt.export.heads.answers import center_padded, head_outputs, pads_images
 from dinov2rt.export.model import Dinov2
+from dinov2rt.export.portable.static import StaticShape
 from dinov2rt.runtime.images import load_image
 
 PHOTOS = Path(__file__).parent / "photos"
 
+_PHOTOS = ("astronaut.jpg", "coffee.jpg", "chelsea.jpg", "hubble.jpg")
 COMMON_SIZE = ImageSize(224, 224)
 
 
 def golden_cases(
-    model: Dinov2, input_format: InputFormat, extras: Extras
+    model: Dinov2, input_format: InputFormat, extras: Extras, static: StaticShape | None = None
 ) -> tuple[GoldenCase, ...]:
-    """The eager model's outputs on the photographs that ship with the project."""
-    return tuple(
-        eager_case(model, str(size), golden_pixels(size, photos), input_format, extras)
+    """The eager model's outputs on the photographs that ship with the project.
+
+    With `static` there is one more case, of that shape.
+    """
+    by_name = {
+        str(size): golden_pixels(size, photos)
         for size, photos in _photos_by_size(model.architecture).items()
+    }
+    if static is not None:
+        photos = tuple(itertools.islice(itertools.cycle(_PHOTOS), static.batch))
+        by_name[f"static {static}"] = golden_pixels(static.size, photos)
+    return tuple(
+        eager_case(model, name, pixels, input_format, extras) for name, pixels in by_name.items()
     )
 
 

@@ -75,6 +75,28 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
         backend.close()
 
 
+def verify_static_graph(bundle: Path, manifest: Manifest, graph: GraphEntry) -> AccuracyReport:
+    """Compare one of the static graphs with the golden outputs of its shape, on the CPU.
+
+    Raises:
+        BundleError: a file is missing or altered.
+        BackendError: ONNX Runtime cannot load it.
+    """
+    rebuild = manifest.rebuild_command(bundle)
+    file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in graph.files]
+    golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
+    batch, *size = graph.static
+    cases = [
+        case for case in golden.cases if len(case.images) == batch and case.size == tuple(size)
+    ]
+    backend = OnnxRuntimeBackend(file, device="cpu", threads=None)
+    backend.description += f", static {'x'.join(map(str, graph.static))}"
+    try:
+        return compare_all(backend, graph, cases)
+    finally:
+        backend.close()
+
+
 def why_unverified(manifest: Manifest, plan: PlanEntry, gpu: Gpu) -> str | None:
     """Why `plan` is unverified on `gpu`, or None if `manifest` has its verification there."""
     verifications = {entry.file: entry.verification for entry in manifest.plans}

@@ -22,7 +22,7 @@ from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 from dinov2rt.runtime.model import load
-from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
+from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu, verify_static_graph
 
 AUTO = "auto"
 _INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
@@ -101,6 +101,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help=f"of the graphs: {OPSET} (default), or 17, 20 or 21 for ONNX Runtime from 1.15, 1.17 "
         "or 1.18 on",
     )
+    parser.add_argument(
+        "--static",
+        metavar="BxHxW",
+        help="write each graph once more for this one batch and size, for engines that take no "
+        "other; pixels, such as 1x224x224",
+    )
     _add_architecture(parser)
     parser.add_argument("--force", action="store_true", help="replace the bundle that is there")
 
@@ -163,6 +169,7 @@ def _export(
 ) -> Manifest:
     from dinov2rt.export.exporter import ExportOptions, export_bundle
     from dinov2rt.export.heads.checkpoint import HeadSource
+    from dinov2rt.export.portable.static import StaticShape
     from dinov2rt.export.weights.architecture import Stated
 
     stated = Stated(
@@ -183,6 +190,7 @@ def _export(
         x_prenorm=arguments.x_prenorm,
         attention=arguments.attention,
         opset=arguments.opset,
+        static=None if arguments.static is None else StaticShape.parse(arguments.static),
         heads=() if arguments.head is None else HeadSource.parse_all(arguments.head),
     )
     try:
@@ -281,6 +289,10 @@ def _verify(
             BackendError
         ) as error:  # the graph was just written: that it does not run is our fault
             raise ExportError(f"{out} was written but does not run: {error}") from error
+    for graph in manifest.static_graphs:
+        if graph.precision not in unverifiable:
+            progress(f"verifying the static graph of {graph.precision}")
+            reports.append(verify_static_graph(out, manifest, graph))
     if manifest.cuda_graph is not None and Precision.FP16 not in unverifiable:
         progress("verifying the graph for ONNX Runtime CUDA, on the CPU")
         reports.append(verify_cuda_graph_on_cpu(out, manifest))

@@ -1,0 +1,1 @@
+"""Graphs for runtimes other than the newest: older opsets, and one fixed shape."""
