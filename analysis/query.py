@@ -28,10 +28,11 @@ def check_same_model(
     own = {
         "variant": manifest.name,
         "weights_sha256": manifest.weights.sha256,
+        "architecture": manifest.architecture.fingerprint,
         "precision": precision or metadata["precision"],
     }
     for key, value in own.items():
-        if value != metadata[key]:
+        if value != metadata.get(key, value):  # older datasets have no architecture
             raise InputError(
                 f"the bundle has {key} {value}, but the features have {metadata[key]}; they cannot "
                 "be compared, use the bundle that made the features"

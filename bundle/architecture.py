@@ -1,6 +1,7 @@
 """The architecture of a backbone: a property of its weights, stored in the manifest."""
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from dinov2rt.bundle.geometry import Grid, ImageSize
@@ -66,6 +67,15 @@ class Architecture:
         """The image size, in pixels, whose grid is the native grid."""
         rows, cols = self.native_grid.rows, self.native_grid.cols
         return ImageSize(rows * self.patch_size, cols * self.patch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits that differ between architectures.
+
+        Features of one file of weights differ if, for example, the statistics of the input do.
+        """
+        values = [getattr(self, field.name) for field in fields(Architecture)]
+        return hashlib.sha256(repr(values).encode()).hexdigest()[:12]
 
     @property
     def label(self) -> str:

@@ -124,6 +124,7 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
         "variant": model.manifest.name,
         "weights_source": weights.source,
         "weights_sha256": weights.sha256,
+        "architecture": model.architecture.fingerprint,
         "precision": str(model.graph.precision),
         "preprocess": options.preprocess.name,
         "snap": str(options.snap),

@@ -13,7 +13,15 @@ from dinov2rt.optional import require
 ERRORS_FOLDER = "_errors"
 """A folder in a feature dataset. Readers of Parquet ignore names that begin with an underscore."""
 
-MODEL_KEYS = ("variant", "weights_sha256", "precision", "preprocess", "snap", "dtype")
+MODEL_KEYS = (
+    "variant",
+    "weights_sha256",
+    "architecture",
+    "precision",
+    "preprocess",
+    "snap",
+    "dtype",
+)
 """Metadata that features must have in common to be comparable."""
 
 Paths = Path | str | Sequence[Path | str]

@@ -14,6 +14,7 @@ from dinov2rt.foreign import shown
 _ASKED_FOR_BY: Mapping[str, Callable[[str], str]] = {
     "variant": "the bundle of {}".format,
     "weights_sha256": "the bundle that was exported from the weights {}".format,
+    "architecture": "the bundle whose architecture has the fingerprint {}".format,
     "precision": "--precision {}".format,
     "preprocess": "--preprocess {}".format,
     "snap": "--snap {}".format,

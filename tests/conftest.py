@@ -107,6 +107,7 @@ def write_features(tmp_path: Path) -> Callable[..., Path]:
             "variant": "dinov2_vits14",
             "weights_source": "official",
             "weights_sha256": "0" * 64,
+            "architecture": find_variant(metadata.get("variant", "dinov2_vits14")).fingerprint,
             "precision": "fp32",
             "preprocess": "native",
             "snap": "crop",

@@ -11,6 +11,7 @@ from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat, output_names
 from dinov2rt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
+from dinov2rt.runtime.backends.protocol import ShapePreparer
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.inputs import group_images
 from dinov2rt.runtime.model import load
@@ -33,6 +34,7 @@ class ProductRunner:
             max_pixels=_ANY_CELL,
         )
         self._names = output_names(task.manifest.architecture)
+        self._prepared: set[tuple[int, ...]] = set()
         graph, runs_on = self._model.graph, self._model._choice.backend
         name = f"{self._model.manifest.name} {graph.precision} on {runs_on.description}"
         self.version = f"dinov2rt {__version__}, {name}"  # `describe` looks at other libraries too
@@ -42,8 +44,19 @@ class ProductRunner:
         return pixels
 
     def run(self, prepared: NDArray[np.uint8]) -> Features:
-        """All tokens after the final norm, in host memory."""
+        """All tokens after the final norm, in host memory.
+
+        The first call of a shape prepares it as `Model.warm_up` does for a service: the OpenVINO
+        peer, too, is compiled for each shape alone.
+        """
+        self._warm_up(prepared.shape)
         return self._model(prepared, outputs=self._names)
+
+    def _warm_up(self, shape: tuple[int, ...]) -> None:
+        if shape not in self._prepared and isinstance(self._model._backend, ShapePreparer):
+            batch, height, width, _ = shape
+            self._model.warm_up([(batch, height, width)])
+        self._prepared.add(shape)
 
     def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
         """The phases of one call in one pass; None if the backend does not run on a GPU.

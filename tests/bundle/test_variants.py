@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.variants import find_variant, variants
 from dinov2rt.errors import InputError
 
@@ -40,6 +41,20 @@ def test_facts(name: str, suffix: str, num_registers: int) -> None:
 def test_patches_of_14_and_a_trained_grid_of_518_pixels() -> None:
     assert {variant.patch_size for variant in variants()} == {14}
     assert {variant.native_size for variant in variants()} == {ImageSize(518, 518)}
+
+
+def test_a_fingerprint_tells_the_statistics_of_the_input_apart() -> None:
+    variant = find_variant("dinov2_vits14")
+    other = Normalization(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    fingerprints = {
+        each.fingerprint
+        for each in (
+            *variants(),
+            dataclasses.replace(variant, normalization=other),
+            dataclasses.replace(variant, offset=0.0),
+        )
+    }
+    assert len(fingerprints) == len(variants()) + 2
 
 
 def test_a_variant_cannot_be_changed() -> None:

@@ -28,6 +28,7 @@ WIDTH = 384
 METADATA = {
     "variant": "dinov2_vits14_reg",
     "weights_sha256": "12ab",
+    "architecture": "34ef",
     "precision": "fp32",
     "preprocess": "native",
     "snap": "crop",
@@ -229,6 +230,7 @@ def test_a_part_is_the_same_from_whoever_writes_it(dataset: FeatureDataset) -> N
     [
         ("variant", "dinov2_vitb14", "the bundle of dinov2_vits14_reg"),
         ("weights_sha256", "34cd", "the bundle that was exported from the weights 12ab"),
+        ("architecture", "0000", "the bundle whose architecture has the fingerprint 34ef"),
         ("precision", "fp16", "--precision fp32"),
         ("preprocess", "classification", "--preprocess native"),
         ("snap", "pad", "--snap crop"),
@@ -466,7 +468,9 @@ def test_several_datasets_of_one_model_are_one_table(
     assert [key for batch in batches for key in batch["key"].to_pylist()] == list("abcde")
 
 
-@pytest.mark.parametrize("key", ["variant", "weights_sha256", "precision", "preprocess", "snap"])
+@pytest.mark.parametrize(
+    "key", ["variant", "weights_sha256", "architecture", "precision", "preprocess", "snap"]
+)
 def test_features_of_different_models_are_not_read_together(
     dataset: FeatureDataset, tmp_path: Path, key: str
 ) -> None:

@@ -16,7 +16,7 @@ from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.heads.graph import attach_heads
 from dinov2rt.export.model import Dinov2
-from dinov2rt.export.opset import lower
+from dinov2rt.export.portable.opset import lower
 from dinov2rt.export.typed import to_half
 
 # Batch, height and width; grids of 1 × 1, 2 × 3, 6 × 3, 7 × 4: both parities of both axes.

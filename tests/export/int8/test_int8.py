@@ -26,7 +26,8 @@ from dinov2rt.export.int8.search import Crops, Evidence, _least, round_weights, 
 from dinov2rt.export.int8.sensitivity import rank, rounded
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
-from dinov2rt.runtime.backends.openvino_program import INT8_GROUP, OpenVinoBackend, cannot_run_int8
+from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_int8
+from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
 
 
 @pytest.fixture(scope="module", params=["dinov2_vits14_reg", "dinov2_vitg14"])
