@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import product
 from pathlib import Path
 
 from dinov2rt._version import __version__
@@ -21,6 +22,7 @@ from dinov2rt.benchmarks.results import (
     Environment,
     Settings,
 )
+from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
 from dinov2rt.errors import InputError
 
@@ -34,11 +36,12 @@ def bench(
     machine's limits before the first cell, then after every cell. The last one is whole.
 
     Raises:
-        InputError: two bundles are of one variant, or nothing of dinov2rt is for one of them.
+        InputError: two bundles are of one variant, nothing of dinov2rt is for one of them, or a
+            size is below one patch.
         CandidateError: the reference cannot be loaded.
         BundleError: a bundle cannot be read.
     """
-    run = _begun(bundles, request, command)
+    run = _empty_run(bundles, request, command)
     yield run
     say("measuring what this machine can do at most")
     run = replace(run, roof=measure_roof(request.device, request.threads, request.matrix_library))
@@ -69,10 +72,11 @@ def _under_load(environment: Environment, gpu: GpuState) -> Environment:
     )
 
 
-def _begun(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
+def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
     """What is known before anything is measured."""
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
-    _refuse_one_variant_twice(facts)
+    _check_variants_differ(facts)
+    _check_sizes(bundles, request)
     for bundle in bundles:
         own_candidates(request.own, Task(bundle, request.device, request.threads))
     return BenchmarkRun(
@@ -96,7 +100,7 @@ def _begun(bundles: Sequence[Path], request: Request, command: str) -> Benchmark
     )
 
 
-def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
+def _check_variants_differ(facts: Sequence[BundleFacts]) -> None:
     variants = [bundle.variant for bundle in facts]
     for variant in variants:
         if variants.count(variant) > 1:
@@ -104,6 +108,12 @@ def _refuse_one_variant_twice(facts: Sequence[BundleFacts]) -> None:
                 f"{variants.count(variant)} bundles are of {variant}, so their rows would have the "
                 "same name; measure them one after the other and compare with --against"
             )
+
+
+def _check_sizes(bundles: Sequence[Path], request: Request) -> None:
+    """Refuse a size below one patch of a bundle, before anything is measured."""
+    for bundle, size in product(bundles, request.sizes):
+        size.snapped(Snap.CROP, Manifest.read(bundle).architecture.patch_size)
 
 
 def _bundle_facts(bundle: Path) -> BundleFacts:
