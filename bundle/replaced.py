@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import MANIFEST_NAME, FileEntry
+from dinov2rt.bundle.entries import FileEntry
+from dinov2rt.bundle.manifest import MANIFEST_NAME
 from dinov2rt.errors import BundleReplacedError, Dinov2rtError
 
 _Identity = tuple[int, ...] | None

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry
+from dinov2rt.bundle.entries import GraphEntry, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.bundle.replaced import not_replaced

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, parse_weight_bytes
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, BuildError, InputError, MissingDependencyError

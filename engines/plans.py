@@ -4,7 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.bundle.manifest import FileEntry, Manifest, PlanEntry
+from dinov2rt.bundle.entries import FileEntry, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import BuildError
 from dinov2rt.files import replacing
 

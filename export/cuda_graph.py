@@ -8,7 +8,8 @@ from pathlib import Path
 import onnx_ir as ir
 
 from dinov2rt.bundle.architecture import Architecture
-from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.entries import FileEntry, GraphEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BundleError

@@ -7,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import variant_of
 from dinov2rt.errors import InputError, WeightsError

@@ -13,9 +13,10 @@ import onnx_ir as ir
 
 from dinov2rt._version import __version__
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import FileEntry, GraphEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.limits import Limits
-from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, OPSET, Extras, InputFormat

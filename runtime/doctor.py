@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.optional import require
 from dinov2rt.runtime.backends import onnxruntime as ort

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
-from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.remote import is_url, is_variant_name, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat, is_task_output

@@ -10,13 +10,8 @@ from functools import partial
 from itertools import chain
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import (
-    GraphEntry,
-    Manifest,
-    PlanEntry,
-    graph_of,
-    rebuild_command,
-)
+from dinov2rt.bundle.entries import GraphEntry, PlanEntry
+from dinov2rt.bundle.manifest import Manifest, graph_of, rebuild_command
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BackendError, BundleError, InputError, MissingDependencyError

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.accuracy import AccuracyReport, compare_cases
+from dinov2rt.bundle.entries import GraphEntry, PlanEntry, VerificationEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.manifest import GraphEntry, Manifest, PlanEntry, VerificationEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import is_token_output
 from dinov2rt.bundle.tasks.accuracy import compare_tasks
 from dinov2rt.errors import BundleError, PlanInputError, PlanWarning

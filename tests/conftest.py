@@ -14,10 +14,11 @@ from support.installed import require_for_tests
 
 from dinov2rt.benchmarks.harness.roof import measure_roof
 from dinov2rt.benchmarks.results import Roof
+from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
-from dinov2rt.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Manifest, WeightsEntry
+from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant

@@ -9,15 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.bundle.manifest import (
-    FileEntry,
-    Flavour,
-    GraphEntry,
-    Manifest,
-    PlanEntry,
-    graph_of,
-    rebuild_command,
-)
+from dinov2rt.bundle.entries import FileEntry, Flavour, GraphEntry, PlanEntry
+from dinov2rt.bundle.manifest import Manifest, graph_of, rebuild_command
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.engines.triton.config import DYNAMIC, Symbol, Tensor, onnx_config, plan_config
 from dinov2rt.errors import InputError

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import sha256_of
 from dinov2rt.bundle.heads import OFFICIAL_HEADS, Decoder, HeadEntry, HeadSpec, Task, output_of
-from dinov2rt.bundle.manifest import sha256_of
 from dinov2rt.bundle.tasks.classifier_file import OwnClassifier, read_classifier
 from dinov2rt.bundle.variants import name_of, variant_of
 from dinov2rt.errors import InputError, WeightsError

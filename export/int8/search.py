@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.accuracy import OutputAccuracy, compare, nearest_lost
+from dinov2rt.bundle.entries import QuantizationEntry
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import (
@@ -28,7 +29,6 @@ from dinov2rt.bundle.limits import (
     NEAREST_TIE,
     Limits,
 )
-from dinov2rt.bundle.manifest import QuantizationEntry
 from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
 from dinov2rt.errors import ExportError
 from dinov2rt.export.crops import photo_crops

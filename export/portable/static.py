@@ -10,8 +10,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 from onnxscript import optimizer
 
+from dinov2rt.bundle.entries import FileEntry, GraphEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import FileEntry, GraphEntry
 from dinov2rt.errors import ExportError, InputError
 from dinov2rt.export.frontend import PADDING_INPUT
 from dinov2rt.export.surgery import bypass

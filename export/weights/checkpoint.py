@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dinov2rt.bundle.architecture import Architecture
-from dinov2rt.bundle.manifest import sha256_of
+from dinov2rt.bundle.entries import WeightsEntry, sha256_of
 from dinov2rt.bundle.variants import Variant
-from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.architecture import (
     NOTHING_STATED,

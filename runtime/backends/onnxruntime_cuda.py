@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import GraphEntry
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, first_line
 from dinov2rt.optional import require

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from dinov2rt.bundle.entries import GraphEntry, PlanEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import GraphEntry, PlanEntry, rebuild_command
+from dinov2rt.bundle.manifest import rebuild_command
 from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, PlanInputError

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from dinov2rt.bundle.manifest import Flavour, PlanEntry
+from dinov2rt.bundle.entries import Flavour, PlanEntry
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu, needed_cuda
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt, installed_flavours

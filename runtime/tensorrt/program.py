@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dinov2rt.bundle.manifest import PlanEntry
+from dinov2rt.bundle.entries import PlanEntry
 from dinov2rt.errors import BackendError, PlanWarning
 from dinov2rt.runtime.gpu.cuda import CapturedGraph, Gpu, Stream, capture
 from dinov2rt.runtime.gpu.lane import Lane

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.limits import Limits
-from dinov2rt.bundle.manifest import MANIFEST_NAME, FileEntry, Manifest
+from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
 from dinov2rt.cli import main
 from dinov2rt.errors import BundleError
 

@@ -9,18 +9,16 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.bundle.geometry import Grid, ImageSize
-from dinov2rt.bundle.manifest import (
-    MANIFEST_NAME,
-    SCHEMA_VERSION,
+from dinov2rt.bundle.entries import (
     FileEntry,
     Flavour,
     GraphEntry,
-    Manifest,
     PlanEntry,
     VerificationEntry,
     WeightsEntry,
 )
+from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange

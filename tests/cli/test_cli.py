@@ -16,9 +16,10 @@ import pytest
 from PIL import Image
 
 import dinov2rt
+from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.variants import Variant, find_variant, variants
 from dinov2rt.cli import main
 from dinov2rt.cli.export import parse_layers

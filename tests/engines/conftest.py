@@ -8,7 +8,8 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.entries import FileEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.engines.builder_log import make_logger
 
 EditGraph = Callable[[ir.Graph], None]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.entries import Flavour, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant, variants
 from dinov2rt.engines import flavours

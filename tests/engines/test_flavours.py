@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.engines.flavours import Toolkit, find_toolkit
 from dinov2rt.engines.options import BuildOptions, HardwareCompatibility
 from dinov2rt.errors import BackendError, InputError, MissingDependencyError

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from dinov2rt.bundle.entries import Flavour, PlanEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.engines.plans import record_plan, write_plan

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.engines.flavours import Toolkit
 from dinov2rt.engines.timing_cache import attach, default_file, save
 from dinov2rt.runtime.gpu.cuda import Gpu

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2rt.bundle.manifest import WeightsEntry
+from dinov2rt.bundle.entries import WeightsEntry
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.weights.checkpoint import Weights

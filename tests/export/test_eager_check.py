@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 import dinov2rt
+from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import GraphEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.eager_check import eager_cases
 from dinov2rt.export.golden import PHOTOS

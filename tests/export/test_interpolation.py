@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant, find_variant

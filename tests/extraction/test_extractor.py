@@ -21,7 +21,8 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.entries import FileEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import Dinov2rtError
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.collection import find_chunks

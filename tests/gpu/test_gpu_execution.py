@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.own import ProductRunner
 from dinov2rt.benchmarks.peers.pytorch import open_eager
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.entries import FileEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime.features import Features

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.runtime.gpu.cuda import Gpu
 from dinov2rt.runtime.tensorrt.flavour import (
     UNSUPPORTED_GPU,

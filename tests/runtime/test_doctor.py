@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.runtime import doctor
 from dinov2rt.runtime.cpu import Cpu, parse_cpuinfo

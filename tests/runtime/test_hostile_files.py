@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import BundleError, Dinov2rtError, InputError
 from dinov2rt.extraction.shards import parquet_images, tar_images
 from dinov2rt.files import open_regular, read_regular

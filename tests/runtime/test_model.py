@@ -12,9 +12,10 @@ import onnxruntime
 import pytest
 
 import dinov2rt
+from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.manifest import FileEntry, Manifest
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import AccuracyError, BackendError, BundleError, Dinov2rtError, InputError
 from dinov2rt.runtime.backends.openvino import cannot_run_int8

@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dinov2rt.bundle.manifest import FileEntry, Manifest, WeightsEntry
+from dinov2rt.bundle.entries import FileEntry, WeightsEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BundleError, BundleReplacedError, Dinov2rtError
 from dinov2rt.runtime.backends.onnx_files import external_files

@@ -8,7 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.entries import FileEntry, GraphEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime import selection

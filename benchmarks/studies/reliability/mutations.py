@@ -25,12 +25,12 @@ import numpy as np
 from PIL import Image
 
 from dinov2rt.benchmarks.report.tables import Table
+from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
-from dinov2rt.bundle.weights_entry import WeightsEntry
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.collection import find_chunks

@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.manifest import SCHEMA_VERSION, FileEntry, GraphEntry, Manifest
+from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
-from dinov2rt.bundle.weights_entry import WeightsEntry
 
 _OUTPUTS = ("cls_token", "patch_tokens")
 

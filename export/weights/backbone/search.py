@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from dinov2rt.bundle.weights_entry import describe_groups
+from dinov2rt.bundle.entries import describe_groups
 from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.backbone.candidate import Candidate, candidate_at
 from dinov2rt.export.weights.backbone.names import ANCHORS, Naming, without_wrappers

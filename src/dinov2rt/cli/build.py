@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from dinov2rt.bundle.manifest import Flavour, PlanEntry
+from dinov2rt.bundle.entries import Flavour, PlanEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import mib, progress, table

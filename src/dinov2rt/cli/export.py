@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import QuantizationEntry
 from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.limits import NEAREST_TIE
-from dinov2rt.bundle.manifest import Manifest, QuantizationEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import OPSET, InputFormat

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.entries import FileEntry, GraphEntry, PlanEntry
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.heads import HeadEntry, Task
-from dinov2rt.bundle.manifest import FileEntry, GraphEntry, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import InputFormat, scores_name
 from dinov2rt.bundle.variants import variants
 from dinov2rt.cli.arguments import add_bundle

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.installed import require_for_tests
 
-from dinov2rt.bundle.manifest import Flavour
+from dinov2rt.bundle.entries import Flavour
 from dinov2rt.errors import MissingDependencyError
 from dinov2rt.runtime.tensorrt.flavour import (
     cannot_run_on,

@@ -5,17 +5,10 @@ from typing import Any
 import pytest
 
 from dinov2rt.bundle.accuracy import AccuracyReport, OutputAccuracy
+from dinov2rt.bundle.entries import FileEntry, Flavour, PlanEntry, VerificationEntry
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import Limits
-from dinov2rt.bundle.manifest import (
-    FileEntry,
-    Flavour,
-    Manifest,
-    PlanEntry,
-    VerificationEntry,
-    graph_of,
-    rebuild_command,
-)
+from dinov2rt.bundle.manifest import Manifest, graph_of, rebuild_command
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.errors import BackendError

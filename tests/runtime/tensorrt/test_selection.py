@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from support.installed import require_for_tests
 
+from dinov2rt.bundle.entries import FileEntry, Flavour, PlanEntry
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.errors import BackendError, BundleError, InputError, PlanInputError

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from dinov2rt.bundle.entries import FileEntry, Flavour, PlanEntry
 from dinov2rt.bundle.golden import Golden
-from dinov2rt.bundle.manifest import FileEntry, Flavour, Manifest, PlanEntry
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import PlanInputError, PlanWarning
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.gpu.cuda import Gpu
