@@ -101,6 +101,7 @@ check: setup ## Formatting, lint, types, layers, pages that are out of date
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/check_types.py
 	$(RUN) report --check
 
 format: setup ## Rewrite the sources in the project's format

@@ -98,7 +98,7 @@ class Decoders:
         if processes < 0:
             raise InputError(f"decoders={processes}; allowed is a whole number from 0")
         self._processes = processes
-        self.executor = _executor(processes)
+        self.executor: Executor = _executor(processes)
 
     @property
     def count(self) -> int:

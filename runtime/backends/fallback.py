@@ -22,8 +22,8 @@ class FallbackBackend:
         self._open_graph = open_graph
         self._graph: Backend | None = None
         self._lock = threading.Lock()
-        self.concurrent_calls = plan.concurrent_calls
-        self.reads_gpu_arrays = plan.reads_gpu_arrays
+        self.concurrent_calls: int = plan.concurrent_calls
+        self.reads_gpu_arrays: bool = plan.reads_gpu_arrays
 
     @property
     def description(self) -> str:

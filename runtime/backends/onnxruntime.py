@@ -119,7 +119,7 @@ class OnnxRuntimeBackend:
         complete: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda inputs: inputs,
     ) -> None:
         ort = require("onnxruntime", extra="ort", purpose="the ONNX Runtime backend")
-        self.description = f"onnxruntime {ort.__version__}, {device}"
+        self.description: str = f"onnxruntime {ort.__version__}, {device}"
         self._complete = complete
         if device == "cuda":
             load_cuda_libraries(ort)

@@ -98,8 +98,8 @@ class SessionProgram:
         self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, Memory]]] = (
             OrderedDict()
         )
-        self.input_name = graph.input_name
-        self.input_dtype = _DTYPES[InputFormat(graph.input_name)]
+        self.input_name: str = graph.input_name
+        self.input_dtype: np.dtype[Any] = _DTYPES[InputFormat(graph.input_name)]
         self.ordinal = ordinal
 
     def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
@@ -166,7 +166,8 @@ class OnnxRuntimeCudaBackend:
     def __init__(self, graph_file: Path, graph: GraphEntry, architecture: Architecture) -> None:
         ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
         self.gpu: Gpu = find_gpu()
-        self.description = f"onnxruntime {ort.__version__}, {self.gpu.name} ({self.gpu.target})"
+        gpu = f"{self.gpu.name} ({self.gpu.target})"
+        self.description: str = f"onnxruntime {ort.__version__}, {gpu}"
         load_cuda_libraries(ort)
         self._stream = Stream()
         options = {

@@ -113,7 +113,7 @@ class OpenVinoBackend:
         self, graph: Path, *, threads: int | None, precision: Precision = Precision.FP32
     ) -> None:
         self._openvino = import_openvino()
-        self.description = f"openvino {_release(self._openvino)}, cpu"
+        self.description: str = f"openvino {_release(self._openvino)}, cpu"
         self._threads, self._precision = threads, precision
         self._lock = threading.Lock()
         self._fixed: OrderedDict[_Shapes, Program] = OrderedDict()

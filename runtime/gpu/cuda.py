@@ -109,7 +109,7 @@ class Stream:
     """A CUDA stream. It does not synchronize with the legacy default stream."""
 
     def __init__(self) -> None:
-        self.handle = int(call("cudaStreamCreateWithFlags", _runtime().cudaStreamNonBlocking))
+        self.handle: int = int(call("cudaStreamCreateWithFlags", _runtime().cudaStreamNonBlocking))
         _free_with(self, "cudaStreamDestroy", self.handle)
 
     def synchronize(self) -> None:
@@ -130,7 +130,7 @@ class Event:
 
     def __init__(self, *, timed: bool = False) -> None:
         flags = _runtime().cudaEventDefault if timed else _runtime().cudaEventDisableTiming
-        self.handle = int(call("cudaEventCreateWithFlags", flags))
+        self.handle: int = int(call("cudaEventCreateWithFlags", flags))
         _free_with(self, "cudaEventDestroy", self.handle)
 
     def record(self, stream: int) -> None:
@@ -173,7 +173,7 @@ class DeviceMemory:
     """`size` bytes on the GPU, aligned for TensorRT."""
 
     def __init__(self, size: int) -> None:
-        self.address = int(call("cudaMalloc", size))
+        self.address: int = int(call("cudaMalloc", size))
         self.size = size
         _free_with(self, "cudaFree", self.address)
 
@@ -186,7 +186,7 @@ class PooledMemory:
 
     # Not freed in `stream`: the last reference may be dropped while `stream` is being captured.
     def __init__(self, size: int, stream: Stream, ready: Event, released: Stream) -> None:
-        self.address = int(call("cudaMallocAsync", size, stream.handle))
+        self.address: int = int(call("cudaMallocAsync", size, stream.handle))
         self.size = size
         self.ready = ready
         self._readers: set[int] = set()
@@ -204,7 +204,7 @@ class PinnedMemory:
     """`size` bytes of page-locked host memory, for asynchronous copies."""
 
     def __init__(self, size: int) -> None:
-        self.address = int(call("cudaMallocHost", size))
+        self.address: int = int(call("cudaMallocHost", size))
         self.size = size
         _free_with(self, "cudaFreeHost", self.address)
 

@@ -12,7 +12,7 @@ from dinov2rt.bundle.manifest import rebuild_command
 from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, PlanInputError
-from dinov2rt.runtime.gpu.cuda import Stopwatch, Stream, call
+from dinov2rt.runtime.gpu.cuda import Gpu, Stopwatch, Stream, call
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.gpu.lane import Lane
 from dinov2rt.runtime.tensorrt.flavour import (
@@ -41,10 +41,11 @@ class TensorRTBackend:
 
     def __init__(self, plan: LoadedPlan, patch_size: int) -> None:
         entry, gpu = plan.entry, plan.gpu
-        self.description = (
+        self.description: str = (
             f"{entry.flavour} {entry.version}, {gpu.name} ({gpu.target}), {entry.file.path}"
         )
-        self.entry, self.gpu = entry, gpu
+        self.entry: PlanEntry = entry
+        self.gpu: Gpu = gpu
         self._plan: LoadedPlan | None = plan
         self._patch_size = patch_size
         self._idle: list[Lane] = []

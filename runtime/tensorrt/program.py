@@ -71,8 +71,8 @@ class PlanProgram:
     def __init__(self, plan: LoadedPlan) -> None:
         self._plan = plan
         self._context: Any = plan.contexts.changing()
-        self.input_name = plan.entry.input_name
-        self.ordinal = plan.gpu.ordinal
+        self.input_name: str = plan.entry.input_name
+        self.ordinal: int = plan.gpu.ordinal
 
     @property
     def input_dtype(self) -> np.dtype[Any]:

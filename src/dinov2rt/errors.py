@@ -39,7 +39,8 @@ class BackendError(Dinov2rtError):
 
     def __init__(self, message: str, reasons: Sequence[str] = ()) -> None:
         super().__init__(f"{message} ({'; '.join(reasons)})" if reasons else message)
-        self.summary, self.reasons = message, tuple(reasons)
+        self.summary: str = message
+        self.reasons: tuple[str, ...] = tuple(reasons)
 
 
 class WeightsError(Dinov2rtError):
