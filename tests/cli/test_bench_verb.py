@@ -147,7 +147,7 @@ def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(
     [
         (["--peers", "eager,tensorflow"], "unknown peer 'tensorflow'; allowed are eager, compile"),
         (["--batch", "0"], "--batch '0'; allowed are whole numbers from 1"),
-        (["--size", "13"], "sizes '13'"),
+        (["--size", "0"], "sizes '0'"),
         (["--seconds", "0"], "--seconds 0.0"),
         (["--seconds", "nan"], "--seconds nan"),
         (["--seconds", "inf"], "--seconds inf"),

@@ -34,6 +34,6 @@ def test_figures_are_read_in_the_order_of_the_profiles() -> None:
 def test_a_log_that_cannot_be_parsed_is_an_error_and_not_zero(
     parse: Callable[[list[str]], object], found: str
 ) -> None:
-    with pytest.raises(BuildError, match="writes it differently") as caught:
+    with pytest.raises(BuildError, match="has another log format") as caught:
         parse(LOG)
     assert found in str(caught.value)

@@ -140,7 +140,7 @@ def test_the_size_of_a_configuration_tells_the_grid_if_it_fits(toy: Architecture
         ({"native_grid": Grid(2, 5)}, NOTHING_STATED, "has 10 patches, which is not 3x3; say its"),
         ({}, Stated(native_grid=Grid(2, 5)), "has 1369 patches, which is not 2x5; say its grid"),
         ({"embed_dim": 96}, NOTHING_STATED, "96 is no multiple of 64, .* with --num-heads N"),
-        ({}, Stated(num_heads=5), "embed_dim 128 does not divide by 5 heads"),
+        ({}, Stated(num_heads=5), "embed_dim 128 is not divisible by 5 heads"),
         ({}, Stated(num_heads=0), "sizes below 1"),
         ({}, Stated(offset=float("nan")), "offset nan of the interpolation; allowed are 0 to"),
     ],

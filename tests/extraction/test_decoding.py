@@ -285,7 +285,9 @@ def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
         next(images)
         (decoder,) = decoders.executor._processes  # type: ignore[attr-defined]
         os.kill(decoder, signal.SIGKILL)
-        with pytest.raises(Dinov2rtError, match="a decoder process died, perhaps of too little"):
+        with pytest.raises(
+            Dinov2rtError, match="a decoder process died, perhaps because memory ran out"
+        ):
             list(images)
 
 

@@ -183,7 +183,7 @@ def test_images_that_cannot_be_used_are_told_of_in_their_place(
         "big.png cannot be used: image of 160x160 has 23716 pixels, more than max_pixels=20000"
         in reasons[2]
     )
-    assert 'preprocess, such as "short-side:518"' in reasons[2]
+    assert 'preprocess, such as "short-side:448"' in reasons[2]
 
 
 def test_a_window_of_nothing_but_failures_is_no_end(

@@ -212,7 +212,7 @@ def test_altered_weights_are_an_error_and_not_passed_over(
     assert str(error.value).startswith(f"{file} has SHA-256 ")
     assert str(error.value).endswith(
         "; rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 --precision fp32 "
-        f"--out {pooling_bundle} --force"
+        f"--opset 17 --out {pooling_bundle} --force"
     )
 
 
