@@ -286,7 +286,7 @@ def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
         (decoder,) = decoders.executor._processes  # type: ignore[attr-defined]
         os.kill(decoder, signal.SIGKILL)
         with pytest.raises(
-            Dinov2rtError, match="a decoder process died, perhaps because memory ran out"
+            Dinov2rtError, match="a decoder process died, perhaps because"
         ):
             list(images)
 
