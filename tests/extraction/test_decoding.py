@@ -285,9 +285,7 @@ def test_a_decoder_that_dies_is_one_line(tmp_path: Path) -> None:
         next(images)
         (decoder,) = decoders.executor._processes  # type: ignore[attr-defined]
         os.kill(decoder, signal.SIGKILL)
-        with pytest.raises(
-            Dinov2rtError, match="a decoder process died, perhaps because"
-        ):
+        with pytest.raises(Dinov2rtError, match="a decoder process died, perhaps because"):
             list(images)
 
 
