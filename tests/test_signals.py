@@ -10,10 +10,9 @@ import pytest
 from dinov2rt.cli import main
 from dinov2rt.signals import Terminated
 
-
 SIGTERM = """
 import os, signal
-from dinov2rt.signals import Terminated
+from dinov2rt.signals import Terminated, terminable
 before = signal.getsignal(signal.SIGTERM)
 try:
     with terminable():
