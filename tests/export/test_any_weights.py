@@ -77,12 +77,12 @@ def layer_scale_of_one(state: StateDict) -> None:
     "edit",
     [
         zero_biases,
-        fresh_norms,
+        pytest.param(fresh_norms, marks=pytest.mark.slow),
         equal_tensors,
         one_block_for_all,
-        block_of_zeros,
+        pytest.param(block_of_zeros, marks=pytest.mark.slow),
         zero_layer_scale,
-        layer_scale_of_one,
+        pytest.param(layer_scale_of_one, marks=pytest.mark.slow),
     ],
 )
 def test_the_export_agrees_with_eager(

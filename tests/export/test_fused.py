@@ -70,8 +70,7 @@ def test_it_agrees_for_larger_variants(name: str, tmp_path: Path) -> None:
     assert report, report
 
 
-@pytest.mark.parametrize("name", ["dinov2_vitg14", "dinov2_vits14_reg"])
-@pytest.mark.parametrize("layers", [(), (0, 1)])
+@pytest.mark.parametrize(("name", "layers"), [("dinov2_vitg14", ()), ("dinov2_vits14_reg", (0, 1))])
 def test_normalized_input_gates_and_layers(
     name: str, layers: tuple[int, ...], toy_variant: Callable[[str], Variant], tmp_path: Path
 ) -> None:
