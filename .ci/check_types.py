@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 INTERNAL = ("dinov2rt.export.", "dinov2rt.benchmarks.", "dinov2rt.cli.", "dinov2rt.demo.")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-PYRIGHT = Path(sysconfig.get_path("scripts"), "pyright")
+SCRIPTS = Path(sysconfig.get_path("scripts"))
 
 
 def main() -> int:
@@ -38,10 +38,12 @@ def _report(folder: Path) -> Any:
     subprocess.run([*PIP, "wheel", "--no-deps", "--wheel-dir", str(wheels), str(ROOT)], check=True)
     (wheel,) = wheels.glob("*.whl")
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True)
+    # pyright asks the first `python` on the path where packages are.
+    path = os.pathsep.join([str(SCRIPTS), os.environ.get("PATH", "")])
     done = subprocess.run(
-        [PYRIGHT, "--verifytypes", "dinov2rt", "--ignoreexternal", "--outputjson"],
+        [SCRIPTS / "pyright", "--verifytypes", "dinov2rt", "--ignoreexternal", "--outputjson"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(site), "VIRTUAL_ENV": sys.prefix},
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,
         check=False,  # it is 1 for what we leave out
