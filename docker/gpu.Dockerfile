@@ -15,9 +15,11 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
+COPY constraints.txt /tmp/
 RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
-    pip install --no-cache-dir fastapi uvicorn \
-        "dinov2rt[cuda,image] @ file://$(ls /wheels/dinov2rt-*.whl)"
+    pip install --no-cache-dir --constraint /tmp/constraints.txt fastapi uvicorn \
+        "dinov2rt[cuda,image] @ file://$(ls /wheels/dinov2rt-*.whl)" \
+    && rm /tmp/constraints.txt
 COPY examples/service.py /app/service.py
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin dinov2rt
 USER 10001
