@@ -6,6 +6,7 @@ TARGET  ?= sm80
 PYTHON  ?= python3
 
 PYTEST_OPTIONS ?=
+BENCH_OPTIONS ?=
 comma   := ,
 
 VENV := .venv
@@ -36,7 +37,7 @@ demo: $(VENV)/.demo ## The whole path on this machine: export, verify, run a pho
 # What the demo needs, without Ray, transformers and the tools of development.
 $(VENV)/.demo: pyproject.toml constraints.txt
 	@test -f $(VENV)/.ready || echo "The first run installs packages, torch and TensorRT for RTX among them (2.8 GB with" \
-		"all that make test needs): about two minutes, of which pip takes most. Later runs need no network."
+		"all that make test needs and the CPU build of torch): about two minutes, of which pip takes most. Later runs need no network."
 	@test -f $(VENV)/.ready || ($(PYTHON) -m venv $(VENV) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt pip && \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt torch && \
@@ -59,7 +60,7 @@ bench: WEIGHTS = synthetic:0
 bench: OUT = artifacts/bench/$(VARIANT)
 bench: setup ## Latency of VARIANT beside all peers, from synthetic weights unless WEIGHTS is given
 	test -f $(OUT)/manifest.json || $(RUN) export $(VARIANT) --weights $(WEIGHTS) --out $(OUT)
-	$(RUN) bench $(OUT) --out artifacts/bench/$(VARIANT).json
+	$(RUN) bench $(OUT) --out artifacts/bench/$(VARIANT).json $(BENCH_OPTIONS)
 	$(RUN) report artifacts/bench/$(VARIANT).json
 
 bench-gpu: ## On a GPU machine, with the torch of its PYTHON: accuracy and latency of every variant
@@ -96,12 +97,15 @@ test-lowest: ## The quick tests with the lowest versions that pyproject.toml all
 	PYTHONPATH=src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
 		-W default::DeprecationWarning -W default::FutureWarning
 
-check: setup ## Formatting, lint, types, layers, pages that are out of date
+check: setup ## Formatting, lint, types, layers, containers, workflows, pages that are out of date
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python .ci/check_types.py
+	$(BIN)/hadolint docker/*.Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
 	$(RUN) report --check
 
 format: setup ## Rewrite the sources in the project's format
