@@ -84,6 +84,15 @@ def index_features(
     Raises:
         InputError: a vector is zero, NaN or infinite.
         MissingDependencyError: faiss is not installed.
+
+    Example:
+        >>> from dinov2rt.analysis.index import index_features
+        >>> from dinov2rt.analysis.vectors import Token, open_collection
+        >>> report = dinov2rt.extract_features(model, "photos", "features.parquet")
+        >>> index = index_features(open_collection("features.parquet"), Token.CLS)
+        >>> position = index.find("photos/a.jpg")
+        >>> [near.key for near in index.search(index.vector(position), 1)]
+        ['a.jpg']
     """
     faiss = require("faiss", extra="search", purpose="searching features")
     pa = require("pyarrow", extra="parquet", purpose="reading features")

@@ -23,7 +23,7 @@ _WHOLE = Decoding(Preprocess(), Snap.PAD, max_pixels=2**62, patch_size=1, scale=
 def load_keyed_image(key: str, image_column: str = "image") -> NDArray[np.uint8]:
     """The image that `key`, with its root, names: uint8 [H, W, 3], RGB.
 
-    It is a path, or that of a shard and what stands in it.
+    A key is a path, or the path of a shard, `#`, and a name or row in it.
 
     Raises:
         InputError: the image no longer exists, or cannot be decoded.

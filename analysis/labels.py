@@ -64,7 +64,7 @@ def examples(names: Iterable[str]) -> str:
 
 
 def _by_folder(keys: Sequence[str], root: Path) -> dict[str, str]:
-    """Of a shard's member the folder is one in the shard."""
+    """The folder of each image; for a member of a shard, the folder inside the shard."""
     return {key: PurePath(split_key(str(root / key))[1]).parent.name for key in keys}
 
 

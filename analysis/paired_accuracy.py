@@ -25,7 +25,7 @@ class Accuracy:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Accuracy of the second of two classifiers minus that of the first, on the same images.
+    """Accuracy of the second classifier minus accuracy of the first, on the same images.
 
     `low` and `high` are its 95% confidence interval. `only_first` and `only_second` count the
     images that only one of them gets right. `p_value` tests whether both are equally accurate.

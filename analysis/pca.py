@@ -1,6 +1,6 @@
 """Draws patch tokens as colours, to see at a glance whether features make sense.
 
-The method is that of figure 1 of the DINOv2 paper (arXiv 2304.07193): the first principal
+The method is from figure 1 of the DINOv2 paper (arXiv 2304.07193): the first principal
 component over all patches separates objects from background, and the first three components over
 the objects' patches become red, green and blue.
 """

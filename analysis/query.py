@@ -20,7 +20,7 @@ from dinov2rt.runtime.preprocess import Preprocess
 def check_same_model(
     manifest: Manifest, metadata: Mapping[str, str], precision: str | None
 ) -> None:
-    """Check that the bundle and the requested precision are those of the features' `metadata`.
+    """Check that the features' `metadata` names this bundle's model and the requested precision.
 
     Raises:
         InputError: they differ; the message names both values.

@@ -56,7 +56,7 @@ def percentile(samples: Sequence[float], percent: int) -> float | None:
 
 
 def paired_ratio(report: LatencyReport, reference: LatencyReport) -> Interval:
-    """The time of `report` divided by that of `reference` at one cell, paired by turns.
+    """The time of `report` divided by the time of `reference` at one cell, paired by turns.
 
     It is the median of the turns' ratios; below 1, `report` is faster.
 

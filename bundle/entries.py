@@ -139,9 +139,9 @@ class GraphEntry:
     norm unless they are `unnormed`. `ranges`, of an fp16 graph, holds the largest |activation| of
     the eager model by tensor, e.g. `blocks.3.down`, over the photographs of the golden outputs;
     float16 ends at 65504.
-    `limits` is the least agreement with the eager model that passes, `task_limits` that of outputs
-    which are no tokens, by name; `quantization` is there for int8 alone. With `pads` the graph
-    itself pads images to whole patches, centred, where others drop pixels.
+    `limits` is the least agreement with the eager model that passes; `task_limits` has the same for
+    outputs that are not tokens, by name; `quantization` is there for int8 alone. With `pads` the
+    graph itself pads images to whole patches, centred, where others drop pixels.
     `bf16_limits`, of an fp32 graph of tokens alone, is what passes where a CPU computes it in
     bfloat16; None if the bundle was exported before that was measured. A graph that takes only one
     shape has batch, height and width in `static`.

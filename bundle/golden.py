@@ -59,8 +59,8 @@ class Golden:
     """The golden cases of a bundle, stored in `golden.npz`.
 
     The first case has its arrays under their plain names (`images`, `cls_token`, ...), each further
-    one under `NAME/images`, `NAME/cls_token`, ... `normalization` is that of the eager model's
-    input, `mean` and `std` in the file; None in files of before it was stored.
+    one under `NAME/images`, `NAME/cls_token`, ... `normalization` was applied to the
+    eager model's input (`mean` and `std` in the file); None in files from before it was stored.
     """
 
     cases: tuple[GoldenCase, ...]

@@ -124,7 +124,7 @@ class Manifest:
         return tuple({file.path: file for file in files}.values())
 
     def rebuild_command(self, bundle: Path) -> str:
-        """What brings the bundle's own files back: the export that made them."""
+        """The `dinov2rt export` command that makes the bundle's own files again."""
         variant = variant_of(self.architecture)
         command = ["dinov2rt", "export", variant.name if variant else "auto"]
         command += self.weights.options
@@ -228,7 +228,7 @@ def graph_of(manifest: Manifest, plan: PlanEntry, rebuild: str) -> GraphEntry:
     if plan.graph_sha256 not in hashes:
         here = ", ".join(f"{sha256[:16]}…" for sha256 in hashes)
         raise BackendError(
-            f"{plan.file.path}: its graph has SHA-256 {plan.graph_sha256[:16]}…, those of the "
-            f"bundle have {here}; {rebuild}"
+            f"{plan.file.path}: its graph has SHA-256 {plan.graph_sha256[:16]}…, the graphs of "
+            f"the bundle have {here}; {rebuild}"
         )
     return hashes[plan.graph_sha256]

@@ -28,7 +28,7 @@ class Normalization:
         if not is_whole or not np.isfinite(values).all() or min(self.std) <= 0:
             raise ValueError(
                 f"mean {list(self.mean)} and std {list(self.std)}; allowed are three finite "
-                "numbers each, those of std above 0"
+                "numbers each, and a std above 0"
             )
 
     def __str__(self) -> str:

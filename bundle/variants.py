@@ -48,7 +48,12 @@ _TABLE = (
 
 
 def variants() -> tuple[Variant, ...]:
-    """All eight variants, small to giant, plain before registers."""
+    """All eight variants, small to giant, plain before registers.
+
+    Example:
+        >>> [variant.name for variant in variants()][:2]
+        ['dinov2_vits14', 'dinov2_vits14_reg']
+    """
     return _TABLE
 
 

@@ -73,14 +73,14 @@ def build_plan(
 ) -> PlanEntry:
     """Build a plan from the bundle's graph and add it to the bundle.
 
-    With `force` it replaces the one for the same target, flavour, version and precision, which is
-    refused otherwise. It counts as unverified
-    until it was compared with the golden outputs on a GPU of its target. Where there is no plan to
-    keep, all that the builder said is kept beside the plans, in a file that the error names.
+    With `force` it replaces the plan of the same target, flavour, version and precision, which is
+    refused otherwise. A plan is unverified until `verify` has compared it with the golden outputs
+    on a GPU of its target. If the build fails, the builder's log is kept beside the plans, in a
+    file that the error names.
 
     Args:
         bundle: the bundle's directory.
-        options: what to build; see there.
+        options: see `BuildOptions`.
         progress: told what is being done.
         force: replace a plan that is there already.
 

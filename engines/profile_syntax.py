@@ -85,12 +85,12 @@ def _parse_range(name: str, patch_size: int) -> ShapeRange:
     matches = [_SHAPE.fullmatch(part) for part in name.split("..")]
     shapes = [BatchShape(*map(int, match.groups())) for match in matches if match]
     if len(matches) != 3 or len(shapes) != 3:
-        raise InputError(f"profile {quoted(name)} is none; {_ALLOWED}")
+        raise InputError(f"profile {quoted(name)} is not valid; {_ALLOWED}")
     profile = ShapeRange(*shapes)
     if profile.opt not in profile or profile.max not in profile:
         raise InputError(
-            f"profile {quoted(name)} must not shrink from MIN to OPT to MAX; each axis of OPT must "
-            "be at least that of MIN, and each axis of MAX at least that of OPT"
+            f"profile {quoted(name)} must not shrink from MIN to OPT to MAX; each axis needs "
+            "MIN <= OPT <= MAX"
         )
     if profile.min.batch < 1 or min(profile.min.height, profile.min.width) < patch_size:
         raise InputError(

@@ -18,7 +18,7 @@ from dinov2rt.bundle.manifest import Manifest
 def problems(
     bundle: Path, *, weights_sha256: str | None, backend: str | None, most_ms: float | None
 ) -> list[str]:
-    """What speaks against serving `bundle` here; empty where nothing does."""
+    """The reasons not to serve `bundle` here; empty if there are none."""
     found = []
     weights = Manifest.read(bundle).weights
     if weights_sha256 is not None and weights.sha256 != weights_sha256:

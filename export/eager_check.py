@@ -46,7 +46,7 @@ def eager_cases(
 
     Raises:
         InputError: an image cannot be read, or is smaller than one of the sizes.
-        WeightsError: the weights cannot be loaded, or are not those of the bundle.
+        WeightsError: the weights cannot be loaded, or are not the bundle's.
     """
     if sizes is None:
         sizes = default_sizes(manifest.architecture)
@@ -62,7 +62,7 @@ def eager_cases(
 
 
 def default_sizes(architecture: Architecture) -> tuple[ImageSize, ...]:
-    """Those of the golden cases that tell most."""
+    """The sizes that are compared by default: three of the golden cases."""
     sizes = (COMMON_SIZE, architecture.native_size, uneven_size(architecture))
     return tuple(dict.fromkeys(sizes))
 

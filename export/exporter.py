@@ -119,7 +119,7 @@ class _Reference:
 
     @property
     def bf16_limits(self) -> Limits | None:
-        """Those of an fp32 graph that a CPU computes in bfloat16; None if it has other outputs."""
+        """Limits of an fp32 graph that a CPU computes in bfloat16; None if it has other outputs."""
         limits = self.limits.get(Precision.BF16)
         return None if limits is None or limits.tasks else limits.tokens
 
@@ -211,7 +211,7 @@ def _check_static(
 
 
 def _difference(loaded: Weights, of_source: Architecture) -> str:
-    """How far off the features are from those of the library that the weights are from."""
+    """How far the features are from the features of the library that the weights are from."""
     official = load_eager(loaded.architecture, loaded.state_dict)
     size = COMMON_SIZE
     if size.grid(official.architecture.patch_size) == official.architecture.native_grid:
@@ -264,7 +264,7 @@ def _write_golden(
 def _measured(options: ExportOptions, cases: Sequence[GoldenCase]) -> tuple[Precision, ...]:
     """The precisions that limits are measured for.
 
-    bf16 is one where there is an fp32 graph of tokens alone, which CPUs compute in it.
+    bf16 is among them if there is an fp32 graph of tokens alone, which CPUs can compute in bf16.
     """
     asked = options.precisions
     has_bf16 = Precision.FP32 in asked and not task_outputs(cases)
@@ -358,7 +358,7 @@ def _attach_taps(
     options: ExportOptions,
     heads: tuple[EagerHead, ...],
 ) -> None:
-    """Everything that is read off the backbone once the weights are folded."""
+    """Attach layers, attention maps and heads, after the weights are folded."""
     if options.attention:
         attach_attention(model, architecture)
     attach_heads(model, architecture, heads)

@@ -68,7 +68,7 @@ def fold_norms(model: ir.Model) -> None:
 
 
 def split_qkv(model: ir.Model) -> None:
-    """One product of which a Split copies the parts becomes three, which compute the same sums.
+    """Replace a product and the Split after it by three products, which compute the same sums.
 
     The weights may be float32, or int8 behind a DequantizeLinear.
     """
@@ -91,7 +91,7 @@ def split_qkv(model: ir.Model) -> None:
 
 
 def fold(model: ir.Model, architecture: Architecture) -> None:
-    """LayerScale and the attention scale."""
+    """Fold LayerScale and the attention scale."""
     fold_layer_scale(model)
     fold_attention_scale(model, architecture)
 

@@ -7,9 +7,9 @@ ONNX Runtime's own operators (domain com.microsoft) and needs 13 kernels for a b
     · cast, SkipLayerNormalization, cast · up product · BiasGelu · down product
     · cast, SkipLayerNormalization, cast
 
-The precision is that of the portable graph: matrix products and attention in half precision, the
+Precisions are as in the portable graph: matrix products and attention in half precision, the
 residual stream and LayerNorm in float32. The float32 stream needs the casts, because no operator of
-ONNX Runtime adds a float16 branch to it. docs/adr/0012 has the alternatives, with times.
+ONNX Runtime adds a float16 branch to it. docs/adr/0012 has the alternatives.
 
 Only arithmetic on shapes runs on the CPU provider, and nothing is copied between the providers, so
 that a CUDA graph can be captured for every shape of one session; a test checks this. Therefore
@@ -106,7 +106,7 @@ def _patches(write: Writer, padded: ir.Value, patch_size: int, is_pixels: bool) 
     """Padded images to the pixels of each patch of P × P, [B, h·w, 3 · P · P] float16.
 
     A convolution whose stride is its kernel is a product of these; ONNX Runtime's own convolution
-    kernel for such a patch takes about ten times as long.
+    kernel for such a patch takes much longer.
     """
     height, width = (1, 2) if is_pixels else (2, 3)
     batch = write("Shape", padded, name="patches/batch", dtype=_INT64, start=0, end=1)
@@ -207,9 +207,9 @@ class _Blocks:
         return self._product(mixed, f"{name}.proj", f"{name}.ls1")
 
     def _feed_attention_map(self, normed: ir.Value, name: str) -> None:
-        """Queries and keys for the attention map, where there is one: the operator hides its own.
+        """Compute queries and keys for the attention map, which the fused operator does not return.
 
-        They are computed once more, a sixth of a block's products.
+        This repeats a sixth of a block's products.
         """
         portable = next(node for node in self._write.graph if node.op_type == "Attention"
                         and not node.domain and module_of(node) == name)  # fmt: skip
@@ -317,7 +317,7 @@ class _Blocks:
         return np.ones(self._architecture.embed_dim, np.float32)
 
     def _feed_head(self, index: int) -> None:
-        """Give everything behind the blocks the residual stream that block `index` leaves."""
+        """Connect the nodes after the blocks to the residual stream after block `index`."""
         stream = self._after[index].inputs[0]
         for use in list(stream.uses()) if stream is not None else []:
             if not module_of(use.node).startswith("blocks."):

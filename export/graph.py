@@ -17,7 +17,7 @@ from dinov2rt.export.weights.state_dict import StateDict
 
 
 class Affine(nn.Module):
-    """`x @ weight + bias`, with weight [in, out]. A bias that is not there is zero."""
+    """`x @ weight + bias`, with weight [in, out]. A missing bias is zero."""
 
     def __init__(self, state: StateDict, name: str) -> None:
         super().__init__()

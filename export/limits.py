@@ -92,7 +92,7 @@ def autocast_runs(
 
 
 def float32_limits(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> Limits:
-    """1e-5, or twice what one unit in the last place of the input makes of the output.
+    """1e-5, or twice the output's change for one unit in the last place of the input.
 
     The first is about ten times the noise of well-behaved weights. If the second is larger, no two
     float32 implementations agree better, not even the official one on two machines.

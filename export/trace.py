@@ -118,7 +118,7 @@ def _join(target: ir.Graph, graph: ExportGraph, block: ir.Graph, head: ir.Graph)
 def _level(
     target: ir.Graph, graph: ExportGraph, head: ir.Graph, tokens: ir.Value, name: str
 ) -> list[ir.Value]:
-    """CLS and patch tokens of an intermediate block, normed unless they are wanted as they are."""
+    """CLS and patch tokens of an intermediate block, after the final norm unless `unnormed`."""
     if graph.extras.unnormed:
         return list(split_tokens(Writer(target), tokens, graph.head.first_patch, name))
     level = _append(target, head, tokens, _beside(name, graph.head))

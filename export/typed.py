@@ -1,7 +1,7 @@
 """Makes strongly typed graphs, which state their precisions, as TensorRT 10 and later require.
 
-The precisions are those of autocast, as in the official evaluation: matrix products and attention
-in half precision; residual stream, LayerNorm, LayerScale and the position table in float32.
+The precisions are the same as in autocast, which the official evaluation uses: matrix products and
+attention in half precision; residual stream, LayerNorm, LayerScale and position table in float32.
 docs/adr/0005 has measurements for each of these choices.
 """
 

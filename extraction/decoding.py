@@ -41,8 +41,8 @@ _TASKS_PER_DECODER = 2
 class Decoding:
     """The preparation of an image for the model.
 
-    `max_pixels` bounds what the model sees: larger images are scaled to fit, or with `scale` false
-    refused. `patch_size` is the side of the model's patches, in pixels.
+    `max_pixels` bounds the model's input: larger images are scaled to fit, or refused if `scale` is
+    false. `patch_size` is the side of the model's patches, in pixels.
     """
 
     preprocess: Preprocess

@@ -51,7 +51,7 @@ class ExtractOptions:
             raise InputError(f"batch={self.batch}; allowed is a whole number from 1")
 
     def decoding(self, model: Model) -> Decoding:
-        """What of it is done before `model`."""
+        """The steps that come before `model`, in the decoder."""
         side = model.architecture.patch_size
         return Decoding(self.preprocess, self.snap, model.options.max_pixels, side, self.scale)
 

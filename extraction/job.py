@@ -35,7 +35,7 @@ Watching = Callable[[int], AbstractContextManager[Watch]]
 
 @dataclass(frozen=True, slots=True)
 class JobReport:
-    """What came of a job.
+    """The outcome of a job.
 
     Attributes:
         images: images whose features the output holds.
@@ -43,7 +43,7 @@ class JobReport:
         computed: images of `images` that this run computed.
         failures: the first failures that this run met.
         left: images that were neither done nor known to fail when this run began.
-        scaled: those of `images` that were scaled to fit `max_pixels`.
+        scaled: images of `images` that were scaled to fit `max_pixels`.
         lost_transparency: how many of `computed` had transparency that was dropped; a cluster does
             not tell.
     """
@@ -92,17 +92,22 @@ def extract_features(
         batch_size: images of one forward pass at most.
         patch_tokens: keep every patch token, not only their mean.
         scale: scale images of more than the model's `max_pixels` to fit; else they fail.
-        dtype: "float32" or "float16", of OUT.parquet.
-        retry_failed: of OUT.parquet, try all images again that failed before.
-        part_images: images in a part of OUT.parquet.
-        image_column: of Parquet shards.
+        dtype: "float32" or "float16"; for OUT.parquet.
+        retry_failed: for OUT.parquet: try again all images that failed before.
+        part_images: the most images in a part of OUT.parquet.
+        image_column: the column with the images in Parquet shards.
         decoders: processes that decode; 0 is a thread of this one, which needs no
             `if __name__ == "__main__":` in the caller's script.
         watching: gives the function that is called with each outcome.
 
     Raises:
-        InputError: a path or an argument that cannot be used, or `out` was begun otherwise.
+        InputError: a path or argument cannot be used, or `out` was begun with other settings.
         Dinov2rtError: the features cannot be computed or written.
+
+    Example:
+        >>> report = dinov2rt.extract_features(model, "photos", "features.parquet")
+        >>> report.images, report.failed
+        (3, 0)
     """
     steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     options = ExtractOptions(steps, Snap.parse(snap), batch_size, patch_tokens, scale)

@@ -23,10 +23,10 @@ from dinov2rt.files import replacing
 def write_npz(file: Path, rows: Iterable[ImageFeatures], metadata: dict[str, str]) -> int:
     """Write `rows` to `file` as they arrive, and return their number.
 
-    The arrays are those of the columns in `feature_schema`: `key`, `height`, `width`,
+    The arrays are the columns of `feature_schema`: `key`, `height`, `width`,
     `scaled_from_height`, `scaled_from_width` (0 where the image fitted), `grid_rows`, `grid_cols`,
     each [N], `cls_token` [N, D], `register_tokens` [N, R, D], `patch_mean` [N, D]; also
-    `patch_tokens` [sum of P, D] of which image i has those from `patch_offsets[i]` to
+    `patch_tokens` [sum of P, D] of which image i has the rows from `patch_offsets[i]` to
     `patch_offsets[i + 1]`, and `metadata`, JSON.
 
     `register_tokens` is left out where R is 0, and `patch_tokens` where there are none. A key

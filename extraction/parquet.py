@@ -33,7 +33,7 @@ class FeatureType(NamedEnum):
 
     @classmethod
     def kind(cls) -> str:
-        """As the option is called."""
+        """The name of the option."""
         return "dtype"
 
 
@@ -49,8 +49,8 @@ def feature_schema(
     `key`; `height` and `width` of the image given to the model; `scaled_from_height` and
     `scaled_from_width`, its size before it was scaled to fit `max_pixels`, null where it fitted;
     `grid_rows` and `grid_cols`; and lists of `dtype`: `cls_token` [D], `register_tokens` [R, D]
-    where there are any, `patch_mean` [D], and with `patch_tokens` those [P, D], row-major over the
-    grid. All lists have fixed sizes but for P.
+    where there are any, `patch_mean` [D], and with `patch_tokens` also `patch_tokens` [P, D],
+    row-major over the grid. All lists have fixed sizes, except for P.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.

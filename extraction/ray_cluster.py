@@ -1,7 +1,7 @@
 """The same extraction on a Ray cluster: Ray schedules, retries and spills, an actor is a worker.
 
-What travels are chunks, which name the images, and counts. Images and bundle are read, and parts
-written, by the workers: images, parts, and a bundle that has no URL must lie where every node finds
+Only chunks, which name the images, and counts are sent between nodes. The workers read images and
+bundle, and write parts: images, parts, and a bundle that has no URL must lie where every node finds
 them under the same path. A chunk that is computed twice, because its node died, gives the same part
 under the same name.
 """
@@ -33,7 +33,7 @@ _BLOCKS_A_WORKER = 64
 class Cluster:
     """A cluster's resources: `workers` actors with `cores` CPU cores and `gpus` GPUs each.
 
-    `address` is that of a running cluster ("auto" finds one), None starts one on this machine.
+    `address` names a running cluster ("auto" finds one); None starts a cluster on this machine.
 
     Raises:
         InputError: fewer than one worker or core.

@@ -38,6 +38,14 @@ def read_features(paths: Paths, columns: Sequence[str] | None = None) -> Any:
         InputError: the features are of different models, a path has no features, or a column is
             unknown.
         MissingDependencyError: pyarrow is not installed.
+
+    Example:
+        >>> report = dinov2rt.extract_features(model, "photos", "features.parquet")
+        >>> table = dinov2rt.read_features("features.parquet", columns=["key", "cls_token"])
+        >>> table["key"].to_pylist()
+        ['a.jpg', 'b.jpg', 'c.jpg']
+        >>> np.stack(table["cls_token"].to_numpy()).shape
+        (3, 384)
     """
     features = open_features(paths)
     return features.to_table(columns=_checked(features, columns))

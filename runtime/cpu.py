@@ -7,8 +7,8 @@ from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
 
-# What /proc/cpuinfo calls them; matrix products run on these. The last that a CPU has is part of
-# the name of a benchmark's machine, so that it must stay the last.
+# Instruction sets of matrix products, by their flags in /proc/cpuinfo. The last one that a CPU has
+# is part of the name of a benchmark's machine, so keep the order.
 _INSTRUCTION_SETS = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",

@@ -1,4 +1,4 @@
-"""One vector an image, of as many images as there are, a window of them in memory at a time."""
+"""Embeds any number of images, one vector each, with a window of images in memory."""
 
 import itertools
 from collections import deque
@@ -35,7 +35,7 @@ class Pool(StrEnum):
         """The member called `name`.
 
         Raises:
-            InputError: there is none.
+            InputError: there is no such pool.
         """
         try:
             return cls(name)
@@ -44,7 +44,7 @@ class Pool(StrEnum):
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """The outputs that it is made of."""
+        """The outputs of the graph that the pool reads."""
         names = {Pool.CLS: ("cls_token",), Pool.PATCH_MEAN: ("patch_tokens",)}
         return names.get(self, ("cls_token", "patch_tokens"))
 

@@ -30,6 +30,15 @@ class Features:
 
     `outputs` maps the names of the requested outputs to arrays with B rows. The properties return
     them with the shapes below, or raise an error if an output was not requested.
+
+    Example:
+        >>> features = model(["photos/a.jpg", "photos/b.jpg"])
+        >>> features.cls_token.shape, features.register_tokens.shape
+        ((2, 384), (2, 4, 384))
+        >>> features.patch_tokens.shape, features.grid  # 90 × 120 pixels, patches of 14
+        ((2, 6, 8, 384), Grid(rows=6, cols=8))
+        >>> features[0].cls_token.shape
+        (1, 384)
     """
 
     outputs: Mapping[str, FloatArray]

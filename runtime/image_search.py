@@ -34,7 +34,7 @@ _LISTED_SUFFIXES = 8
 class FoundImages:
     """The images that paths name, and how many other files of their folders there are, by suffix.
 
-    A suffix is in small letters, with its dot; that of a file without one is empty.
+    A suffix is in small letters, with its dot; it is empty for a file without one.
     """
 
     files: list[Path]

@@ -43,8 +43,8 @@ _open_lock = threading.Lock()
 class LoadedImage:
     """`pixels` [H, W, 3], uint8, RGB.
 
-    `scaled_from` is the size that had to be made smaller to fit, None where the image fitted.
-    `lost_transparency` says that it was transparent somewhere, and that this was dropped.
+    `scaled_from` is the original size of an image that was scaled to fit, otherwise None.
+    `lost_transparency` is set if the image had transparent pixels; transparency is dropped.
     """
 
     pixels: NDArray[np.uint8]
@@ -67,6 +67,12 @@ def load_image(
         InputError: missing, not an image, damaged, more pixels than `PIL.Image.MAX_IMAGE_PIXELS`,
             grey of 32 bits, or an unknown `preprocess`.
         MissingDependencyError: Pillow is not installed.
+
+    Example:
+        >>> dinov2rt.load_image("photos/a.jpg").shape
+        (90, 120, 3)
+        >>> dinov2rt.load_image(Path("photos/a.jpg").read_bytes(), "classification").shape
+        (224, 224, 3)
     """
     steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
     return load_fitted(path, steps, lambda size: size).pixels
@@ -102,7 +108,7 @@ def load_fitted(
 
 
 def as_pillow(image: NDArray[np.uint8]) -> "Image":
-    """`image` [H, W, 3] as Pillow has it.
+    """`image` [H, W, 3] as a Pillow image.
 
     Raises:
         MissingDependencyError: Pillow is not installed.
@@ -159,7 +165,7 @@ def _pillow(module: str = "PIL.Image") -> ModuleType:
 
 
 def _name(path: "Path | str | bytes | BinaryIO | Image") -> str:
-    """What a message calls an image: never its content."""
+    """The name of an image in messages, which never holds its content."""
     if isinstance(path, bytes):
         return f"an image of {len(path)} bytes in memory"
     if _is_pillow(path):
@@ -202,7 +208,7 @@ def _applied(steps: Preprocess, image: "Image") -> "Image":
 
 def _open(path: "Path | str | bytes | BinaryIO | Image") -> "Image":
     if _is_pillow(path):
-        return path.copy()  # what is done to it is not done to the caller's
+        return path.copy()  # later steps work in place, and must not change the caller's image
     file = io.BytesIO(path) if isinstance(path, bytes) else path
     return _open_file(cast("Path | str | BinaryIO", file))
 
@@ -226,7 +232,7 @@ def _open_file(path: Path | str | BinaryIO) -> "Image":
 
 @functools.cache
 def _opened_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with, or has a plugin for."""
+    """The formats of `FORMATS` that this Pillow reads, by itself or with a plugin."""
     pillow = _pillow()
     pillow.init()
     with contextlib.suppress(MissingDependencyError):
@@ -285,7 +291,7 @@ def _to_rgb(image: "Image", background: Colour | None) -> "Image":
         raise InputError("grey values of 32 bits have no known range; save it with 8 or 16 bits")
     if background is not None and image.has_transparency_data:
         image = _composited(image.convert("RGBA"), background)
-    # What is dropped anyway; Pillow warns about it where a palette has several transparent entries.
+    # Transparency is dropped anyway, and Pillow warns of palettes with several transparent entries.
     image.info.pop("transparency", None)
     return image.convert("RGB")
 

@@ -77,11 +77,11 @@ def group_images(
         snap: how sides become multiples of the patch.
         max_pixels: the most pixels that one image may have.
         patch_size: side of the model's patches, in pixels.
-        normalization: with which uint8 is normalised for a graph that does not do it.
+        normalization: applied to uint8 for a graph that does not normalize.
         graph_pads: the graph pads by itself and drops no pixels.
 
     Raises:
-        InputError: anything that is not that.
+        InputError: the images have another shape, dtype or size.
     """
     snapping = _Snapping(snap, max_pixels, patch_size, graph_pads)
     if isinstance(images, list | tuple):
@@ -182,7 +182,7 @@ def _size(batch: NDArray[Any]) -> tuple[int, int]:
 
 
 def _snap(batch: NDArray[Any], snapping: _Snapping) -> tuple[NDArray[Any], Padding, Grid]:
-    """The batch with what is done before the graph, and what the graph is left to do."""
+    """The batch after cropping or resizing, and the padding and grid that are left to the graph."""
     size, snap, side = ImageSize(*_size(batch)), snapping.snap, snapping.patch_size
     target = snapping.target(size)
     grid = target.grid(side)

@@ -39,10 +39,10 @@ class Loader:
     scaled_from: list[ImageSize] = field(default_factory=list)
 
     def load(self, image: Any) -> Any:
-        """One image as an array [H, W, 3], or what it is, for others to judge.
+        """One image as an array [H, W, 3]; other values are returned unchanged, and refused later.
 
         Raises:
-            InputError: it cannot be read, or `preprocess` is for others than this array.
+            InputError: it cannot be read, or `preprocess` cannot be applied to this array.
         """
         if not is_encoded(image):
             return image if self.preprocess == Preprocess() else self._preprocessed(image)

@@ -141,7 +141,7 @@ class Model:
                 `__cuda_array_interface__`: torch, CuPy, JAX); do not overwrite that input until you
                 have consumed an output.
             outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all
-                except those of heads. Other outputs are not copied.
+                except the outputs of heads. Other outputs are not copied.
             snap: how sides become multiples of the patch: "crop" (drop pixels at the bottom and at
                 the right, as in the model card), "center-crop", "pad" (zeros after normalization,
                 centred, as for the depth heads), "resize" (to the nearest multiple), or "error".
@@ -155,6 +155,15 @@ class Model:
 
         Raises:
             InputError: the images or arguments cannot be used.
+
+        Example:
+            >>> pixels = np.zeros((2, 224, 224, 3), np.uint8)
+            >>> model(pixels).patch_tokens.shape
+            (2, 16, 16, 384)
+            >>> model(["photos/a.jpg", "photos/b.jpg"], preprocess="classification")
+            Features(cls_token [2, 384] float32, register_tokens [2, 4, 384] float32, ...)
+            >>> model("photos/a.jpg", outputs=["cls_token"]).cls_token.dtype
+            dtype('float32')
         """
         names = self._output_names(outputs)
         loader = self._loader(preprocess, Snap.parse(snap))
@@ -194,7 +203,12 @@ class Model:
                 `extract_features` continues after such images.
 
         Example:
-            >>> vectors = model.embed(sorted(Path("photos").glob("*.jpg")))  # doctest: +SKIP
+            >>> vectors = model.embed(sorted(Path("photos").glob("*.jpg")))
+            >>> vectors.shape
+            (3, 384)
+            >>> cosines = vectors @ vectors[0]  # of the first photo to all
+            >>> int(cosines.argmax())
+            0
         """
         pooled, loader = Pool.parse(pool), self._loader(preprocess, Snap.parse(snap))
 
@@ -250,6 +264,14 @@ class Model:
 
         Raises:
             InputError: images or arguments cannot be used, or the bundle has no such head.
+
+        Example:
+            >>> with dinov2rt.load("artifacts/heads") as model:
+            ...     answers = model.predict("photos/a.jpg", heads=["linear", "nyu-linear"])
+            >>> [(best.index, best.name) for best in answers.classification.top(1)[0]]
+            [(..., '...')]
+            >>> answers["nyu-linear"].metres.shape  # of the photo's own size
+            (1, 90, 120)
         """
         images = self._loaded(images)
         request = Request.of(self.manifest.heads, heads, snap, scores=scores)
@@ -292,6 +314,9 @@ class Model:
 
         Raises:
             InputError: a shape cannot be run.
+
+        Example:
+            >>> model.warm_up([(1, 224, 224)])
         """
         for batch, height, width in shapes:
             images = np.zeros((batch, height, width, 3), dtype=np.uint8)
@@ -317,6 +342,11 @@ class Model:
 
         The next batch is read while one runs, and with a TensorRT plan, copies overlap with
         computation. Only a few batches are in memory at a time.
+
+        Example:
+            >>> batches = (np.zeros((2, 56, 56, 3), np.uint8) for _ in range(3))
+            >>> [len(features) for features in model.map(batches)]
+            [2, 2, 2]
         """
         calls = self._backend.concurrent_calls
         pending: deque[Future[Features | list[Features]]] = deque()
@@ -339,6 +369,13 @@ class Model:
 
         Raises:
             BundleError: the golden outputs are missing, altered, or of another export.
+
+        Example:
+            >>> report = model.verify()
+            >>> bool(report), report.relative_l2 < 1e-5
+            (True, True)
+            >>> print(report)
+            passed: fp32 on ..., worst is ...
         """
         # Only the plan: its fallback graph must not run in its place.
         backend = self._choice.plan or self._backend
@@ -354,7 +391,12 @@ class Model:
         return report
 
     def describe(self) -> str:
-        """The backend of this model, why better ones do not run, and faster ones on request."""
+        """The backend of this model, why better ones do not run, and faster ones on request.
+
+        Example:
+            >>> print(model.describe())
+            dinov2_vits14_reg fp32 on openvino ...
+        """
         lines = [f"{self.manifest.name} {self.graph.precision} on {self._backend.description}"]
         lines += filter(None, [self._why_unverified()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
@@ -502,6 +544,12 @@ def load(
         BackendError: the requested device, backend or precision cannot run here.
         InputError: an option has an unknown value.
         AccuracyError: `verify` is set and failed.
+
+    Example:
+        >>> with dinov2rt.load("artifacts/dinov2_vits14_reg", device="cpu") as model:
+        ...     features = model("photos/a.jpg")
+        >>> features.cls_token.shape
+        (1, 384)
     """
     if is_variant_name(bundle):
         bundle = local_bundle(bundle)

@@ -23,7 +23,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Classification:
-    """Classes of B images: `logits` [B, K], and the `names` of the K classes."""
+    """Classes of B images: `logits` [B, K], and the `names` of the K classes.
+
+    Example:
+        >>> pets = Classification(np.array([[0.0, 2.0]], np.float32), ("cat", "dog"))
+        >>> [(best.name, round(best.probability, 2)) for best in pets.top(2)[0]]
+        [('dog', 0.88), ('cat', 0.12)]
+    """
 
     logits: FloatArray
     names: tuple[str, ...]

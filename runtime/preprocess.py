@@ -32,7 +32,7 @@ class Preprocess:
     the pixels keep their colours. `short_side` scales the short side to this length and keeps the
     aspect ratio, `resize` scales to a size and ignores the aspect ratio; both are bicubic and
     antialiased. `crop` then cuts a square from the centre, black where the image is smaller. The
-    arithmetic is that of torchvision's `Resize` and `CenterCrop`.
+    arithmetic is the same as in torchvision's `Resize` and `CenterCrop`.
     """
 
     short_side: int | None = None
@@ -100,7 +100,7 @@ class Preprocess:
         """The same steps with a `background`: white, black or R,G,B; None does not change it.
 
         Raises:
-            InputError: `background` is none of these.
+            InputError: `background` is not one of these.
         """
         return self if background is None else replace(self, background=_colour(background))
 

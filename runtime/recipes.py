@@ -110,7 +110,7 @@ _ANSWERS: dict[Task, Callable[[NDArray[np.uint8], HeadEntry, Ask], Prediction]] 
 
 
 def _stacked(answers: Sequence[Predictions]) -> Predictions:
-    """Combine the predictions for single images of one size into those of a batch."""
+    """Combine the predictions for single images of one size into predictions for a batch."""
     first = answers[0]
     return Predictions({name: _joined([each[name] for each in answers]) for name in first})
 

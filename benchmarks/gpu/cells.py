@@ -136,7 +136,7 @@ _STARTED = time.monotonic()
 
 
 def main() -> int:
-    """Measure; the exit status is 0, or that of the error."""
+    """Measure; the exit status is 0, or the error's."""
     parser = argparse.ArgumentParser(prog="cells", description="latency of all variants on a GPU")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder of the results")
     parser.add_argument("bundles", metavar="BUNDLE", nargs="+", type=Path, help="bundle to measure")

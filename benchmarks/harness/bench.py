@@ -32,7 +32,7 @@ def bench(
 ) -> Iterator[BenchmarkRun]:
     """Measure `bundles` one after the other.
 
-    Gives the run as far as it has come: with its settings before anything is measured, with the
+    Yields the run so far: with its settings before anything is measured, with the
     machine's limits before the first cell, then after every cell. The last one is whole.
 
     Raises:
@@ -73,7 +73,7 @@ def _under_load(environment: Environment, gpu: GpuState) -> Environment:
 
 
 def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> BenchmarkRun:
-    """What is known before anything is measured."""
+    """The facts of a run before anything is measured."""
     facts = tuple(_bundle_facts(bundle) for bundle in bundles)
     _check_variants_differ(facts)
     _check_sizes(bundles, request)

@@ -38,7 +38,7 @@ def flops(architecture: Architecture, batch: int, size: ImageSize) -> int:
 
 
 def quadratic_flops(architecture: Architecture, batch: int, size: ImageSize) -> int:
-    """Those of `flops` that grow with the square of the tokens: the two products of attention."""
+    """The part of `flops` that grows with the square of the tokens: attention's two products."""
     tokens = architecture.num_prefix_tokens + size.grid(architecture.patch_size).num_patches
     return batch * architecture.depth * 4 * tokens**2 * architecture.embed_dim
 

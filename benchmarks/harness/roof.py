@@ -95,7 +95,7 @@ def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CH
 
 
 def unmeasured_roof(device: str) -> Roof:
-    """A roof without rates: what a run has before they are measured."""
+    """A roof without rates, for a run in which they are not measured yet."""
     return Roof({}, {}, None, _SHAPE[device])
 
 

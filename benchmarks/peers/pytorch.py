@@ -162,8 +162,8 @@ def _runner(
     task: Task, forward: Callable[[Tensor], Any], *, autocast: Precision | None
 ) -> TorchRunner:
     torch.set_num_threads(task.threads)
-    # What is labelled float32 must be float32, and on a GPU convolutions are TF32 by default. Said
-    # in the older of two ways, because torch.compile asks in it, which fails after the newer one.
+    # A float32 row must compute in float32, but on a GPU convolutions are TF32 by default. These
+    # are the older switches: torch.compile reads them, and fails after the newer ones.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return TorchRunner(

@@ -19,7 +19,7 @@ def lacks(*packages: str) -> str | None:
 
 
 def cannot_run_in_bf16(task: Task) -> str | None:
-    """Anything in bfloat16 on a CPU, whose limits the bundle has to know."""
+    """Why bfloat16 on a CPU cannot run: the CPU lacks it, or the bundle has no limits for it."""
     if task.device != "cpu":
         return "this candidate is bfloat16 on a CPU; on a GPU take float16 autocast"
     cpu = this_cpu()
@@ -31,7 +31,7 @@ def cannot_run_in_bf16(task: Task) -> str | None:
 
 
 def cannot_run_torch(task: Task, *, autocast: Precision | None = None) -> str | None:
-    """PyTorch, in float32, or under autocast: float16 on GPUs, bfloat16 on CPUs."""
+    """Why PyTorch cannot run, in float32 or under autocast: float16 on GPUs, bfloat16 on CPUs."""
     if autocast is Precision.FP16 and task.device == "cpu":
         return "float16 autocast is for GPUs; on a CPU take the candidate without it"
     if autocast is Precision.BF16 and (reason := cannot_run_in_bf16(task)) is not None:
@@ -45,7 +45,7 @@ def cannot_run_torch(task: Task, *, autocast: Precision | None = None) -> str | 
 
 
 def cannot_compile(task: Task, *, autocast: Precision | None) -> str | None:
-    """torch.compile: C++ on a CPU, Triton on a GPU."""
+    """Why torch.compile cannot run: it needs C++ for a CPU, Triton for a GPU."""
     if (reason := cannot_run_torch(task, autocast=autocast)) is not None:
         return reason
     if task.device == "cuda":
@@ -60,19 +60,19 @@ def cannot_compile(task: Task, *, autocast: Precision | None) -> str | None:
 
 
 def cannot_run_transformers(task: Task, *, precision: Precision) -> str | None:
-    """Hugging Face transformers."""
+    """Why Hugging Face transformers cannot run."""
     needs_bf16 = precision is Precision.BF16
     reason = cannot_run_in_bf16(task) if needs_bf16 else None
     return reason or cannot_run_torch(task) or lacks("transformers")
 
 
 def cannot_run_onnxruntime(task: Task) -> str | None:
-    """A plain export in ONNX Runtime; any build of torch can write the file."""
+    """Why a plain export in ONNX Runtime cannot run; any build of torch can write the file."""
     return lacks("torch", "onnx", "onnxscript") or ort.cannot_run(_device(task))
 
 
 def cannot_run_openvino(task: Task, *, precision: Precision) -> str | None:
-    """OpenVINO, which has no NVIDIA GPUs."""
+    """Why OpenVINO cannot run; it does not support NVIDIA GPUs."""
     if task.device != "cpu":
         return "OpenVINO does not run on NVIDIA GPUs; it is measured on the CPU alone"
     if precision is Precision.BF16 and (reason := cannot_run_in_bf16(task)) is not None:
@@ -81,7 +81,7 @@ def cannot_run_openvino(task: Task, *, precision: Precision) -> str | None:
 
 
 def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str | None:
-    """A graph or a plan of the bundle in dinov2rt."""
+    """Why dinov2rt cannot run a graph or a plan of the bundle."""
     in_openvino = (Precision.FP32, Precision.BF16, Precision.INT8)
     if backend == "openvino" and (task.device != "cpu" or precision not in in_openvino):
         return "dinov2rt runs OpenVINO on the CPU alone, in fp32, bf16 and int8"

@@ -20,7 +20,7 @@ def huggingface_model(architecture: Architecture, weights: StateDict) -> Any:
     """`Dinov2Model` or `Dinov2WithRegistersModel` in evaluation mode, its attention by SDPA.
 
     Args:
-        architecture: what it computes.
+        architecture: the architecture of the weights.
         weights: its official state dict.
     """
     with torch.device("meta"):

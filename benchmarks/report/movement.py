@@ -19,8 +19,8 @@ class Movement:
     """The new median latency over the old one.
 
     The interval of `ratio` leaves out 1 exactly where the intervals of the two medians do not
-    overlap. `normalised` is the ratio of latency times the matrix rate beside it, which a machine
-    at another clock leaves alone; None where the runs share no rate at the cell.
+    overlap. `normalised` is the ratio of latency times matrix rate, which does not depend on the
+    machine's clock; None where the runs share no rate at the cell.
     """
 
     ratio: Interval
@@ -56,8 +56,8 @@ def movement(before: Row, after: Row, rate: float | None) -> Movement | None:
 def rate_ratio(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> float | None:
     """The new matrix rate at the cell of `row` over the old one; None if they have none in common.
 
-    It is that in the precision of `row`, or else that in float32 or any other: int8 has no rate of
-    its own, and another clock moves all of them alike.
+    The rate is in the precision of `row` if possible, otherwise in float32 or any other: int8 has
+    no rate of its own, and a change of the clock moves all rates alike.
     """
     before, after = _matrix_rates(old, row.cell), _matrix_rates(new, row.cell)
     for precision in (old.facts(row).precision, Precision.FP32, *before):

@@ -1,4 +1,4 @@
-"""Writes the README's table of latencies, between two comments, from the committed runs."""
+"""Writes the tables of docs/performance.md, between two comments, from the committed runs."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -39,7 +39,7 @@ _HEADER = (
 
 
 def write(readme: Path, results: Path) -> None:
-    """Write the table of all runs below the folder `results` into `readme`.
+    """Write the tables of all runs below the folder `results` into the page `readme`.
 
     Raises:
         InputError: `readme` cannot be read or written or lacks the two comments, or a result
@@ -105,7 +105,7 @@ def _blocks(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
 
 
 def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
-    """One line for all runs: what each says of its machine stands in its report."""
+    """One line for all runs; each run's report has its warnings in full."""
     warned = {bundle.variant for run in runs if run.environment.warnings for bundle in run.bundles}
     if warned:
         names = ", ".join(variant.name for variant in variants() if variant.name in warned)
@@ -116,10 +116,10 @@ def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
 
 
 def _latency_duels(runs: Sequence[BenchmarkRun]) -> list[Duel]:
-    """One for each cell of the smallest batch and precision, small models first.
+    """One comparison for each precision and cell of the smallest batch, small models first.
 
-    Where several runs hold it, that of the run with the most candidates in it counts; the others
-    are in the runs' own reports.
+    If several runs hold a cell, the run with the most candidates in it counts; the runs' own
+    reports have the others.
     """
     found: dict[tuple[Cell, str], tuple[int, Duel]] = {}
     for run in runs:

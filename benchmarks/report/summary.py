@@ -80,7 +80,7 @@ def fastest(
 
 
 def ratio_to_fastest_peer(run: BenchmarkRun, row: Row) -> Interval | None:
-    """The time of `row` over that of the fastest peer of its precision, if both were timed."""
+    """The time of `row` over the time of the fastest peer in its precision, if both were timed."""
     peer = fastest(run, row.cell, run.facts(row).precision, peer=True)
     if row.latency is None or peer is None or peer.latency is None:
         return None

@@ -50,7 +50,7 @@ _COLD_HEADER = (
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Text in rows. The first `labels` columns are words, the others figures.
+    """Text in rows. The first `labels` columns are words, the other columns are figures.
 
     `own` are the indices of the rows of dinov2rt's own candidates.
     """

@@ -57,7 +57,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """Medians over the turns; `ratio` is the rate of `run` over that of the best batch, per turn.
+    """Medians over the turns; `ratio` is the rate of `run` over the rate of the best batch.
 
     `decode_rate` is the number of dinov2rt's photographs that one core reads and resizes to
     224 x 224 per second. `ray_efficiency` is the rate of two workers divided by twice the rate of
@@ -216,7 +216,7 @@ def _text(found: Extraction) -> str:
 
 
 def main() -> int:
-    """Print the measurement; the exit status is 0, or that of the error."""
+    """Print the measurement; the exit status is 0, or the error's."""
     parser = argparse.ArgumentParser(prog="extraction", description="dinov2rt run beside calls")
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--images", type=int, default=2000, help="crops (default: 2000)")

@@ -45,7 +45,7 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What to measure: (batch, side) of each shape, and `images` through `model.map`, or 0."""
+    """The shapes to measure: (batch, side) of each, and `images` through `model.map`, or 0."""
 
     shapes: tuple[tuple[int, int], ...]
     seconds: float

@@ -3,8 +3,8 @@ r"""Measures the effect of int8 on search: cosines to float32, and changes of ne
     python -m dinov2rt.benchmarks.studies.int8_quality BUNDLE \
         [--crops 200 --size 224 --photos FOLDER]
 
-Both graphs of the bundle run on the same crops of photographs, one at a time; the photographs are
-those of the export, or those in FOLDER. A crop's nearest neighbour is the other crop whose CLS
+Both graphs of the bundle run on the same crops of photographs, one at a time; the photographs
+come with the project, or from FOLDER. A crop's nearest neighbour is the other crop whose CLS
 token has the highest cosine. Each graph's tokens are compared with each other, as in a search index
 that is built from that graph.
 """

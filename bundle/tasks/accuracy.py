@@ -76,7 +76,7 @@ def compare_classes(
     margins: FloatArray,
     limits: TaskLimits,
 ) -> TaskAccuracy:
-    """Compare class maps [B, H, W]; `margins` [B, H, W] are those of the reference's best two.
+    """Compare class maps [B, H, W]; `margins` [B, H, W] of `want`: best score minus second.
 
     Raises:
         BundleError: the shapes differ.

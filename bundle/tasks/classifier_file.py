@@ -71,7 +71,7 @@ def read_classifier(file: Path) -> OwnClassifier:
     """The classifier in `file`.
 
     Raises:
-        WeightsError: it cannot be read, or is none.
+        WeightsError: it cannot be read, or is not such a file.
     """
     try:
         require_regular(file)

@@ -1,6 +1,6 @@
 """`config.pbtxt`: the configuration of a model in NVIDIA Triton Inference Server.
 
-The fields are those of `ModelConfig` in Triton's `model_config.proto`.
+The fields come from `ModelConfig` in Triton's `model_config.proto`.
 """
 
 import json

@@ -34,7 +34,7 @@ def center_padded(images: Tensor, patch_size: int) -> Tensor:
 
 
 def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndarray]:
-    """What every head of `model` answers, by output.
+    """The answers of every head of `model`, by output.
 
     Args:
         model: the backbone with its heads.

@@ -1,4 +1,4 @@
-"""What heads read of the backbone's graph: tokens of any block, with and without the final norm."""
+"""Taps of the backbone's graph for heads: tokens of any block, with or without the final norm."""
 
 from collections.abc import Callable
 

@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_classes))
 
     def features(self, levels: Sequence[Level]) -> Tensor:
-        """What the matrix multiplies, [B, F]."""
+        """The input of the linear layer, [B, F]."""
         parts = [level.cls_token for level in levels]
         if self.uses_mean:
             parts.append(levels[-1].patches.mean(dim=(2, 3)))

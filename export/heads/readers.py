@@ -31,8 +31,8 @@ _PREFIX = "module."
 def read_head(path: Path) -> StateDict:
     """The tensors of a .pth, .pt or .safetensors file under their own names.
 
-    A dict below `state_dict` is taken out, and `module.` in front of names is dropped. What stands
-    beside it, such as an optimizer's state, is left where it is.
+    A dict below `state_dict` is taken out, and `module.` in front of names is dropped. Anything
+    beside it, such as an optimizer's state, is ignored.
 
     Raises:
         WeightsError: missing, damaged, of another format, or a pickle that holds code.

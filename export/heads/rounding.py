@@ -1,6 +1,6 @@
 """A head as half precision computes it, in float32 kernels: what autocast rounds is rounded.
 
-Torch's half kernels for convolutions on a CPU take minutes where those of float32 take seconds.
+On a CPU, torch's half kernels for convolutions take minutes, and its float32 kernels seconds.
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _PRODUCTS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 def rounded(module: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Let products of `module` take and return values of `dtype`, with weights rounded to it.
 
-    Sums of two results, such as those of residual units, are rounded as well.
+    Sums of two results, as in residual units, are rounded as well.
     """
 
     def before(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -20,7 +20,7 @@ def check_opset(opset: int) -> None:
     """Refuse an opset that graphs cannot be written in.
 
     Raises:
-        InputError: it is none of those allowed.
+        InputError: this opset is not allowed.
     """
     if opset not in (*_IR_VERSIONS, OPSET):
         raise InputError(
@@ -34,8 +34,7 @@ def lower(model: ir.Model, opset: int) -> None:
 
     `Attention` becomes MatMul, Softmax and MatMul; its scale is in the query's weights. Norms get a
     bias of zeros. Before opset 20, `Gelu` becomes its formula, and before 18 the axes of a mean are
-    an attribute. All other operators mean the same in
-    every opset that is allowed.
+    an attribute. All other operators mean the same in every allowed opset.
     """
     if opset == OPSET:
         return
@@ -74,7 +73,7 @@ def _give_bias(graph: ir.Graph, norm: ir.Node) -> None:
 
 
 def _rewrite_attributes(model: ir.Model) -> None:
-    """What opset 18 moved between attributes and inputs, where it was before."""
+    """Move attributes and inputs back to where they were before opset 18."""
     for split in nodes_of(model, "Split"):  # into equal parts, which was then the only way
         split.attributes.pop("num_outputs", None)
     for mean in nodes_of(model, "ReduceMean"):

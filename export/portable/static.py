@@ -50,7 +50,7 @@ class StaticShape:
         """Refuse sides that are no multiples of the patch: such a graph would drop pixels.
 
         Raises:
-            InputError: a side is none.
+            InputError: a side is not a multiple of the patch.
         """
         for side in (self.size.height, self.size.width):
             if side % patch_size:

@@ -24,8 +24,8 @@ SUFFIXES = (*PICKLE_SUFFIXES, ".safetensors")
 def read_checkpoint(files: Sequence[Path], source: str) -> StateDict:
     """All tensors in `files`, the shards of one checkpoint, by name.
 
-    Names of nested dictionaries are joined by dots, as in `teacher.backbone.cls_token`. What is no
-    tensor is left out.
+    Names of nested dictionaries are joined by dots, as in `teacher.backbone.cls_token`. Values
+    that are not tensors are left out.
 
     Raises:
         WeightsError: a file is damaged or holds what cannot be read, or two shards have a tensor
@@ -67,7 +67,7 @@ def _read_pickle(path: Path) -> StateDict:
 
 
 def _leaves(value: Any, path_to: tuple[str, ...], file: Path) -> Iterator[tuple[str, Any]]:
-    """What is in nested dictionaries and lists, by the names that lead there."""
+    """The leaves of nested dictionaries and lists, by the names that lead to them."""
     if len(path_to) > _DEEPEST:
         raise WeightsError(f"{file} is nested over {_DEEPEST} deep; save its state dict alone")
     if isinstance(value, Mapping):

@@ -19,7 +19,7 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that make up the checkpoint in `folder`, as transformers, timm or torch.hub write.
 
     Raises:
-        WeightsError: there are none, several checkpoints, or the index of shards is no good.
+        WeightsError: there is no checkpoint or more than one, or the index of shards is wrong.
     """
     for name in _WHOLE:
         if (folder / name).is_file():

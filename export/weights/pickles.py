@@ -92,7 +92,7 @@ def read_pickle(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: Exception) -> WeightsError:
-    """What to raise for a file that is no checkpoint, or not all of it."""
+    """The error for a file that is not a checkpoint, or only a part of one."""
     first_sentence = re.split(r"\.\s|\n", str(error))[0] or type(error).__name__
     return WeightsError(
         f"{path} cannot be read as a checkpoint ({first_sentence}); "
@@ -101,7 +101,7 @@ def unreadable(path: Path, error: Exception) -> WeightsError:
 
 
 def _stand_ins(path: Path) -> list[_Global]:
-    """What takes the place of each type in `path` that torch does not load by itself.
+    """Stand-ins for the types in `path` that torch does not load by itself.
 
     Raises:
         WeightsError: one of them is not inert.

@@ -14,7 +14,7 @@ _MOST_BYTES = 2**20
 
 
 def normalization_of(weights: Path) -> Normalization | None:
-    """What `preprocessor_config.json` in the folder `weights` says; None where there is none.
+    """Mean and std in `preprocessor_config.json` of the folder `weights`; None without that file.
 
     Source: `BaseImageProcessor` of transformers: pixels times `rescale_factor` unless `do_rescale`
     is false, then less `image_mean` and over `image_std` unless `do_normalize` is false. Written

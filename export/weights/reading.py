@@ -31,8 +31,8 @@ def read_backbone(
 ) -> Checkpoint:
     """The backbone in the checkpoint at `location`, a file or a folder.
 
-    Every form ends in the same official state dict: those of training and of wrappers, of timm and
-    of transformers, in one file or in shards.
+    Every form gives the same official state dict: checkpoints of training and of wrappers, of timm
+    and of transformers, in one file or in shards.
 
     Args:
         location: the file or folder.

@@ -1,4 +1,4 @@
-"""What stands beside weights: `config.json` of transformers or timm, `preprocessor_config.json`."""
+"""Files beside weights: `config.json` of transformers or timm, `preprocessor_config.json`."""
 
 import re
 from dataclasses import replace

@@ -1,1 +1,1 @@
-"""What executes a graph: the protocol, and one module for each library."""
+"""Backends, which execute a graph: the protocol, and one module for each library."""

@@ -30,7 +30,7 @@ class GridInputs:
 
     @classmethod
     def of(cls, architecture: Architecture, input_name: str, inputs: Mapping[str, Any]) -> Self:
-        """Those of a call with the portable graph's `inputs`, whose padding is for [B, 3, H, W]."""
+        """From the portable graph's `inputs` of a call, whose padding is for [B, 3, H, W]."""
         rows, columns = (1, 2) if input_name == InputFormat.PIXELS else (2, 3)
         shape = inputs[input_name].shape
         _, _, top, left, _, _, bottom, right = map(int, inputs.get("padding", np.zeros(8)))

@@ -103,7 +103,7 @@ def new_session(
 class OnnxRuntimeBackend:
     """One session over one graph file. Sessions are safe to run from several threads.
 
-    `complete` adds the inputs that a graph has in addition to those of the portable graph.
+    `complete` adds the inputs that this graph has and the portable graph has not.
     """
 
     concurrent_calls = 1  # each call uses all cores

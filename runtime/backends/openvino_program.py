@@ -16,7 +16,7 @@ _HINTS = {Precision.FP32: "f32", Precision.INT8: "f32", Precision.BF16: "bf16"}
 
 
 class Program:
-    """`model` compiled for the CPU; what computes in bf16 keeps parts of it in float32.
+    """`model` compiled for the CPU; in bf16, some parts stay float32.
 
     Calls must not overlap.
     """
@@ -43,7 +43,7 @@ class Program:
         Raises:
             ValueError: an input is missing.
         """
-        if missing := self._inputs - feed.keys():  # it would take those of the call before
+        if missing := self._inputs - feed.keys():  # OpenVINO would reuse the last call's
             raise ValueError(f"inputs {sorted(missing)} are missing")
         tables = {} if self.positions is None else self.positions.of(feed)
         # A tensor shares the memory of its array without keeping it alive: the arrays, some of them
@@ -59,7 +59,7 @@ class Program:
 
 
 def options(threads: int | None, precision: Precision) -> dict[str, str]:
-    """What OpenVINO is told when it compiles."""
+    """Properties with which OpenVINO compiles."""
     told = {
         "PERFORMANCE_HINT": "LATENCY",
         # Otherwise a CPU that has bfloat16 computes in it, which is no float32.

@@ -25,7 +25,7 @@ from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 _WITHOUT_DRIVER = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorStubLibrary")
 NO_DRIVER = "there is no NVIDIA driver"
-"""What is said wherever a GPU is asked for on a machine without one."""
+"""The reason in every message about a GPU on a machine without one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ def main(out: Path = Path("artifacts/demo")) -> int:
 
 
 def _build(rows: list[Row], bundle: Path) -> None:
-    """An A100 plan, which needs no GPU to be built, and what can be said of it here."""
+    """Build an A100 plan, which needs no GPU, and report its state."""
     try:
         with _step(rows, "build", f"FP16 TensorRT plan for {_TARGET}, no GPU needed"):
             plan = build_plan(bundle, BuildOptions(target=_TARGET, flavour="tensorrt-rtx"), _say)

@@ -1,4 +1,4 @@
-"""What can go wrong, as one small tree of exceptions."""
+"""The exceptions of dinov2rt, as one small tree."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from dinov2rt.foreign import one_line
 class Dinov2rtError(Exception):
     """Root of every error that dinov2rt raises on purpose.
 
-    The message is one line: what was got, what is allowed, the way out. Whatever it quotes, it
-    holds no control characters and a few thousand characters at most.
+    The message is one line: the value that was given, the allowed values, the way out. It holds no
+    control characters, and a few thousand characters at most, whatever it quotes.
     `exit_status` is what the command line returns for it.
     """
 
@@ -32,7 +32,7 @@ class BundleReplacedError(BundleError):
 
 
 class BackendError(Dinov2rtError):
-    """A backend that cannot run here what was asked for by name.
+    """The requested backend, device or precision cannot run here.
 
     Where several were tried, `reasons` has a line for each; the message has them all.
     """
@@ -44,23 +44,23 @@ class BackendError(Dinov2rtError):
 
 
 class WeightsError(Dinov2rtError):
-    """A checkpoint that cannot be had or does not fit the variant."""
+    """A checkpoint that cannot be downloaded or read, or does not fit the variant."""
 
 
 class ExportError(Dinov2rtError):
-    """An exported graph that does not hold what the exporter promises."""
+    """An exported graph that fails the exporter's checks."""
 
     exit_status = 1
 
 
 class BuildError(Dinov2rtError):
-    """A plan that the builder cannot make, or that does not hold what it must."""
+    """A plan that the builder cannot make, or that fails a check after the build."""
 
     exit_status = 1
 
 
 class FusionError(BuildError):
-    """A plan whose attention is not one fused kernel a block, in the type it was asked for."""
+    """A plan whose attention is not one fused kernel a block, in the requested precision."""
 
 
 class AccuracyError(Dinov2rtError):
@@ -74,7 +74,7 @@ class MissingDependencyError(Dinov2rtError, ImportError):
 
 
 class PlanWarning(UserWarning):
-    """A TensorRT plan that is used, though not in the way that was hoped for."""
+    """A TensorRT plan runs with a limitation, e.g. it is unverified, or a graph replaces it."""
 
 
 class PlanInputError(InputError):
@@ -82,9 +82,9 @@ class PlanInputError(InputError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of another library says, or its type where it says nothing.
+    """The first line of another library's message, or the error's type if the message is empty.
 
-    Every message of dinov2rt is one line; those of other libraries may hold a page.
+    Every message of dinov2rt is one line; other libraries' messages may be a page long.
     """
     lines = str(error).strip().splitlines()
     return one_line(lines[0]) if lines else type(error).__name__

@@ -18,8 +18,8 @@ def replacing(
 ) -> Iterator[Path]:
     """A sibling to write to, which becomes `file` in the end and is removed after an error.
 
-    Several processes may do so at once: the last to end wins. What one that was killed has left is
-    removed by the next. With `make_folder` the folder is made where there is none.
+    Several processes may do so at once: the last to end wins, and the next one removes files that a
+    killed process left. `make_folder` makes the folder if it is missing.
 
     Raises:
         Dinov2rtError: the system refuses to write it; of the kind `raises`.
@@ -64,7 +64,7 @@ def held(path: Path, *, wait: bool = True) -> Iterator[None]:
 
 
 def abandoned(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
-    """What stands in `folder` under such names and is held by no process: it was left behind."""
+    """Files in `folder` with such names that no process holds: killed processes left them."""
     for path in sorted(folder.iterdir() if folder.is_dir() else ()):
         if path.name.startswith(prefix) and path.name.endswith(suffix):
             with contextlib.suppress(OSError), held(path, wait=False):
@@ -74,7 +74,7 @@ def abandoned(folder: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
 def refused(
     path: Path, error: OSError, raises: type[Dinov2rtError] = Dinov2rtError
 ) -> Dinov2rtError:
-    """What to raise when the system does not let `path` be written."""
+    """The error for a `path` that the system does not let us write."""
     return raises(
         f"{path} cannot be written ({error.strerror or error}); free the disk or choose "
         "another place"
@@ -110,10 +110,10 @@ def read_regular(file: Path, most_bytes: int) -> bytes:
 
 
 def require_regular(file: Path, found: os.stat_result | None = None) -> None:
-    """Refuse what is no regular file, before a library opens it by its name.
+    """Refuse anything but a regular file, before a library opens it by its name.
 
     Raises:
-        OSError: it is none, or is not there.
+        OSError: it is not a regular file, or does not exist.
     """
     mode = (found or file.stat()).st_mode
     if not stat.S_ISREG(mode):

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: no control characters, no endless lines.
+"""Makes foreign text safe to print: without control characters and endless lines.
 
 Names in manifests, archives, columns, checkpoints and file systems may hold escape sequences that
 set a terminal's title or clear its screen, characters that turn the direction of writing, or
@@ -13,9 +13,9 @@ MOST_IN_MESSAGE = 4000
 
 
 def shown(value: object, most: int = MOST_SHOWN) -> str:
-    """`value` as text of one line and at most `most` characters; of a longer one, both ends.
+    """`value` as one line of at most `most` characters; the middle of a longer text is left out.
 
-    What `str.isprintable` does not count as printable becomes a backslash escape, as in `repr`.
+    Characters that are not `str.isprintable` become backslash escapes, as in `repr`.
     """
     text = value if isinstance(value, str) else str(value)
     head, tail = escaped(text[:most]), escaped(text[-most:])
@@ -27,7 +27,7 @@ def shown(value: object, most: int = MOST_SHOWN) -> str:
 
 
 def quoted(value: object) -> str:
-    """The `repr` of `value`, an argument or a name, as a message may hold it."""
+    """The `repr` of `value`, an argument or a name, for a message: cut and escaped."""
     return shown(repr(value))
 
 
@@ -37,12 +37,12 @@ def escaped(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A whole message as one line, its words apart where lines ended."""
+    """A whole message as one line; line ends become spaces."""
     return shown(" ".join(text.splitlines()), MOST_IN_MESSAGE)
 
 
 def several_lines(text: str) -> str:
-    """Text of our own layout with values of others in it: its line ends are kept."""
+    """Text in our own layout that holds foreign values: line ends are kept."""
     return "\n".join(map(escaped, text.split("\n")))
 
 

@@ -15,7 +15,7 @@ class NamedEnum(StrEnum):
         """The member called `name`.
 
         Raises:
-            InputError: there is none.
+            InputError: no member has that name.
         """
         try:
             return cls(name)
@@ -24,11 +24,11 @@ class NamedEnum(StrEnum):
 
     @classmethod
     def kind(cls) -> str:
-        """What a member is, in a message."""
+        """The noun for a member in messages."""
         return cls.__name__.lower()
 
 
 def unknown_name(kind: str, name: object, allowed: tuple[str, ...]) -> InputError:
-    """What to raise when `name` is no `kind` of those `allowed`."""
+    """The error for a `name` that is not an allowed `kind`."""
     choices = ", ".join(f'"{choice}"' for choice in allowed)
     return InputError(f"unknown {kind} {quoted(name)}; allowed are {choices}")

@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, missed with one line."""
+"""Optional packages: imported where they are used; a missing one is one line with its extra."""
 
 import importlib
 import importlib.util
@@ -11,7 +11,7 @@ from dinov2rt.errors import MissingDependencyError
 def is_older(version: str, least: tuple[int, ...]) -> bool:
     """Whether `version` is before `least`, such as (1, 31).
 
-    A version that does not begin with as many numbers, as a build of one's own may have, is not.
+    A version that does not begin with as many numbers, such as a private build's, is not older.
     """
     numbers = re.match(r"\d+(?:\.\d+)*", version)
     if numbers is None:

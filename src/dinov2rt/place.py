@@ -1,4 +1,4 @@
-"""A bundle comes to stand where it shall, in one step, or not at all."""
+"""Puts a bundle in its place in one step, or not at all."""
 
 import contextlib
 import ctypes
@@ -42,7 +42,7 @@ def built_beside(out: Path, *, replace: bool = True) -> Iterator[Path]:
 def swap(partial: Path, out: Path) -> None:
     """Give the folder `partial` the name `out`, in one step where the system can.
 
-    What stood at `out` is removed after that; after an error it is where it was.
+    The old folder at `out` is removed afterwards; after an error it is still in place.
     """
     if not out.exists():
         partial.rename(out)
@@ -81,7 +81,7 @@ def _exchanged(first: Path, second: Path) -> bool:
 
 
 def _clean_up(out: Path) -> None:
-    """Remove what exports that were killed have left; put back a bundle that stood aside."""
+    """Remove the folders that killed exports left; put back a bundle that was moved aside."""
     for left in abandoned(out.parent, f".{out.name}."):
         aside = left / out.name
         if aside.is_dir() and not out.exists():

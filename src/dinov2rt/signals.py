@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does: what it has begun is removed."""
+"""SIGTERM ends a command as Ctrl-C does: unfinished files are removed."""
 
 import contextlib
 import signal
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came. Whatever cleans up after Ctrl-C cleans up after this."""
+    """SIGTERM was received. Code that cleans up after Ctrl-C also cleans up after this."""
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""JSON of unknown origin: one meaning, bounded depth and size, and numbers that fit.
+"""Reads JSON of unknown origin: no duplicate keys, bounded depth and size, numbers that fit.
 
 Python's own reader lets the last of several equal keys win, and takes NaN, infinity and text that
 no encoding can write.
@@ -22,8 +22,9 @@ def parse(content: bytes) -> Any:
     """The value of a JSON document in UTF-8.
 
     Raises:
-        ValueError: it is none; a key stands twice in an object; a number is not finite or beyond 64
-            bits; text holds a lone surrogate; it is nested too deeply or has too many values.
+        ValueError: it is not JSON; a key stands twice in an object; a number is not finite or has
+            more than 64 bits; text holds a lone surrogate; it is nested too deeply or holds too
+            many values.
     """
     try:
         document = json.loads(

@@ -34,7 +34,7 @@ def test_build_prints_what_the_manifest_says(
     [
         (["--target", "sm90"], 2, "cannot build for 'sm90'"),
         (["--version-compatible"], 2, "has no version compatible"),
-        (["--profiles", "tall"], 2, "profile 'tall' is none"),
+        (["--profiles", "tall"], 2, "profile 'tall' is not valid"),
         (["--precision", "bf16"], 2, "holds no bf16 graph"),
         (["--hardware-compatible", "turing"], 2, "'ampere-plus', 'same-compute-capability'"),
     ],

@@ -38,10 +38,10 @@ def test_a_free_range_stands_for_itself() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "profile '' is none; allowed are the side of a square"),
-        ("narrow", "profile 'narrow' is none; allowed are"),
+        ("", "profile '' is not valid; allowed are the side of a square"),
+        ("narrow", "profile 'narrow' is not valid; allowed are"),
         ("224x225", "width 225 is not a multiple of 14; nearest: 224 and 238"),
-        ("1x14x14..8x518x518", "is none"),
+        ("1x14x14..8x518x518", "is not valid"),
         ("224,wide,224", "profile '224' was given twice"),
         ("500", "height 500 is not a multiple of 14; nearest: 490 and 504"),
         ("8x14x14..4x14x14..8x14x14", "must not shrink from MIN to OPT to MAX"),

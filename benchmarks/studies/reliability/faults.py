@@ -3,8 +3,8 @@ r"""Verbs on a machine that lacks something: one line and a status, and nothing 
     python -m dinov2rt.benchmarks.studies.reliability.faults [--kinds "full disk,signals"]
 
 Each fault is tried with real processes: a file system without space, few open files, little memory,
-no HOME, signals, closed streams, two processes at one place. What needs root, as a full tmpfs does,
-is tried by root alone.
+no HOME, signals, closed streams, two processes at one place. Faults that need root, such as a full
+tmpfs, are left out for other users.
 """
 
 import argparse

@@ -3,8 +3,8 @@ r"""Verbs that are killed (SIGKILL) at random moments: what they leave is old or
     python -m dinov2rt.benchmarks.studies.reliability.kills [--kills 200 --verbs run,search]
 
 Each verb replaces what it made before. It is killed at a random moment of the time that it takes,
-then what lies on the disk is read: it has to be whole, either the old or the new. `run` is resumed
-after each kill, and its rows have to be those of a run that was never killed. `build` needs
+then the files on disk are read: they have to be whole, either old or new. `run` is resumed after
+each kill, and has to end with the same rows as a run that was never killed. `build` needs
 TensorRT for RTX; `report` needs the committed results of the repository.
 """
 
@@ -39,7 +39,7 @@ _SHARE = {"run": 0.3, "search": 0.2, "report": 0.2, "export": 0.15, "bench": 0.1
 
 @dataclass(slots=True)
 class Kills:
-    """What was found after the kills of one verb."""
+    """The findings after the kills of one verb."""
 
     killed: int = 0
     ended: int = 0

@@ -56,7 +56,7 @@ _MOST_CHANGES = 4
 
 @dataclass(slots=True)
 class Count:
-    """What became of the files of one kind; `failures` are the seeds that were not handled."""
+    """The outcomes for files of one kind; `failures` are the seeds that were not handled."""
 
     read: int = 0
     refused: int = 0

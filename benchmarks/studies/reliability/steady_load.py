@@ -2,9 +2,9 @@ r"""A loaded model under long use: equal outputs, flat memory, and what ends whi
 
     python -m dinov2rt.benchmarks.studies.reliability.steady_load [--calls 10000 --threads 8]
 
-Without `--bundle`, a bundle is made that computes next to nothing, so that what is measured is what
-surrounds a model. For each CPU backend, threads call one model with images of mixed shapes and
-compare every output with that of the first call; the resident memory is read after the first 1,000
+Without `--bundle`, a bundle is made that computes next to nothing, so that only the code
+around a model is measured. For each CPU backend, threads call one model with images of mixed shapes
+and compare every output with the first call's; the resident memory is read after the first 1,000
 calls and at the end. Then four processes unpickle the model, one closes a model while others call
 it, and one forks.
 """
@@ -40,7 +40,7 @@ BACKENDS = ("onnxruntime", "openvino")
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What many calls of one model left behind; memory in MiB."""
+    """Counts and memory, in MiB, after many calls of one model."""
 
     calls: int
     unequal: int
@@ -133,7 +133,7 @@ def close_while_called(model: Model, threads: int) -> tuple[int, int]:
 
 
 def fork_after_load(model: Model, limit_s: float = 20.0) -> str:
-    """What a child that is forked gets from a model that was loaded before."""
+    """The result in a forked child, of a model that was loaded before the fork."""
     want = expected(model)
     fork = multiprocessing.get_context("fork")
     receiving, sending = fork.Pipe(duplex=False)

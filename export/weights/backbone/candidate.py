@@ -1,4 +1,4 @@
-"""One prefix in a checkpoint, and whether the names below it are those of a whole backbone."""
+"""One prefix in a checkpoint, and whether the names below it make a whole backbone."""
 
 import re
 from collections import defaultdict
@@ -31,7 +31,7 @@ _MODULES = {
     Naming.OFFICIAL: _OWN | {"norm_pre", "fc_norm", "dist_token", "rope_embed"},
     Naming.TRANSFORMERS: _OWN | {"embeddings", "encoder", "layernorm"},
 }
-"""What begins with one of these belongs to a backbone: an unknown name there changes it."""
+"""Names that begin with one of these belong to a backbone, and an unknown one would change it."""
 
 _IN_BLOCK = re.compile(r"^blocks\.(0|[1-9]\d{0,5})\.(.+)$")
 _ROLES = ("teacher", "student")
@@ -63,7 +63,7 @@ class Candidate:
 
 
 def candidate_at(prefix: str, naming: Naming, names: Mapping[str, RawNames]) -> Candidate:
-    """What is below `prefix`; `names` are all of a checkpoint, less the segments of wrappers."""
+    """The tensors below `prefix`; `names` are a checkpoint's, without the segments of wrappers."""
     found: dict[str, RawNames] = defaultdict(tuple)
     for name, raw_names in names.items():
         if name.startswith(prefix):
@@ -121,7 +121,7 @@ def _fault(prefix: str, parts: Mapping[str, tuple[RawNames, ...]]) -> str | None
 
 
 def _missing(names: Collection[str]) -> list[str]:
-    """What is missing: of the model, and of blocks that lack what other blocks have."""
+    """Names that are missing: from the model, and from blocks that lack a name of other blocks."""
     blocks: dict[int, set[str]] = defaultdict(set)
     for match in filter(None, map(_IN_BLOCK.match, names)):
         blocks[int(match[1])].add(match[2])

@@ -28,7 +28,7 @@ _CAUSES = (
 
 
 def refusal_of(names: Iterable[str]) -> str | None:
-    """What tensors of these `names` are, where they are no plain weights, and the way out."""
+    """Why tensors of these `names` are not plain weights, and the way out; None if they are."""
     everything = tuple(names)
     for pattern, cause in _CAUSES:
         if any(re.search(pattern, name) for name in everything):

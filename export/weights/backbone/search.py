@@ -38,12 +38,12 @@ def find_backbone(names: Iterable[str], source: str, prefix: str | None = None) 
     what it averages.
 
     Args:
-        names: of all tensors in the checkpoint, those of nested parts joined by dots.
+        names: the names of all tensors in the checkpoint; nested parts are joined by dots.
         source: the checkpoint, for messages.
         prefix: where to look; None looks everywhere.
 
     Raises:
-        WeightsError: there is none, it is incomplete, it is no plain DINOv2, several are of equal
+        WeightsError: there is no backbone, it is incomplete or not a plain DINOv2, several have one
             rank, or two names become one. The message begins with `source`.
     """
     raw_names = tuple(names)

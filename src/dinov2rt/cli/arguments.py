@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and what they lead to."""
+"""Arguments that several verbs share, and functions that use them."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def add_bundle(
     optional: bool = False,
     located: Callable[[str], str | Path] = local_bundle,
 ) -> None:
-    """The positional argument BUNDLE; `located` makes of it what the verb wants, here a folder."""
+    """The positional argument BUNDLE; `located` converts it, by default to a folder."""
     parser.add_argument(
         "bundle",
         metavar="BUNDLE",
@@ -30,7 +30,7 @@ def add_bundle(
 
 
 def add_load_options(parser: ArgumentParser) -> None:
-    """What decides how a bundle is run; see `load`."""
+    """Options that decide how a bundle runs; see `load`."""
     group = parser.add_argument_group("how the bundle is run")
     group.add_argument(
         "--device",
@@ -57,7 +57,7 @@ def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
 def require_export_room(purpose: str, *, extra: str = "export") -> None:
     """Say which extra is missing, before any module of the export room is imported.
 
-    `extra` is the one that brings all that the purpose needs.
+    `extra` is the extra with all packages for the purpose.
 
     Raises:
         MissingDependencyError: a package of the extra is not installed.

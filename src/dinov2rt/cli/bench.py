@@ -65,7 +65,7 @@ def _run(arguments: Namespace) -> Outcome:
 
 
 def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "BenchmarkRun":
-    """The whole run. What is there so far lies beside --out, should the rest fail."""
+    """The whole run. Finished parts are kept beside --out in case the rest fails."""
     from dinov2rt.benchmarks.harness.bench import bench
     from dinov2rt.benchmarks.report.comparison import refuse_unlike
 

@@ -142,7 +142,7 @@ def _outcome(bundle: Path, plan: PlanEntry) -> Outcome:
 
 
 def _kind(plan: PlanEntry) -> str:
-    """What was built, and where it runs."""
+    """Lines on the plan that was built, and where it runs."""
     gpus = "GPUs that it knows" if plan.target == OPEN else f"{plan.target} GPUs"
     if plan.flavour is Flavour.TENSORRT:
         return (

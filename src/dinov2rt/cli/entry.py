@@ -1,4 +1,4 @@
-"""From `sys.argv` to an exit status: the one place where errors become lines."""
+"""From `sys.argv` to an exit status: the one place where errors become messages."""
 
 import contextlib
 import io
@@ -108,7 +108,7 @@ def _outcome(argv: list[str]) -> Outcome:
     except SystemExit:  # --help and --version have printed what they had to say
         write_result("")
         raise
-    # Whatever a library prints must not get into the document.
+    # Output of libraries must not get into the document.
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), a_line_a_minute():
         warnings.showwarning = _show_warning
         outcome: Outcome = arguments.run(arguments)
@@ -138,7 +138,7 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
 
 
 def _lines(error: BaseException, message: str) -> list[str]:
-    """One, or where several backends were tried one for each."""
+    """The lines of an error: one, or one for each backend that was tried."""
     if isinstance(error, BackendError) and len(error.reasons) > 1:
         return [error.summary, *error.reasons]
     return [message]

@@ -221,7 +221,7 @@ def parse_normalization(mean: str | None, std: str | None) -> Normalization | No
         return Normalization((red, green, blue), (of_red, of_green, of_blue))
     except ValueError as error:
         raise InputError(
-            f"--mean {mean!r} --std {std!r}; allowed are three numbers each, those of std above 0, "
+            f"--mean {mean!r} --std {std!r}; allowed are three numbers each, a std above 0, "
             "such as 0.485,0.456,0.406"
         ) from error
 
@@ -303,7 +303,7 @@ def _verify(
 def _runs(
     manifest: Manifest, unverifiable: dict[Precision, str]
 ) -> Iterator[tuple[Precision, str]]:
-    """What can be run on this CPU: each graph, and the fp32 one in bfloat16 as well."""
+    """The graphs that can run on this CPU; the fp32 graph in bfloat16 as well."""
     for precision in (graph.precision for graph in manifest.graphs):
         if precision not in unverifiable:
             yield precision, "openvino" if precision is Precision.INT8 else "onnxruntime"

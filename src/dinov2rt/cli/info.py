@@ -1,4 +1,4 @@
-"""`dinov2rt info`: the eight variants, or what is in a bundle."""
+"""`dinov2rt info`: lists the eight variants, or shows the contents of a bundle."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -119,7 +119,7 @@ def _state(bundle: Path, entry: FileEntry, manifest: Manifest, *, check: bool) -
 
 
 def _golden_cases(bundle: Path, manifest: Manifest) -> tuple[dict[str, list[int]], str | None]:
-    """Shape of the images of each case, and what is wrong with the file."""
+    """The shapes of the images of each case, and the fault of the file, if any."""
     try:
         content = manifest.golden.read(bundle, rebuild=manifest.rebuild_command(bundle))
         golden = Golden.parse(content, str(bundle / manifest.golden.path))
@@ -153,7 +153,7 @@ def _output_shapes(manifest: Manifest) -> dict[str, str]:
 
 
 def _head_shapes(head: HeadEntry, patch_size: int) -> dict[str, str]:
-    """Shapes of what a head returns; dense heads pad H and W to whole patches."""
+    """Shapes of a head's outputs; dense heads pad H and W to whole patches."""
     if head.task is Task.CLASSIFICATION:
         return {head.output: f"[B, {head.num_classes}]"}
     if head.task is Task.DEPTH:

@@ -1,4 +1,4 @@
-"""`dinov2rt knn`: how well features classify, and whether others of the same images do as well."""
+"""`dinov2rt knn`: classifies with features, and compares two sets of features of equal images."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         default=[],
         type=Path,
         metavar=("TRAIN", "TEST"),
-        help="other features of the same images, such as those of another precision",
+        help="other features of the same images, such as features in another precision",
     )
     parser.add_argument(
         "-k", type=int, default=NEIGHBOURS, help=f"neighbours that vote (default: {NEIGHBOURS})"

@@ -18,9 +18,9 @@ _MOST_IN_CELL = 500
 
 
 def write_result(text: str) -> None:
-    """Write `text` to standard output; a reader that has gone away is no error.
+    """Write `text` to standard output; a closed pipe is no error.
 
-    It may hold what others wrote: control characters other than line ends are escaped.
+    Control characters other than line ends are escaped, since the text may hold foreign names.
 
     Raises:
         OSError: the system refuses it, as on a full disk.
@@ -46,7 +46,7 @@ def complain(message: str) -> None:
 
 
 def progress(message: str) -> None:
-    """Say what is done now: at once on a terminal, once a minute in a log (`a_line_a_minute`)."""
+    """Report the current step: at once on a terminal, else once a minute (`a_line_a_minute`)."""
     if sys.stderr.isatty():
         complain(message)
     else:
@@ -55,7 +55,7 @@ def progress(message: str) -> None:
 
 @contextlib.contextmanager
 def a_line_a_minute(period_s: float = 60.0) -> Iterator[None]:
-    """While this lasts, say once in a while what is done, if no terminal shows it."""
+    """In the block, report the current step once a minute, unless a terminal shows it."""
     ended, started = threading.Event(), time.monotonic()
     _now[0] = ""
 
@@ -76,7 +76,7 @@ def a_line_a_minute(period_s: float = 60.0) -> Iterator[None]:
 
 
 _now = [""]
-"""What is done at the moment, as `progress` was told last."""
+"""The current step, as `progress` was told last."""
 
 
 def to_json(document: Mapping[str, Any]) -> str:
@@ -95,7 +95,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def mib(size_bytes: int) -> str:
-    """A size in MiB, with a tenth where that says something."""
+    """A size in MiB, with a tenth if it is small."""
     size = size_bytes / 2**20
     return f"{size:.1f} MiB" if size < 10 else f"{size:.0f} MiB"
 
@@ -113,7 +113,7 @@ def _plain(value: Any) -> Any:
 
 
 def _discard(stream: TextIO) -> None:
-    """Send what `stream` still holds to nowhere, or the interpreter would trip over it at exit."""
+    """Discard the buffer of a closed `stream`; otherwise the interpreter fails at exit."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

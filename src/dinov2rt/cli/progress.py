@@ -1,4 +1,4 @@
-"""How far a long job is, on one line of a terminal."""
+"""Shows the progress of a long job, on one line of a terminal."""
 
 import math
 import sys
@@ -15,7 +15,7 @@ _REFRESH_S = 0.1
 class Progress:
     """Images done, images per second and the time left; in a log, a line a minute.
 
-    `done` counts those that an earlier run has done: part of the way, but not of the speed.
+    `done` is the number of images of earlier runs: they count as progress, but not for the speed.
     """
 
     def __init__(self, total: int, done: int = 0) -> None:

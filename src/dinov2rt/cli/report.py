@@ -80,7 +80,7 @@ def _run(arguments: Namespace) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Tables:
-    """The page that holds the tables of all committed results, and where these are."""
+    """The page with the tables of all committed results, and the folder of the results."""
 
     page: Path
     results: Path
@@ -125,7 +125,7 @@ def _pages(
 
 
 def _index(runs: "Mapping[Path, BenchmarkRun]", folder: Path) -> dict[Path, str]:
-    """The page that leads to those of all committed results, if there are any."""
+    """The page with links to the pages of all committed results, if there are any."""
     from dinov2rt.benchmarks.report.index_page import to_index
 
     return {folder / "index.html": to_index(runs, folder)} if runs else {}

@@ -1,4 +1,4 @@
-"""`dinov2rt run`: images in, features or a picture of them out."""
+"""`dinov2rt run`: computes features of images, or a picture of them."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -159,7 +159,7 @@ def _run(arguments: Namespace) -> Outcome:
 
 
 def _preprocess(arguments: Namespace) -> Preprocess:
-    """The steps asked for; "source" stands for those that the bundle has of its weights' source."""
+    """The requested steps; "source" stands for the steps of the weights' source."""
     text = arguments.preprocess
     if text == _SOURCE:
         text = Manifest.read(local_bundle(arguments.bundle)).preprocess
@@ -173,7 +173,7 @@ def _preprocess(arguments: Namespace) -> Preprocess:
 
 
 def _check_destinations(arguments: Namespace) -> None:
-    """Refuse before a long computation what could not be written after it."""
+    """Refuse outputs that could not be written, before a long computation."""
     out, pca = arguments.out, arguments.pca
     if out is None and pca is None:
         raise InputError("nothing to write; give --out FILE.npz, .csv or .parquet, or --pca F.png")
@@ -192,7 +192,7 @@ def _check_destinations(arguments: Namespace) -> None:
 
 
 def _check_format(arguments: Namespace, out_format: FeatureFormat) -> None:
-    """Refuse what a format does not hold."""
+    """Refuse options that the output's format does not support."""
     if out_format is FeatureFormat.CSV and arguments.patch_tokens:
         raise InputError("--patch-tokens do not fit into .csv; give --out OUT.npz or OUT.parquet")
     if arguments.dtype is not None:
@@ -204,7 +204,7 @@ def _check_format(arguments: Namespace, out_format: FeatureFormat) -> None:
 
 
 def _cluster(arguments: Namespace) -> Cluster | None:
-    """Where to compute; None is here."""
+    """The cluster to compute on; None is this machine."""
     asked = {
         name: getattr(arguments, name)
         for name in ("address", "workers", "cores", "gpus")
@@ -259,7 +259,7 @@ def _facts(
 
 
 def _errors_table(destination: Destination) -> Path | None:
-    """Where a dataset lists the images that failed."""
+    """The folder in which a dataset lists the images that failed."""
     if destination.out is None or destination.format is not FeatureFormat.PARQUET:
         return None
     return destination.out / ERRORS_FOLDER
@@ -288,7 +288,7 @@ def _text(facts: dict[str, Any]) -> str:
 
 
 def _notices(facts: dict[str, Any]) -> list[str]:
-    """What was done to images, and what was not taken for any."""
+    """Lines on images that were changed, and on files that were not read as images."""
     lines = []
     if facts["scaled"].count:
         lines.append(_scaled(facts["scaled"], facts["max_pixels"]))
@@ -301,7 +301,7 @@ def _notices(facts: dict[str, Any]) -> list[str]:
 
 
 def _scaled(scaled: ScaledImages, max_pixels: int) -> str:
-    """Which images were made smaller, and the two ways to have it otherwise."""
+    """The number and sizes of images that were scaled, and the two options that change it."""
     sizes = f"{scaled.smallest}"
     if scaled.smallest != scaled.largest:
         sizes += f" to {scaled.largest}"

@@ -31,9 +31,9 @@ PICTURE_IMAGES = 64
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """What to write: features to `out`, a picture to `picture`, or both.
+    """The outputs of a run: features to `out`, a picture to `picture`, or both.
 
-    With a `cluster` the parts of `out` are computed there; `retry_failed` is for parts as well.
+    With a `cluster`, the parts of `out` are computed there. `retry_failed` applies to parts.
     """
 
     out: Path | None
@@ -50,7 +50,7 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What came of a run; `drawn` images are in the pages of the picture."""
+    """The outcome of a run; `drawn` images are in the pages of the picture."""
 
     report: JobReport
     drawn: int
@@ -65,7 +65,7 @@ def run_job(
     decoders: Decoders,
     destination: Destination,
 ) -> Finished:
-    """Write what was asked for.
+    """Write the requested outputs.
 
     Raises:
         Dinov2rtError: it cannot be computed or written.

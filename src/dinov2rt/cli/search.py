@@ -1,4 +1,4 @@
-"""`dinov2rt search`: the images whose features are nearest to those of a query."""
+"""`dinov2rt search`: the images whose features are nearest to a query's."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ _LOOKS_ALONE = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Query:
-    """What is looked for. `position` is its own place in the features, if it has one."""
+    """A query. `position` is its row in the features, or None if it has no row there."""
 
     name: str
     vector: Float32Array
@@ -119,7 +119,7 @@ def _check_picture(picture: Path | None) -> None:
 def _queries(
     arguments: Namespace, index: FeatureIndex, token: Token, metadata: Mapping[str, str]
 ) -> list[_Query]:
-    """Each once, in the order given."""
+    """The queries, each once, in the given order."""
     names = list(dict.fromkeys(arguments.queries))
     positions = {name: index.find(name) for name in names}
     files = [name for name, position in positions.items() if position is None]

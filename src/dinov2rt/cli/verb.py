@@ -1,4 +1,4 @@
-"""What a verb is, and what it hands back."""
+"""The type of a verb, and the type of its result."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ PASSED, CHECK_FAILED, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a verb has to say: to programs (`document`, for --json) and to people (`text`)."""
+    """The result of a verb: for programs (`document`, for --json) and for people (`text`)."""
 
     document: Mapping[str, Any]
     text: str
@@ -20,7 +20,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One command. `run` prints nothing to standard output; what it returns is printed."""
+    """One command. `run` prints nothing to standard output; its result is printed."""
 
     name: str
     help: str

@@ -1,4 +1,4 @@
-"""`dinov2rt verify`: does a bundle still say what the eager model says?"""
+"""`dinov2rt verify`: compares a bundle's outputs with the eager model's."""
 
 import re
 from argparse import ArgumentParser, Namespace
@@ -143,7 +143,7 @@ def _table(report: AccuracyReport) -> str:
 
 
 def _task_table(report: AccuracyReport) -> str:
-    """Attention maps, and what heads return."""
+    """Attention maps, and outputs of heads."""
     rows = [
         (
             task.case,
@@ -159,7 +159,7 @@ def _task_table(report: AccuracyReport) -> str:
 
 
 def _cosine(output: OutputAccuracy, limits: Limits) -> tuple[str, str]:
-    """The smallest cosine and the limit that counts, which may be one at the first percentile."""
+    """The smallest cosine and its limit, or both at the first percentile."""
     if output.cosine_p1 is None:
         return f"{output.cosine_min:.8f}", f"{limits.cosine_min:.7g}"
     return f"{output.cosine_min:.8f}", f"{limits.cosine_p1:.7g} at p1: {output.cosine_p1:.8f}"

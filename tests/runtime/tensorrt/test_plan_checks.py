@@ -150,7 +150,7 @@ def test_a_plan_belongs_to_the_graph_that_it_was_built_from(pooling_bundle: Path
     with pytest.raises(BackendError) as error:
         graph_of(manifest, PLAN, REBUILD)
     assert str(error.value) == (
-        f"plans/a.plan: its graph has SHA-256 {'1' * 16}…, those of the bundle have "
+        f"plans/a.plan: its graph has SHA-256 {'1' * 16}…, the graphs of the bundle have "
         f"{graph.files[0].sha256[:16]}…; rebuild with: dinov2rt build b --target sm80 --force"
     )
 
