@@ -12,6 +12,7 @@ from dinov2rt.analysis.paired_accuracy import Accuracy, accuracy
 from dinov2rt.analysis.vectors import Collection, open_collection
 from dinov2rt.bundle.tasks.classifier_file import OwnClassifier
 from dinov2rt.errors import InputError
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 
 TOKENS = ("cls", "cls+mean")
@@ -43,7 +44,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         if self.tokens not in TOKENS:
-            raise InputError(f"tokens {self.tokens!r}; allowed are {', '.join(TOKENS)}")
+            raise unknown_name("tokens", self.tokens, TOKENS)
         if not 0 < self.held_out < 1:
             raise InputError(f"held out {self.held_out:g}; allowed is a share between 0 and 1")
         if not self.penalty > 0:

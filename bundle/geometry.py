@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 from dinov2rt.errors import InputError
 from dinov2rt.named_enum import NamedEnum
@@ -24,6 +24,10 @@ class Snap(NamedEnum):
     """Resample (bicubic, antialiased) to the nearest multiple of each side."""
     ERROR = "error"
     """Refuse the image."""
+
+
+SnapName = Literal["crop", "center-crop", "pad", "resize", "error"]
+"""The names of `Snap`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -14,6 +14,7 @@ from dinov2rt.bundle.codec import decode, encode, typed
 from dinov2rt.bundle.entries import FileEntry, GraphEntry, PlanEntry, WeightsEntry
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import OPSET
 from dinov2rt.bundle.variants import find_variant, name_of, variant_of
 from dinov2rt.errors import BackendError, BundleError, InputError
@@ -122,6 +123,10 @@ class Manifest:
         files = [file for graph in graphs for file in graph.files]
         files += [self.golden, *(plan.file for plan in self.plans)]
         return tuple({file.path: file for file in files}.values())
+
+    def graph_in(self, precision: Precision) -> GraphEntry | None:
+        """The graph of `precision`, or None if the bundle holds none."""
+        return next((graph for graph in self.graphs if graph.precision is precision), None)
 
     def rebuild_command(self, bundle: Path) -> str:
         """The `dinov2rt export` command that makes the bundle's own files again."""

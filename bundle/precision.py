@@ -1,5 +1,7 @@
 """The precisions of a graph."""
 
+from typing import Literal
+
 from dinov2rt.named_enum import NamedEnum
 
 
@@ -10,3 +12,7 @@ class Precision(NamedEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+
+
+PrecisionName = Literal["fp32", "fp16", "bf16", "int8"]
+"""The names of `Precision`."""

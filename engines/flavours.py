@@ -13,6 +13,7 @@ from dinov2rt.engines.builder_log import parse_layers, parse_scratch_bytes, pars
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, BuildError, InputError, MissingDependencyError
 from dinov2rt.foreign import quoted
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt
 
@@ -216,9 +217,7 @@ def _parse(name: str) -> Flavour:
     try:
         return Flavour(name.replace("-", "_"))
     except ValueError:
-        raise InputError(
-            f'unknown flavour {quoted(name)}; allowed are "auto", "tensorrt" and "tensorrt-rtx"'
-        ) from None
+        raise unknown_name("flavour", name, ("auto", "tensorrt", "tensorrt-rtx")) from None
 
 
 def _gpu_if_any() -> Gpu | None:

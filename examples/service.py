@@ -114,7 +114,7 @@ def create_app(bundle: str, limits: Limits = Limits()) -> FastAPI:
         return {
             "status": "ok",
             "variant": model.manifest.name,
-            "runs_on": model.describe().splitlines()[0],
+            "runs_on": model.summary,
             "batches": app.state.batcher.batches,
         }
 

@@ -36,7 +36,7 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
     with not_replaced(bundle) as watch:
         manifest = Manifest.read(bundle)
         rebuild = manifest.rebuild_command(bundle)
-        graph = next((each for each in manifest.graphs if each.precision is Precision.FP16), None)
+        graph = manifest.graph_in(Precision.FP16)
         if graph is None:
             raise BundleError(
                 f"{bundle} holds no fp16 graph, which this form is made of; {rebuild}"

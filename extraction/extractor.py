@@ -108,7 +108,7 @@ class Extractor:
         The copy keeps this model's precision, which is in the dataset's metadata, even if the other
         machine would choose another one.
         """
-        precision = str(self.model.graph.precision)
+        precision = self.model.graph.precision
         options = replace(self.model.options, threads=cores, precision=precision)
         return replace(self, model=replace(self.model, options=options), decoders=Decoders(cores))
 

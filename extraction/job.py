@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinov2rt.bundle.geometry import ImageSize, Snap
+from dinov2rt.bundle.geometry import ImageSize, Snap, SnapName
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
 from dinov2rt.extraction.dataset import PartReport
@@ -17,7 +17,7 @@ from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.formats import FeatureFormat, feature_format
 from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
 from dinov2rt.extraction.npz import write_npz
-from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.extraction.parquet import FeatureType, FeatureTypeName
 from dinov2rt.extraction.ray_cluster import Cluster, process_on_ray
 from dinov2rt.extraction.text_table import write_csv
 from dinov2rt.runtime.model import Model
@@ -69,11 +69,11 @@ def extract_features(
     out: Path | str,
     *,
     preprocess: Preprocess | str = "native",
-    snap: str = "crop",
+    snap: Snap | SnapName = "crop",
     batch_size: int = 8,
     patch_tokens: bool = False,
     scale: bool = True,
-    dtype: str = "float32",
+    dtype: FeatureType | FeatureTypeName = "float32",
     retry_failed: bool = False,
     part_images: int = DEFAULT_CHUNK_IMAGES,
     image_column: str = "image",

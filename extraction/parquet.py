@@ -4,7 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,10 @@ class FeatureType(NamedEnum):
     def kind(cls) -> str:
         """The name of the option."""
         return "dtype"
+
+
+FeatureTypeName = Literal["float16", "float32"]
+"""The names of `FeatureType`."""
 
 
 def feature_schema(

@@ -5,16 +5,15 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from dinov2rt.bundle.entries import Flavour
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.optional import require
-from dinov2rt.runtime.backends import onnxruntime as ort
-from dinov2rt.runtime.backends import openvino
-from dinov2rt.runtime.backends.onnxruntime import Device
+from dinov2rt.runtime.backends.modes import GraphMode, OptionalPackage, PlanMode, Use
+from dinov2rt.runtime.backends.registry import GRAPH_MODES, PACKAGES, PLAN_MODES
 from dinov2rt.runtime.cpu import Cpu, this_cpu
 from dinov2rt.runtime.gpu.cuda import NO_DRIVER, find_gpu
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
@@ -24,37 +23,33 @@ _CGROUP_MEMORY = Path("/sys/fs/cgroup/memory.max")
 _NVIDIA_SMI_QUERY = "name,driver_version,memory.total,compute_cap"
 _NVIDIA_SMI_TIMEOUT_S = 20
 
-# Distribution names by what they are for, and the extra that brings them: all of pyproject.toml.
 _PACKAGES = (
-    (("openvino",), "running ONNX graphs on a CPU", "openvino"),
-    (("onnxruntime", "onnxruntime-gpu"), "running ONNX graphs", "ort"),
-    (("onnxruntime-gpu",), "running ONNX graphs on an NVIDIA GPU", "cuda"),
-    (("tensorrt-cu13", "tensorrt-cu12", "tensorrt"), "TensorRT plans", "tensorrt"),
-    (("tensorrt-rtx",), "TensorRT-RTX plans", "tensorrt-rtx"),
-    (("cuda-python",), "plans of both kinds", "tensorrt"),
-    (("pillow",), "reading images, drawing pictures", "image"),
-    (("pillow-heif",), "reading HEIC images", "heif"),
-    (("huggingface-hub",), "weights from the Hugging Face hub", "hub"),
-    (("pyarrow",), "reading and writing Parquet", "parquet"),
-    (("fsspec",), "bundles behind a URL", "remote"),
-    (("ray",), "run --engine ray", "ray"),
-    (("faiss-cpu",), "search", "search"),
-    (("scikit-learn",), "knn", "eval"),
-    (("torch",), "exporting, verify --eager", "export"),
-    (("onnx",), "exporting, triton", "export"),
-    (("onnx-ir",), "exporting", "export"),
-    (("onnxscript",), "exporting", "export"),
-    (("ml-dtypes",), "exporting", "export"),
-    (("safetensors",), "exporting", "export"),
-    (("tqdm",), "exporting", "export"),
-    (("jinja2",), "bench, report", "bench"),
-    (("matplotlib",), "bench, report", "bench"),
-    (("msgspec",), "bench, report", "bench"),
-    (("psutil",), "bench", "bench"),
-    (("threadpoolctl",), "bench", "bench"),
-    (("transformers",), "bench: a peer", "peers"),
-    (("shtab",), "shell completion", "completion"),
+    *PACKAGES,
+    OptionalPackage(("cuda-python",), "plans of both kinds", "tensorrt"),
+    OptionalPackage(("pillow",), "reading images, drawing pictures", "image"),
+    OptionalPackage(("pillow-heif",), "reading HEIC images", "heif"),
+    OptionalPackage(("huggingface-hub",), "weights from the Hugging Face hub", "hub"),
+    OptionalPackage(("pyarrow",), "reading and writing Parquet", "parquet"),
+    OptionalPackage(("fsspec",), "bundles behind a URL", "remote"),
+    OptionalPackage(("ray",), "run --engine ray", "ray"),
+    OptionalPackage(("faiss-cpu",), "search", "search"),
+    OptionalPackage(("scikit-learn",), "knn", "eval"),
+    OptionalPackage(("torch",), "exporting, verify --eager", "export"),
+    OptionalPackage(("onnx",), "exporting, triton", "export"),
+    OptionalPackage(("onnx-ir",), "exporting", "export"),
+    OptionalPackage(("onnxscript",), "exporting", "export"),
+    OptionalPackage(("ml-dtypes",), "exporting", "export"),
+    OptionalPackage(("safetensors",), "exporting", "export"),
+    OptionalPackage(("tqdm",), "exporting", "export"),
+    OptionalPackage(("jinja2",), "bench, report", "bench"),
+    OptionalPackage(("matplotlib",), "bench, report", "bench"),
+    OptionalPackage(("msgspec",), "bench, report", "bench"),
+    OptionalPackage(("psutil",), "bench", "bench"),
+    OptionalPackage(("threadpoolctl",), "bench", "bench"),
+    OptionalPackage(("transformers",), "bench: a peer", "peers"),
+    OptionalPackage(("shtab",), "shell completion", "completion"),
 )
+"""Every optional package of pyproject.toml."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +79,8 @@ class Package:
 
 
 @dataclass(frozen=True, slots=True)
-class Runner:
-    """A backend on a device, and why it cannot run here (None if it can)."""
+class ModeStatus:
+    """A way to run bundles, and why it cannot run here (None if it can)."""
 
     name: str
     cannot_run: str | None
@@ -107,7 +102,7 @@ class Diagnosis:
     gpus: tuple[Gpu, ...]
     packages: tuple[Package, ...]
     onnxruntime_providers: tuple[str, ...]
-    runners: tuple[Runner, ...]
+    runners: tuple[ModeStatus, ...]
 
     def __bool__(self) -> bool:
         return any(runner.cannot_run is None for runner in self.runners)
@@ -117,8 +112,6 @@ def examine() -> Diagnosis:
     """Examine this machine. Of the optional packages, only those that run graphs are imported."""
     gpus = _gpus()
     driver = gpus[0].driver if gpus else _first_line_of(_NVIDIA_DRIVER)
-    packages = tuple(_package(*entry) for entry in _PACKAGES)
-    devices: tuple[Device, ...] = ("cpu", "cuda")
     return Diagnosis(
         python=platform.python_version(),
         system=platform.platform(),
@@ -127,22 +120,29 @@ def examine() -> Diagnosis:
         memory_mib=_memory_mib(),
         nvidia_driver=driver,
         gpus=gpus,
-        packages=packages,
+        packages=tuple(map(_package, _PACKAGES)),
         onnxruntime_providers=_onnxruntime_providers(),
-        runners=(
-            Runner("openvino cpu", openvino.cannot_run()),
-            Runner(
-                'openvino cpu with precision="bf16", about twice as fast',
-                openvino.cannot_run_bf16(),
-            ),
-            *(Runner(f"onnxruntime {device}", ort.cannot_run(device)) for device in devices),
-            *(
-                _plan_runner(package, gpus, driver)
-                for package in packages
-                if "TensorRT" in package.purpose
-            ),
-        ),
+        runners=(*_graph_modes(), *_plan_modes(gpus, driver)),
     )
+
+
+def _graph_modes() -> Iterator[ModeStatus]:
+    """Those on the CPU first, which every machine has."""
+    modes: dict[str, GraphMode] = {}
+    for mode in sorted(GRAPH_MODES, key=lambda mode: mode.device != "cpu"):
+        name = f"{mode.backend} {mode.device}"
+        if mode.use is Use.LESS_EXACT:
+            name += f' with precision="{mode.precision}", faster and less exact'
+        modes.setdefault(name, mode)
+    for name, mode in modes.items():
+        yield ModeStatus(name, mode.cannot_run())
+
+
+def _plan_modes(gpus: tuple[Gpu, ...], driver: str | None) -> Iterator[ModeStatus]:
+    for mode in PLAN_MODES:
+        package = _package(mode.package)
+        reason = _cannot_run_plans(mode, package, gpus, driver)
+        yield ModeStatus(f"{package.name} {mode.device}", reason)
 
 
 def _memory_mib() -> int | None:
@@ -169,33 +169,31 @@ def _gpus() -> tuple[Gpu, ...]:
     return tuple(Gpu(*row) for row in rows if len(row) == len(_NVIDIA_SMI_QUERY.split(",")))
 
 
-def _package(names: tuple[str, ...], purpose: str, extra: str) -> Package:
-    install = f"pip install 'dinov2rt[{extra}]'"
-    for name in names:
+def _package(optional: OptionalPackage) -> Package:
+    install = f"pip install 'dinov2rt[{optional.extra}]'"
+    for name in optional.names:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return Package(name, metadata.version(name), purpose, install)
-    return Package(names[0], None, purpose, install)
+            return Package(name, metadata.version(name), optional.purpose, install)
+    return Package(optional.names[0], None, optional.purpose, install)
 
 
-def _plan_runner(package: Package, gpus: tuple[Gpu, ...], driver: str | None) -> Runner:
-    return Runner(f"{package.name} cuda", _cannot_run_plans(package, gpus, driver))
-
-
-def _cannot_run_plans(package: Package, gpus: tuple[Gpu, ...], driver: str | None) -> str | None:
+def _cannot_run_plans(
+    mode: PlanMode, package: Package, gpus: tuple[Gpu, ...], driver: str | None
+) -> str | None:
     """Why plans cannot run, or None; judged by the GPU and installed packages, without TensorRT.
 
     The GPU is the one that CUDA uses, as in `load`. If CUDA does not work, `gpus` from nvidia-smi
     are used instead.
     """
-    flavour = Flavour.TENSORRT_RTX if package.name == "tensorrt-rtx" else Flavour.TENSORRT
     reason = None
     try:
         gpu = find_gpu()
-        refusals = [cannot_run_on(flavour, gpu.name, gpu.target)]
+        refusals = [cannot_run_on(mode.flavour, gpu.name, gpu.target)]
     except (BackendError, MissingDependencyError) as error:
         reason = str(error) if driver else NO_DRIVER
         refusals = [
-            cannot_run_on(flavour, gpu.name, gpu.target) if gpu.target else None for gpu in gpus
+            cannot_run_on(mode.flavour, gpu.name, gpu.target) if gpu.target else None
+            for gpu in gpus
         ]
     if refusals and all(refusals):
         return refusals[0]  # first, because installing the package would not help

@@ -4,14 +4,14 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
+from dinov2rt.named_enum import NamedEnum
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.loading import Loader, one_by_one
@@ -22,7 +22,7 @@ _WINDOW_BATCHES = 4
 """Images are grouped by size within this many batches; as many more are decoded ahead."""
 
 
-class Pool(StrEnum):
+class Pool(NamedEnum):
     """Which vector stands for an image."""
 
     CLS = "cls"
@@ -30,23 +30,15 @@ class Pool(StrEnum):
     BOTH = "cls+patch_mean"
     """One behind the other: 2·D numbers."""
 
-    @classmethod
-    def parse(cls, name: str) -> "Pool":
-        """The member called `name`.
-
-        Raises:
-            InputError: there is no such pool.
-        """
-        try:
-            return cls(name)
-        except ValueError:
-            raise InputError(f"unknown pool {quoted(name)}; allowed are {', '.join(cls)}") from None
-
     @property
     def outputs(self) -> tuple[str, ...]:
         """The outputs of the graph that the pool reads."""
         names = {Pool.CLS: ("cls_token",), Pool.PATCH_MEAN: ("patch_tokens",)}
         return names.get(self, ("cls_token", "patch_tokens"))
+
+
+PoolName = Literal["cls", "patch_mean", "cls+patch_mean"]
+"""The names of `Pool`."""
 
 
 def embed(

@@ -17,27 +17,30 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import GraphEntry
-from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
+from dinov2rt.bundle.geometry import ImageSize, Padding, Snap, SnapName
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision, PrecisionName
 from dinov2rt.bundle.remote import is_url, is_variant_name, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.bundle.signature import InputFormat, is_task_output
 from dinov2rt.bundle.variants import Variant, variant_of
 from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
 from dinov2rt.foreign import quoted
-from dinov2rt.runtime.backends.protocol import Backend, ShapePreparer
+from dinov2rt.runtime.backends.modes import BackendName, DeviceName
+from dinov2rt.runtime.backends.protocol import Backend, PhaseTimer, ShapePreparer
 from dinov2rt.runtime.device_inputs import device_group
-from dinov2rt.runtime.embedding import Pool, embed
+from dinov2rt.runtime.embedding import Pool, PoolName, embed
 from dinov2rt.runtime.features import Features, gathered
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.inputs import ImageGroup, group_images
 from dinov2rt.runtime.loading import Loader
 from dinov2rt.runtime.predict import Request, predict_all
 from dinov2rt.runtime.predictions import Prediction, Predictions
 from dinov2rt.runtime.preprocess import Preprocess
-from dinov2rt.runtime.recipes import check_recipe, official
+from dinov2rt.runtime.recipes import RecipeName, check_recipe, official
 from dinov2rt.runtime.selection import Choice, select, worth_asking_for
 from dinov2rt.runtime.verification import compare_all, record_verification, why_unverified
 
@@ -59,9 +62,9 @@ DEFAULT_MAX_PIXELS = 2**22
 class LoadOptions:
     """The arguments of `load`, so that another process can load the same model."""
 
-    device: str = "auto"
-    backend: str | None = None
-    precision: str | None = None
+    device: DeviceName | str = "auto"
+    backend: BackendName | None = None
+    precision: Precision | PrecisionName | None = None
     threads: int | None = None
     max_pixels: int = DEFAULT_MAX_PIXELS
 
@@ -96,6 +99,21 @@ class Model:
         return self._choice.graph
 
     @property
+    def runs_on(self) -> str:
+        """Library, version and device of the backend, such as "openvino 2026.2.0, cpu"."""
+        return self._backend.description
+
+    @property
+    def summary(self) -> str:
+        """Bundle, precision and backend in a line, the first of `describe`."""
+        return f"{self.manifest.name} {self.graph.precision} on {self.runs_on}"
+
+    @property
+    def prepares_shapes(self) -> bool:
+        """Whether `warm_up` compiles the graph for each shape, which makes later calls faster."""
+        return isinstance(self._backend, ShapePreparer)
+
+    @property
     def _backend(self) -> Backend:
         return self._choice.backend
 
@@ -105,7 +123,7 @@ class Model:
         images: "NDArray[Any] | str | Path | bytes | Image",
         *,
         outputs: Sequence[str] | None = None,
-        snap: str = "crop",
+        snap: Snap | SnapName = "crop",
         preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features: ...
@@ -116,7 +134,7 @@ class Model:
         images: "Sequence[ImageLike]",
         *,
         outputs: Sequence[str] | None = None,
-        snap: str = "crop",
+        snap: Snap | SnapName = "crop",
         preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features | list[Features]: ...
@@ -126,7 +144,7 @@ class Model:
         images: "ImageLike | Sequence[ImageLike]",
         *,
         outputs: Sequence[str] | None = None,
-        snap: str = "crop",
+        snap: Snap | SnapName = "crop",
         preprocess: Preprocess | str = "native",
         device_outputs: bool = False,
     ) -> Features | list[Features]:
@@ -180,9 +198,9 @@ class Model:
         images: "ImageLike | Iterable[ImageLike]",
         *,
         batch_size: int = 8,
-        pool: str = "cls",
+        pool: Pool | PoolName = "cls",
         normalize: bool = True,
-        snap: str = "crop",
+        snap: Snap | SnapName = "crop",
         preprocess: Preprocess | str = "native",
     ) -> NDArray[np.float32]:
         """One vector per image, [N, D] in the order of `images`, for search and classification.
@@ -236,9 +254,9 @@ class Model:
         images: "ImageLike | Sequence[ImageLike]",
         *,
         heads: str | Sequence[str] | None = None,
-        snap: str | None = None,
+        snap: Snap | SnapName | None = None,
         scores: bool = False,
-        recipe: str = "single",
+        recipe: RecipeName = "single",
         device_outputs: bool = False,
     ) -> Prediction | Predictions | list[Prediction] | list[Predictions]:
         """Predictions of the bundle's heads: classes of images, depth, classes of pixels.
@@ -331,12 +349,39 @@ class Model:
             for part in self._passes(group):
                 self._backend.prepare({self.graph.input_name: part})
 
+    def phases(
+        self, images: "ImageLike | Sequence[ImageLike]", *, outputs: Sequence[str] | None = None
+    ) -> Phases | None:
+        """The GPU time of one call in its phases, in ms; None if this backend does not time them.
+
+        TensorRT plans and the fused graph of ONNX Runtime CUDA do. Call `warm_up` before: the first
+        calls of a shape allocate memory and capture a CUDA graph.
+
+        Args:
+            images: in host memory, see `__call__`; one batch of one size.
+            outputs: names of the outputs that are copied to the host, see `__call__`.
+
+        Raises:
+            InputError: the images cannot be used, or take several passes.
+        """
+        backend = self._choice.plan or self._backend
+        if not isinstance(backend, PhaseTimer):
+            return None
+        groups = self._groups(self._loaded(images), Snap.CROP)
+        passes = [part for group in groups for part in self._passes(group)]
+        if len(passes) != 1:
+            raise InputError(
+                f"these images take {len(passes)} passes, and the phases of one are timed; pass "
+                "one batch of one size, within `max_pixels` and the plan's profiles"
+            )
+        return backend.phases({self.graph.input_name: passes[0]}, self._output_names(outputs))
+
     def map(
         self,
         batches: Iterable[Any],
         *,
         outputs: Sequence[str] | None = None,
-        snap: str = "crop",
+        snap: Snap | SnapName = "crop",
     ) -> Iterator[Features | list[Features]]:
         """Features of the batches, in order; see `__call__`.
 
@@ -397,7 +442,7 @@ class Model:
             >>> print(model.describe())
             dinov2_vits14_reg fp32 on openvino ...
         """
-        lines = [f"{self.manifest.name} {self.graph.precision} on {self._backend.description}"]
+        lines = [self.summary]
         lines += filter(None, [self._why_unverified()])
         lines += [f"passed over {name}: {reason}" for name, reason in self._choice.passed_over]
         lines += worth_asking_for(self.manifest, self._choice)
@@ -516,9 +561,9 @@ class Model:
 def load(
     bundle: str | Path,
     *,
-    device: str = "auto",
-    backend: str | None = None,
-    precision: str | None = None,
+    device: DeviceName | str = "auto",
+    backend: BackendName | None = None,
+    precision: Precision | PrecisionName | None = None,
     threads: int | None = None,
     max_pixels: int = DEFAULT_MAX_PIXELS,
     verify: bool = False,

@@ -5,7 +5,7 @@ Classification: the short side is scaled to 256 pixels, and the central 224 are 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.tasks.classes import class_table
 from dinov2rt.errors import InputError
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.images import preprocessed
 from dinov2rt.runtime.predict import Request
 from dinov2rt.runtime.predictions import (
@@ -25,8 +26,10 @@ from dinov2rt.runtime.predictions import (
 from dinov2rt.runtime.preprocess import Preprocess
 from dinov2rt.runtime.sliding import classify_pixels, recipe_of
 
-RECIPES = ("single", "official")
+RecipeName = Literal["single", "official"]
 """One pass over the unmodified pixels, or the official evaluation."""
+
+RECIPES: tuple[RecipeName, ...] = get_args(RecipeName)
 
 Ask = Callable[[Any, HeadEntry, bool], Any]
 """The prediction of one head in one pass, for an array of images; the flag requests scores."""
@@ -41,7 +44,7 @@ def check_recipe(name: str, request: Request, *, device_outputs: bool) -> None:
         InputError: the recipe is unknown, or an option is not allowed.
     """
     if name not in RECIPES:
-        raise InputError(f"unknown recipe {name!r}; allowed are {', '.join(RECIPES)}")
+        raise unknown_name("recipe", name, RECIPES)
     if name == "official" and (request.snap is not None or request.scores or device_outputs):
         raise InputError(
             'recipe="official" chooses sizes itself, and combines many passes on the host; '

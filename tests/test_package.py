@@ -1,11 +1,23 @@
+import ast
+import builtins
 import inspect
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import dinov2rt
+from dinov2rt.bundle.geometry import Snap
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.runtime.backends.modes import BACKENDS, DEVICES
+from dinov2rt.runtime.backends.registry import MODES
+from dinov2rt.runtime.embedding import Pool
+from dinov2rt.runtime.recipes import RECIPES
 
 OPTIONAL = {
     "torch",
@@ -18,6 +30,20 @@ OPTIONAL = {
     "safetensors",
     "tensorrt",
 }
+
+
+LITERALS: dict[str, tuple[str, ...]] = {
+    "BackendName": BACKENDS,
+    "DeviceName": DEVICES,
+    "PoolName": tuple(Pool),
+    "PrecisionName": tuple(Precision),
+    "RecipeName": RECIPES,
+    "SnapName": tuple(Snap),
+}
+"""The public types of names, and what they have to allow."""
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("analysis", "bundle", "engines", "export", "extraction", "runtime", "src/dinov2rt")
 
 
 def modules_after(statement: str) -> set[str]:
@@ -39,6 +65,9 @@ def test_public_names_exist_and_say_what_they_are(name: str) -> None:
     if name == "__version__":
         assert isinstance(value, str)
         return
+    if name in LITERALS:  # a type of names; the docstring stands below it in the source
+        assert get_args(value)
+        return
     assert inspect.getdoc(value)
     # What a dataclass without a docstring gets is its signature.
     assert not inspect.getdoc(value).startswith(f"{name}(")
@@ -56,6 +85,34 @@ def test_public_methods_say_what_they_are(kind: type) -> None:
 
 def test_all_is_sorted_and_without_repetition() -> None:
     assert list(dinov2rt.__all__) == sorted(set(dinov2rt.__all__))
+
+
+@pytest.mark.parametrize("name", LITERALS)
+def test_the_types_of_names_allow_what_is_parsed(name: str) -> None:
+    assert get_args(getattr(dinov2rt, name)) == LITERALS[name]
+
+
+def test_every_backend_that_has_a_name_is_in_the_registry() -> None:
+    assert {mode.backend for mode in MODES} == set(BACKENDS)
+
+
+def raised(room: str) -> Iterator[tuple[str, str]]:
+    """File and name of each error in the section `Raises` of a docstring."""
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    for file in (ROOT / room).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            text = ast.get_docstring(node) if isinstance(node, kinds) else None
+            section = re.search(r"^Raises:\n((?: {4}.*\n?)+)", text or "", re.MULTILINE)
+            for name in re.findall(r"^ {4}(\w+):", section[1], re.MULTILINE) if section else ():
+                yield str(file.relative_to(ROOT)), name
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_errors_that_docstrings_name_are_public(room: str) -> None:
+    named = set(raised(room))
+    assert named
+    known = {*dinov2rt.__all__, *vars(builtins)}
+    assert [(file, name) for file, name in sorted(named) if name not in known] == []
 
 
 def test_the_package_says_how_it_is_used() -> None:

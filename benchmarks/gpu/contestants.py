@@ -20,6 +20,7 @@ from dinov2rt.benchmarks.peers.pytorch import AllTokens, TorchRunner, load_all_t
 from dinov2rt.benchmarks.results import CandidateFacts, Cell
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import output_names
+from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.model import Model, load
 
 CELLS = ((1, 224), (32, 224), (8, 518), (128, 224))
@@ -53,8 +54,8 @@ class Contestant(Protocol):
     def outputs(self) -> Outputs:
         """The model's outputs for the photographs, by name."""
 
-    def phases_ms(self) -> tuple[float, float, float]:
-        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host."""
+    def phases(self) -> Phases:
+        """GPU time of one call, in phases."""
 
     def facts(self, variant: str) -> CandidateFacts:
         """Name, version and load time."""
@@ -164,20 +165,15 @@ class OwnContestant:
         """By name, float32."""
         return dict(self._model(self._pixels).outputs)
 
-    def phases_ms(self) -> tuple[float, float, float]:
+    def phases(self) -> Phases:
         """Measured with the backend's own events."""
-        name = self._model.graph.input_name
-        normalize = self._model.manifest.normalization
-        images = self._pixels if name == "pixels" else normalize(self._pixels)
-        backend: Any = self._model._backend  # not public API; only for measuring
-        phases: tuple[float, float, float] = backend.phases_ms(
-            {name: images}, self._model.graph.outputs
-        )
+        phases = self._model.phases(self._pixels)
+        assert phases is not None  # noqa: S101 (it runs on a GPU)
         return phases
 
     def facts(self, variant: str) -> CandidateFacts:
         """Version and backend."""
-        version = f"dinov2rt {__version__}, {self._model.describe().splitlines()[0]}"
+        version = f"dinov2rt {__version__}, {self._model.summary}"
         return _facts(
             variant, self.name, "dinov2rt, ONNX Runtime CUDA, fp16", version, self._load_ms
         )
@@ -225,11 +221,11 @@ class TorchContestant:
         """By name, float32."""
         return self._runner.outputs(self._runner.run(self._images))
 
-    def phases_ms(self) -> tuple[float, float, float]:
+    def phases(self) -> Phases:
         """Measured with events around each step."""
         phases = self._runner.phases(self._images)
         assert phases is not None  # noqa: S101 (it runs on a GPU)
-        return phases.host_to_device_ms, phases.compute_ms, phases.device_to_host_ms
+        return phases
 
     def facts(self, variant: str) -> CandidateFacts:
         """Version; the load time is the time of compiling and of the first calls."""

@@ -47,15 +47,15 @@ def measure(
         turns = [median(turn) for turn in host_ms[each.name]]
         latency = summarise(samples, turns, cell.batch)
         compute_ms = median(device_ms[each.name])
-        to_device, _, to_host = each.phases_ms()
+        phases = each.phases()
         rates = [roof.matrix_gflops["fp16"]] * TURNS
         yield replace(
             rows[each.name],
             latency=replace(
                 latency,
                 compute_ms=compute_ms,
-                host_to_device_ms=to_device,
-                device_to_host_ms=to_host,
+                host_to_device_ms=phases.host_to_device_ms,
+                device_to_host_ms=phases.device_to_host_ms,
             ),
             floor=floor(
                 manifest.architecture,

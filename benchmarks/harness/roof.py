@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.worker import Turn, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Task, import_all
 from dinov2rt.benchmarks.results import Roof
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
@@ -32,6 +32,8 @@ squares of 2048 reached 3 % less with OpenVINO.
 _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Much larger than the last-level cache of a device."""
 
+_MODULES = {"openvino": "dinov2rt.benchmarks.peers.quiet_openvino"}
+"""What is imported instead of a library's own module."""
 _LIBRARIES = {"cpu": ("numpy", "openvino", "torch"), "cuda": ("torch",)}
 _PRECISIONS = {
     "cpu": (Precision.FP32,),
@@ -151,7 +153,7 @@ def _candidate(
         is_peer=True,
         cannot_run=_can_run,
         open=partial(open_it, library=library, precision=precision),
-        libraries=(library,),
+        import_libraries=partial(import_all, _MODULES.get(library, library)),
     )
 
 

@@ -1,6 +1,5 @@
 """Runs a candidate in a process of its own, so that its libraries and memory are its own."""
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -18,8 +17,9 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.clock import busy_s, peak_rss_mib, stolen_s, timed
 from dinov2rt.benchmarks.harness.gpu_state import memory_held_mib
-from dinov2rt.benchmarks.peers.candidate import Candidate, Phases, PhaseTimer, Runner, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Task
 from dinov2rt.errors import Dinov2rtError, first_line
+from dinov2rt.runtime.gpu.phases import Phases
 
 Outputs = Mapping[str, NDArray[np.float32]]
 
@@ -161,7 +161,7 @@ class _Session:
         self._prepared: Any = None
 
     def load(self) -> Loaded:
-        import_ms, _ = timed(self._import_libraries)
+        import_ms, _ = timed(self._candidate.import_libraries)
         load_ms, runner = timed(lambda: self._candidate.open(self._task))
         self._runner = runner
         return Loaded(runner.version, import_ms, load_ms)
@@ -190,7 +190,7 @@ class _Session:
         )
 
     def phases(self) -> Phases | None:
-        if not isinstance(self._runner, PhaseTimer):
+        if not isinstance(self._runner, RunnerWithPhases):
             return None
         taken = [self._runner.phases(self._prepared) for _ in range(_PHASE_CALLS)]
         known = [phases for phases in taken if phases is not None]
@@ -215,10 +215,6 @@ class _Session:
         if self._runner is None:
             raise CandidateError("it is not loaded")
         return self._runner
-
-    def _import_libraries(self) -> None:
-        for name in self._candidate.libraries:
-            importlib.import_module(name)
 
 
 def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:

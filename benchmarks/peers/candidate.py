@@ -1,5 +1,6 @@
 """The interface of a candidate: one way to run a backbone, as its users would."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.runtime.gpu.phases import Phases
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,25 +54,12 @@ class Runner(Protocol):
         """Free all resources."""
 
 
-@dataclass(frozen=True, slots=True)
-class Phases:
-    """The GPU time of one call in three phases, in ms by CUDA events.
-
-    The copies are the images' copy to the GPU and the outputs' copy to the host. Work of the host
-    before, between and after them is not included.
-    """
-
-    host_to_device_ms: float
-    compute_ms: float
-    device_to_host_ms: float
-
-
 @runtime_checkable
-class PhaseTimer(Protocol):
+class RunnerWithPhases(Protocol):
     """A runner that can time the phases of its calls on a GPU."""
 
     def phases(self, prepared: Any) -> Phases | None:
-        """The phases of one call; None if it does not run on a GPU."""
+        """The phases of one call; None if they are not timed here."""
 
 
 def for_any(_: Task) -> bool:
@@ -78,13 +67,19 @@ def for_any(_: Task) -> bool:
     return True
 
 
+def import_all(*modules: str) -> None:
+    """Import `modules`."""
+    for module in modules:
+        importlib.import_module(module)
+
+
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A way to run a backbone. `open` runs in a fresh process of its own.
 
     `cannot_run` returns why it cannot run on a device, or None, without loading anything large.
-    `is_for` returns whether it is meant for the bundle and the device at all. `libraries` are the
-    modules that `open` needs; they are imported before its timing starts.
+    `is_for` returns whether it is meant for the bundle and the device at all. `import_libraries`
+    imports what `open` needs, before its timing starts.
     """
 
     name: str
@@ -93,5 +88,5 @@ class Candidate:
     is_peer: bool
     cannot_run: Callable[[Task], str | None]
     open: Callable[[Task], Runner]
-    libraries: tuple[str, ...] = ()
+    import_libraries: Callable[[], None] = import_all
     is_for: Callable[[Task], bool] = for_any

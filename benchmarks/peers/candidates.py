@@ -9,28 +9,22 @@ from functools import partial
 from itertools import product
 from typing import Protocol
 
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task, import_all
+from dinov2rt.benchmarks.peers.own_requirements import cannot_run_own, own_is_for
 from dinov2rt.benchmarks.peers.requirements import (
     cannot_compile,
     cannot_run_onnxruntime,
     cannot_run_openvino,
-    cannot_run_product,
     cannot_run_torch,
     cannot_run_transformers,
-    product_is_for,
 )
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.errors import InputError
-from dinov2rt.foreign import quoted
-from dinov2rt.runtime.selection import BACKENDS
+from dinov2rt.named_enum import unknown_name
+from dinov2rt.runtime.backends.modes import BACKENDS, BackendName, parse_backend
+from dinov2rt.runtime.backends.registry import GRAPH_MODES
 
 _ROOM = __name__.rpartition(".")[0]
 _TORCH = f"{_ROOM}.pytorch"
-_LIBRARIES = {
-    "openvino": ("dinov2rt.benchmarks.peers.quiet_openvino",),
-    "onnxruntime": ("onnxruntime",),
-    "tensorrt": (),  # it is loaded with the plan, whose flavour says which
-}
 
 
 def find(names: Sequence[str]) -> tuple[Candidate, ...]:
@@ -42,7 +36,7 @@ def find(names: Sequence[str]) -> tuple[Candidate, ...]:
     known = {candidate.name: candidate for candidate in CANDIDATES}
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise InputError(f"unknown candidate {quoted(unknown[0])}; allowed are {', '.join(known)}")
+        raise unknown_name("candidate", unknown[0], known)
     return tuple(known[name] for name in names)
 
 
@@ -76,10 +70,18 @@ def _open_openvino(task: Task, *, precision: Precision) -> Runner:
     return OpenVinoPeer(task, precision)
 
 
-def _open_product(task: Task, *, backend: str, precision: Precision) -> Runner:
-    from dinov2rt.benchmarks.peers.own import ProductRunner
+def _open_own(task: Task, *, backend: BackendName, precision: Precision) -> Runner:
+    from dinov2rt.benchmarks.peers.own import OwnRunner
 
-    return ProductRunner(task, backend=backend, precision=precision)
+    return OwnRunner(task, backend=backend, precision=precision)
+
+
+def _import_own(backend: BackendName, precision: Precision) -> None:
+    """A plan's library is loaded with the plan, whose flavour says which."""
+    import_all(f"{_ROOM}.own")
+    for mode in GRAPH_MODES:
+        if (mode.backend, mode.precision) == (backend, precision):
+            mode.cannot_run()
 
 
 class _CannotRun(Protocol):
@@ -110,22 +112,22 @@ def _with_autocast(
             is_peer=True,
             cannot_run=partial(cannot_run, autocast=autocast),
             open=partial(open_it, autocast=autocast),
-            libraries=(_TORCH,),
+            import_libraries=partial(import_all, _TORCH),
         )
         for autocast, suffix, kind in _AUTOCAST
     )
 
 
-def _product(backend: str, precision: Precision) -> Candidate:
+def _own(backend: BackendName, precision: Precision) -> Candidate:
     return Candidate(
         name=f"dinov2rt-{backend}-{precision}",
         title=f"dinov2rt, {backend} {precision}",
         precision=precision,
         is_peer=False,
-        cannot_run=partial(cannot_run_product, backend=backend, precision=precision),
-        is_for=partial(product_is_for, backend=backend, precision=precision),
-        open=partial(_open_product, backend=backend, precision=precision),
-        libraries=(f"{_ROOM}.own", *_LIBRARIES[backend]),
+        cannot_run=partial(cannot_run_own, backend=backend, precision=precision),
+        is_for=partial(own_is_for, backend=backend, precision=precision),
+        open=partial(_open_own, backend=backend, precision=precision),
+        import_libraries=partial(_import_own, backend, precision),
     )
 
 
@@ -148,7 +150,7 @@ CANDIDATES: tuple[Candidate, ...] = (
             is_peer=True,
             cannot_run=partial(cannot_run_transformers, precision=precision),
             open=partial(_open_transformers, precision=precision),
-            libraries=(_TORCH, f"{_ROOM}.transformers"),
+            import_libraries=partial(import_all, _TORCH, f"{_ROOM}.transformers"),
         )
         for precision, suffix, kind in _IN_FULL
     ),
@@ -159,7 +161,7 @@ CANDIDATES: tuple[Candidate, ...] = (
         is_peer=True,
         cannot_run=cannot_run_onnxruntime,
         open=_open_onnxruntime,
-        libraries=(f"{_ROOM}.onnxruntime",),
+        import_libraries=partial(import_all, f"{_ROOM}.onnxruntime"),
     ),
     *(
         Candidate(
@@ -170,11 +172,11 @@ CANDIDATES: tuple[Candidate, ...] = (
             is_peer=True,
             cannot_run=partial(cannot_run_openvino, precision=precision),
             open=partial(_open_openvino, precision=precision),
-            libraries=(f"{_ROOM}.openvino",),
+            import_libraries=partial(import_all, f"{_ROOM}.openvino"),
         )
         for precision, suffix, kind in _IN_FULL
     ),
-    *(_product(backend, precision) for backend, precision in product(BACKENDS, Precision)),
+    *(_own(backend, precision) for backend, precision in product(BACKENDS, Precision)),
 )
 
 
@@ -211,9 +213,7 @@ def peers(names: Sequence[str], device: str, *, in_bf16: bool = False) -> tuple[
     """
     unknown = [name for name in names if name not in _PEERS]
     if unknown:
-        raise InputError(
-            f"unknown peer {quoted(unknown[0])}; allowed are {', '.join(PEERS)}, or none"
-        )
+        raise unknown_name("peer", unknown[0], (*PEERS, "none"))
     found = [name for peer in names for name in _PEERS[peer][device]]
     if in_bf16 and device == "cpu":
         found += [name for peer in names for name in _IN_BF16.get(peer, ())]
@@ -226,8 +226,6 @@ def own(backend: str | None, precision: str | None) -> tuple[Candidate, ...]:
     Raises:
         InputError: a name is unknown.
     """
-    if backend is not None and backend not in BACKENDS:
-        raise InputError(f"unknown backend {quoted(backend)}; allowed are {', '.join(BACKENDS)}")
     wanted = Precision if precision is None else (Precision.parse(precision),)
-    chosen = product((backend,) if backend else BACKENDS, wanted)
+    chosen = product((parse_backend(backend),) if backend else BACKENDS, wanted)
     return find([f"dinov2rt-{backend}-{precision}" for backend, precision in chosen])

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dinov2rt.benchmarks.peers.candidate import Phases, Task
+from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
@@ -23,6 +23,7 @@ from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.export.eager_check import weights_of
 from dinov2rt.export.model import Dinov2, load_eager
+from dinov2rt.runtime.gpu.phases import Phases
 
 _SHAPES_AT_MOST = 64
 """Shapes that one process may compile for; dynamo's own limit of 8 is too low for all cells."""

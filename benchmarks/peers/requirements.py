@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends import onnxruntime as ort
-from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.backends.modes import Device
 from dinov2rt.runtime.cpu import this_cpu
 
 
@@ -80,49 +80,5 @@ def cannot_run_openvino(task: Task, *, precision: Precision) -> str | None:
     return lacks("torch", "openvino")
 
 
-def cannot_run_product(task: Task, *, backend: str, precision: Precision) -> str | None:
-    """Why dinov2rt cannot run a graph or a plan of the bundle."""
-    in_openvino = (Precision.FP32, Precision.BF16, Precision.INT8)
-    if backend == "openvino" and (task.device != "cpu" or precision not in in_openvino):
-        return "dinov2rt runs OpenVINO on the CPU alone, in fp32, bf16 and int8"
-    if backend == "openvino" and precision is Precision.BF16:
-        return cannot_run_in_bf16(task) or openvino.cannot_run_bf16()
-    if precision is Precision.INT8 and backend != "openvino":
-        return "int8 runs on the CPU alone, in OpenVINO"
-    if backend == "tensorrt":
-        return _cannot_run_plan(task, precision)
-    if task.device == "cpu" and precision not in (Precision.FP32, Precision.INT8):
-        return f"on a CPU the {precision} graph is for checking only; fp32 is faster there"
-    if precision not in [graph.precision for graph in task.manifest.graphs]:
-        return f"the bundle holds no {precision} graph; export it with --precision {precision}"
-    if precision is Precision.INT8:
-        return openvino.cannot_run_int8()
-    return openvino.cannot_run() if backend == "openvino" else ort.cannot_run(_device(task))
-
-
-def product_is_for(task: Task, *, backend: str, precision: Precision) -> bool:
-    """Whether the bundle has, or should have, such a graph or plan for the device."""
-    graphs = [graph.precision for graph in task.manifest.graphs]
-    if backend == "tensorrt":
-        plans = [plan.precision for plan in task.manifest.plans]
-        return task.device == "cuda" and (precision in plans or precision is Precision.FP16)
-    if backend == "openvino" and precision is Precision.BF16:
-        return cannot_run_in_bf16(task) is None
-    on_cpu = (Precision.FP32, Precision.INT8) if backend == "openvino" else (Precision.FP32,)
-    on_gpu = () if backend == "openvino" else (Precision.FP32, Precision.FP16, Precision.BF16)
-    return precision in graphs and precision in (on_cpu if task.device == "cpu" else on_gpu)
-
-
-def _cannot_run_plan(task: Task, precision: Precision) -> str | None:
-    if task.device == "cpu":
-        return "plans run only on NVIDIA GPUs"
-    if precision not in [plan.precision for plan in task.manifest.plans]:
-        return (
-            f"the bundle holds no {precision} plan; make one with: "
-            f"dinov2rt build {task.bundle} --target sm80"
-        )
-    return None
-
-
-def _device(task: Task) -> ort.Device:
+def _device(task: Task) -> Device:
     return "cpu" if task.device == "cpu" else "cuda"

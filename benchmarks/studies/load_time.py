@@ -21,15 +21,17 @@ from pathlib import Path
 import numpy as np
 
 from dinov2rt.benchmarks.harness.clock import peak_rss_mib, timed
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
-from dinov2rt.runtime.backends import onnxruntime as ort
-from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.backends.modes import BackendName, parse_backend
+from dinov2rt.runtime.backends.registry import GRAPH_MODES
 from dinov2rt.runtime.model import load
 
-_BACKENDS: dict[str, Callable[[], object]] = {
-    "openvino": openvino.cannot_run,
-    "onnxruntime": lambda: ort.cannot_run("cpu"),
+_BACKENDS: dict[BackendName, Callable[[], object]] = {
+    mode.backend: mode.cannot_run
+    for mode in GRAPH_MODES
+    if (mode.device, mode.precision) == ("cpu", Precision.FP32)
 }
 """By name, a function that imports the library and returns why it cannot run."""
 _SIDE = 224
@@ -70,7 +72,7 @@ class LoadTime:
         )
 
 
-def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[LoadTime, ...]:
+def measure(bundle: Path, backends: Sequence[BackendName], *, repeats: int) -> tuple[LoadTime, ...]:
     """Time `load` of the float32 graph on the CPU, `repeats` times in each of `backends`.
 
     Raises:
@@ -91,7 +93,7 @@ def measure(bundle: Path, backends: Sequence[str], *, repeats: int) -> tuple[Loa
     return tuple(_summarize(samples[backend][1:]) for backend in backends)
 
 
-def _in_fresh_process(bundle: Path, backend: str) -> _Sample:
+def _in_fresh_process(bundle: Path, backend: BackendName) -> _Sample:
     # spawn: a forked child would inherit the libraries and the memory
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         try:
@@ -103,7 +105,7 @@ def _in_fresh_process(bundle: Path, backend: str) -> _Sample:
             ) from error
 
 
-def _sample(bundle: Path, backend: str) -> _Sample:
+def _sample(bundle: Path, backend: BackendName) -> _Sample:
     import_ms, _ = timed(_BACKENDS[backend])
     imported_mib = peak_rss_mib()
     load_ms, model = timed(lambda: load(bundle, device="cpu", backend=backend, precision="fp32"))
@@ -114,7 +116,7 @@ def _sample(bundle: Path, backend: str) -> _Sample:
         if model.graph.input_name == InputFormat.PIXELS
         else model.manifest.normalization(pixels)
     )
-    description = model.describe().splitlines()[0]
+    description = model.summary
     return _Sample(description, import_ms, load_ms, imported_mib, loaded_mib, peak_rss_mib())
 
 
@@ -144,7 +146,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args()
     try:
-        results = measure(given.bundle, given.backends.split(","), repeats=given.repeats)
+        backends = [parse_backend(name) for name in given.backends.split(",")]
+        results = measure(given.bundle, backends, repeats=given.repeats)
     except Dinov2rtError as error:
         print(f"load_time: {error}", file=sys.stderr)
         return error.exit_status

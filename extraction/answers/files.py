@@ -14,6 +14,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.answers.prediction import Answered
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.files import replacing
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 from dinov2rt.runtime.predictions import Classification, Depth, Prediction, Segmentation
 
@@ -44,9 +45,7 @@ class PredictionFolder:
             InputError: the folder has other settings, or other contents.
         """
         if self.depth_format not in DEPTH_FORMATS:
-            raise InputError(
-                f"depth format {self.depth_format!r}; allowed are {', '.join(DEPTH_FORMATS)}"
-            )
+            raise unknown_name("depth format", self.depth_format, DEPTH_FORMATS)
         file = self.folder / SETTINGS
         wanted = self.settings | {"depth_format": self.depth_format, "top": self.top}
         if file.is_file():

@@ -16,6 +16,7 @@ from dinov2rt.foreign import shown
 from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.predictions import Predictions
 from dinov2rt.runtime.preprocess import Preprocess
+from dinov2rt.runtime.recipes import RecipeName
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class PredictOptions:
     """
 
     heads: tuple[str, ...] | None = None
-    recipe: str = "single"
+    recipe: RecipeName = "single"
     preprocess: Preprocess = field(default_factory=Preprocess)
     batch: int = 8
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.errors import InputError
 from dinov2rt.files import replacing
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 
 FORMATS = ("json", "parquet")
@@ -20,7 +20,7 @@ def table_name(table_format: str) -> str:
         InputError: an unknown format.
     """
     if table_format not in FORMATS:
-        raise InputError(f"table format {table_format!r}; allowed are {', '.join(FORMATS)}")
+        raise unknown_name("table format", table_format, FORMATS)
     return f"predictions.{table_format}"
 
 

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import BackendError, InputError, first_line
 from dinov2rt.optional import is_older, require
-
-Device = Literal["cpu", "cuda"]
+from dinov2rt.runtime.backends.modes import Device
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Its default is TF32, which rounds float32 factors to a 10-bit mantissa.

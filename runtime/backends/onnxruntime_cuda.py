@@ -27,13 +27,13 @@ from dinov2rt.runtime.gpu.cuda import (
     DeviceMemory,
     Gpu,
     PinnedMemory,
-    Stopwatch,
     Stream,
     call,
     find_gpu,
 )
 from dinov2rt.runtime.gpu.lane import Lane
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
+from dinov2rt.runtime.gpu.phases import Phases
 
 _NO_CAPTURE = -1
 _GRIDS_KEPT = 64
@@ -198,15 +198,10 @@ class OnnxRuntimeCudaBackend:
             run = lane.run_on_device if device_outputs else lane.run
             return dict(run(images, grid, outputs))
 
-    def phases_ms(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str]
-    ) -> tuple[float, float, float]:
-        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host."""
+    def phases(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Phases:
+        """GPU time of one call; see `PhaseTimer`."""
         with self._prepared(inputs) as (lane, images, grid):
-            watch = Stopwatch(lane.stream, num_marks=4)
-            lane.run(images, grid, outputs, watch.mark)
-            to_device, compute, to_host = watch.laps_ms()
-            return to_device, compute, to_host
+            return lane.phases(images, grid, outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
         """None: every batch that fits into memory is allowed."""

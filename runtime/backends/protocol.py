@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.runtime.gpu.phases import Phases
 
 
 class Backend(Protocol):
@@ -52,4 +53,13 @@ class ShapePreparer(Protocol):
 
         A few shapes are kept, and the least recently used is evicted.
         """
+        ...
+
+
+@runtime_checkable
+class PhaseTimer(Protocol):
+    """A backend on a GPU that can time the phases of a call."""
+
+    def phases(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Phases:
+        """The GPU time of one call with these inputs; its outputs are dropped."""
         ...

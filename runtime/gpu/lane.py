@@ -12,10 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
-from dinov2rt.runtime.gpu.cuda import DeviceMemory, Event, PinnedMemory, PooledMemory, Stream
+from dinov2rt.runtime.gpu.cuda import (
+    DeviceMemory,
+    Event,
+    PinnedMemory,
+    PooledMemory,
+    Stopwatch,
+    Stream,
+)
 from dinov2rt.runtime.gpu.device_arrays import DeviceArray, DeviceView, is_on_gpu, view_of
 from dinov2rt.runtime.gpu.graph_cache import GraphCache
 from dinov2rt.runtime.gpu.memory_layout import MemoryLayout, TensorSpec
+from dinov2rt.runtime.gpu.phases import Phases
 
 _SHAPES_PER_LANE = 8
 """How many prepared shapes, such as captured CUDA graphs, a lane keeps."""
@@ -113,6 +121,12 @@ class Lane:
         return {
             name: staging.array(layout.offsets[name], spec).copy() for name, spec in specs.items()
         }
+
+    def phases(self, images: Any, key: Hashable, outputs: Sequence[str]) -> Phases:
+        """Run it, and return the GPU time of its phases instead of the outputs."""
+        watch = Stopwatch(self.stream, num_marks=4)
+        self.run(images, key, outputs, watch.mark)
+        return Phases(*watch.laps_ms())
 
     def run_on_device(
         self, images: Any, key: Hashable, outputs: Sequence[str]

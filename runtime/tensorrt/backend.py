@@ -12,9 +12,10 @@ from dinov2rt.bundle.manifest import rebuild_command
 from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, PlanInputError
-from dinov2rt.runtime.gpu.cuda import Gpu, Stopwatch, Stream, call
+from dinov2rt.runtime.gpu.cuda import Gpu, Stream, call
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.gpu.lane import Lane
+from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.tensorrt.flavour import (
     MALFORMED,
     OTHER_LIBRARIES,
@@ -63,19 +64,14 @@ class TensorRTBackend:
             run = lane.run_on_device if device_outputs else lane.run
             return dict(run(images, profile, outputs))
 
-    def phases_ms(
-        self, inputs: Mapping[str, Any], outputs: Sequence[str]
-    ) -> tuple[float, float, float]:
-        """GPU time of one call in three phases: copy to the GPU, compute, copy to the host.
+    def phases(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Phases:
+        """GPU time of one call; see `PhaseTimer`.
 
         Raises:
             PlanInputError: as `infer` does.
         """
         with self._prepared(inputs) as (lane, images, profile):
-            watch = Stopwatch(lane.stream, num_marks=4)
-            lane.run(images, profile, outputs, watch.mark)
-            to_device, compute, to_host = watch.laps_ms()
-            return to_device, compute, to_host
+            return lane.phases(images, profile, outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:
         """The largest batch of `size` that a profile allows; see `Backend.batch_limit`."""

@@ -15,6 +15,8 @@ from dinov2rt._version import __version__
 
 if TYPE_CHECKING:
     from dinov2rt.bundle.accuracy import AccuracyReport
+    from dinov2rt.bundle.geometry import Snap, SnapName
+    from dinov2rt.bundle.precision import Precision, PrecisionName
     from dinov2rt.bundle.variants import Variant, variants
     from dinov2rt.errors import (
         AccuracyError,
@@ -33,7 +35,10 @@ if TYPE_CHECKING:
     )
     from dinov2rt.extraction.job import extract_features
     from dinov2rt.extraction.reader import read_features
+    from dinov2rt.runtime.backends.modes import BackendName, DeviceName
+    from dinov2rt.runtime.embedding import PoolName
     from dinov2rt.runtime.features import Features, LayerFeatures
+    from dinov2rt.runtime.gpu.phases import Phases
     from dinov2rt.runtime.images import load_image
     from dinov2rt.runtime.loading import ScaledWarning
     from dinov2rt.runtime.model import Model, load
@@ -43,16 +48,20 @@ if TYPE_CHECKING:
         Predictions,
         Segmentation,
     )
+    from dinov2rt.runtime.preprocess import Preprocess
+    from dinov2rt.runtime.recipes import RecipeName
 
 __all__ = [
     "AccuracyError",
     "AccuracyReport",
     "BackendError",
+    "BackendName",
     "BuildError",
     "BundleError",
     "BundleReplacedError",
     "Classification",
     "Depth",
+    "DeviceName",
     "Dinov2rtError",
     "ExportError",
     "Features",
@@ -61,11 +70,19 @@ __all__ = [
     "LayerFeatures",
     "MissingDependencyError",
     "Model",
+    "Phases",
     "PlanInputError",
     "PlanWarning",
+    "PoolName",
+    "Precision",
+    "PrecisionName",
     "Predictions",
+    "Preprocess",
+    "RecipeName",
     "ScaledWarning",
     "Segmentation",
+    "Snap",
+    "SnapName",
     "Variant",
     "WeightsError",
     "__version__",
@@ -80,11 +97,13 @@ _MODULES = {
     "AccuracyError": "errors",
     "AccuracyReport": "bundle.accuracy",
     "BackendError": "errors",
+    "BackendName": "runtime.backends.modes",
     "BuildError": "errors",
     "BundleError": "errors",
     "BundleReplacedError": "errors",
     "Classification": "runtime.predictions",
     "Depth": "runtime.predictions",
+    "DeviceName": "runtime.backends.modes",
     "Dinov2rtError": "errors",
     "ExportError": "errors",
     "Features": "runtime.features",
@@ -93,11 +112,19 @@ _MODULES = {
     "LayerFeatures": "runtime.features",
     "MissingDependencyError": "errors",
     "Model": "runtime.model",
+    "Phases": "runtime.gpu.phases",
     "PlanInputError": "errors",
     "PlanWarning": "errors",
+    "PoolName": "runtime.embedding",
+    "Precision": "bundle.precision",
+    "PrecisionName": "bundle.precision",
     "Predictions": "runtime.predictions",
+    "Preprocess": "runtime.preprocess",
+    "RecipeName": "runtime.recipes",
     "ScaledWarning": "runtime.loading",
     "Segmentation": "runtime.predictions",
+    "Snap": "bundle.geometry",
+    "SnapName": "bundle.geometry",
     "Variant": "bundle.variants",
     "WeightsError": "errors",
     "extract_features": "extraction.job",

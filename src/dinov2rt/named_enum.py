@@ -1,5 +1,6 @@
 """Enumerations whose members are called by a name that a user gives."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Self
 
@@ -28,7 +29,7 @@ class NamedEnum(StrEnum):
         return cls.__name__.lower()
 
 
-def unknown_name(kind: str, name: object, allowed: tuple[str, ...]) -> InputError:
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> InputError:
     """The error for a `name` that is not an allowed `kind`."""
     choices = ", ".join(f'"{choice}"' for choice in allowed)
     return InputError(f"unknown {kind} {quoted(name)}; allowed are {choices}")

@@ -127,9 +127,9 @@ def test_a_table_of_all_answers_in_parquet(predict: Predict, photos: Path, tmp_p
     ("arguments", "message"),
     [
         (("--head", "dpt"), "this bundle has linear"),
-        (("--recipe", "best"), "allowed are single, official"),
-        (("--depth-format", "tiff"), "allowed are png, npy"),
-        (("--table", "csv"), "allowed are json, parquet"),
+        (("--recipe", "best"), 'allowed are "single", "official"'),
+        (("--depth-format", "tiff"), 'allowed are "png", "npy"'),
+        (("--table", "csv"), 'allowed are "json", "parquet"'),
         (("--top", "0"), "a whole number from 1"),
         (("--batch", "0"), "a whole number from 1"),
     ],

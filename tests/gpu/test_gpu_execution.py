@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.peers.candidate import Task
-from dinov2rt.benchmarks.peers.own import ProductRunner
+from dinov2rt.benchmarks.peers.own import OwnRunner
 from dinov2rt.benchmarks.peers.pytorch import open_eager
 from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.manifest import Manifest
@@ -91,7 +91,7 @@ def test_streamed_batches_come_back_in_their_order(plan: Model, noise: Noise) ->
 
 @pytest.mark.usefixtures("plan")  # it is verified by that, or loading it would warn
 def test_the_phases_of_a_call_sum_to_at_most_its_time(built: Path, noise: Noise) -> None:
-    runner = ProductRunner(Task(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
+    runner = OwnRunner(Task(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
     pixels = noise(4, 518, 518)
     for _ in range(3):  # plain, captured, replayed
         started = time.perf_counter()

@@ -112,11 +112,10 @@ def test_memory_stays_bounded_over_many_shapes(fused: Model, noise: Noise) -> No
 def test_phases_add_up(fused: Model, noise: Noise) -> None:
     pixels = noise(8, 224, 224)
     fused.warm_up([(8, 224, 224)])
-    to_device, compute, to_host = fused._backend.phases_ms(  # type: ignore[attr-defined]
-        {"pixels": pixels}, fused.graph.outputs
-    )
-    assert 0 < to_device < compute
-    assert to_host > 0
+    phases = fused.phases(pixels)
+    assert phases is not None
+    assert 0 < phases.host_to_device_ms < phases.compute_ms
+    assert phases.device_to_host_ms > 0
 
 
 def test_a_gpu_that_is_not_there_is_an_error(exported: Path) -> None:

@@ -209,9 +209,9 @@ def test_packages_are_looked_up_and_not_imported() -> None:
 def test_every_optional_package_is_listed() -> None:
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    listed = {name for names, _, _ in doctor._PACKAGES for name in names}
+    listed = {name for package in doctor._PACKAGES for name in package.names}
     for extra, packages in extras.items():
         for package in packages:
             name = re.split(r"[\[><=;]", package)[0].strip()
             assert name in listed | {"dinov2rt"}, f"{name} of {extra}"
-    assert {extra for _, _, extra in doctor._PACKAGES} <= set(extras)
+    assert {package.extra for package in doctor._PACKAGES} <= set(extras)

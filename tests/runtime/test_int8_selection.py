@@ -17,7 +17,7 @@ from dinov2rt.runtime.backends.openvino import cannot_run_int8
     [
         ("cuda", None, "cuda int8: graphs run as"),
         ("auto", "onnxruntime", "onnxruntime auto int8: graphs run as"),
-        ("auto", "tensorrt", "int8 is for OpenVINO on the CPU"),
+        ("auto", "tensorrt", "plans are in fp16, bf16, fp32; int8 runs as openvino cpu int8"),
         ("cpu", None, "the bundle holds no int8 graph"),
     ],
 )

@@ -116,7 +116,9 @@ def test_depth_is_averaged_with_the_mirror_image(bundle_heads: Path) -> None:
 
 def check_refusals(model: Model) -> None:
     image = pixels("chelsea_98x126")
-    with pytest.raises(InputError, match="unknown recipe 'best'; allowed are single, official"):
+    with pytest.raises(
+        InputError, match='unknown recipe \'best\'; allowed are "single", "official"'
+    ):
         model.predict(image, recipe="best")
     with pytest.raises(InputError, match="leave out snap, scores and device_outputs"):
         model.predict(image, recipe="official", scores=True)

@@ -2,7 +2,6 @@ import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,6 +13,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime import selection
 from dinov2rt.runtime.backends import onnxruntime as ort
+from dinov2rt.runtime.backends.modes import GraphMode, GraphRequest
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.selection import Choice, select
 
@@ -51,16 +51,19 @@ def give_graphs(bundle: Path, *graphs: GraphEntry) -> None:
     replace(Manifest.read(bundle), graphs=graphs).write(bundle)
 
 
-def watch_runners(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
-    """The backends that are opened from now on."""
+def watch_opened(monkeypatch: pytest.MonkeyPatch) -> list[Backend]:
+    """The backends of graphs that are opened from now on."""
     opened: list[Backend] = []
-    really_open = selection._Runner.open
 
-    def watched(*arguments: Any) -> Backend:
-        opened.append(really_open(*arguments))
-        return opened[-1]
+    def watched(mode: GraphMode) -> GraphMode:
+        def open_it(request: GraphRequest) -> Backend:
+            opened.append(mode.open(request))
+            return opened[-1]
 
-    monkeypatch.setattr(selection._Runner, "open", watched)
+        return replace(mode, open=open_it)
+
+    modes = tuple(map(watched, selection.GRAPH_MODES))
+    monkeypatch.setattr(selection, "GRAPH_MODES", modes)
     return opened
 
 
@@ -203,7 +206,7 @@ def test_altered_weights_are_an_error_and_not_passed_over(
 ) -> None:
     file = pooling_bundle / "fp32.onnx.data"
     file.write_bytes(b"x" * file.stat().st_size)
-    opened = watch_runners(monkeypatch)
+    opened = watch_opened(monkeypatch)
     with pytest.raises(BundleError) as error:
         chosen(pooling_bundle, device="auto")
     (backend,) = opened  # it was loaded while the weights were hashed, and closed for it
@@ -221,7 +224,7 @@ def test_an_altered_graph_is_never_parsed(
 ) -> None:
     file = pooling_bundle / "fp32.onnx"
     file.write_bytes(b"x" * file.stat().st_size)
-    opened = watch_runners(monkeypatch)
+    opened = watch_opened(monkeypatch)
     with pytest.raises(BundleError, match="has SHA-256"):
         chosen(pooling_bundle)
     assert opened == []
@@ -231,7 +234,7 @@ def test_shortened_weights_are_never_loaded(
     pooling_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (pooling_bundle / "fp32.onnx.data").write_bytes(b"x")
-    opened = watch_runners(monkeypatch)
+    opened = watch_opened(monkeypatch)
     with pytest.raises(BundleError, match="has 1 bytes, the manifest says 12"):
         chosen(pooling_bundle)
     assert opened == []

@@ -29,13 +29,14 @@ import psutil
 from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
 from dinov2rt.errors import Dinov2rtError
+from dinov2rt.runtime.backends.modes import BackendName, parse_backend
 from dinov2rt.runtime.model import Model, load
 
 _SHAPES = ((1, 28, 28), (1, 56, 42), (3, 28, 28), (2, 70, 98), (8, 42, 42), (1, 224, 224))
 _SETTLED = 1000
 _PROCESSES = 4
 _CLOSE_AFTER = 200
-BACKENDS = ("onnxruntime", "openvino")
+BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ _HEADER = (
 )
 
 
-def study(bundle: Path, backend: str, calls: int, threads: int) -> tuple[str, ...]:
+def study(bundle: Path, backend: BackendName, calls: int, threads: int) -> tuple[str, ...]:
     """A row of the table."""
     with load(bundle, backend=backend, device="cpu") as model:
         used = call_from_threads(model, calls, threads)
@@ -209,7 +210,7 @@ def main() -> int:
         rows = []
         for backend in arguments.backends.split(","):
             print(f"{backend} …", file=sys.stderr)
-            rows.append(study(bundle, backend, arguments.calls, arguments.threads))
+            rows.append(study(bundle, parse_backend(backend), arguments.calls, arguments.threads))
     print(Table("load", _HEADER, tuple(rows)))
     return 0
 

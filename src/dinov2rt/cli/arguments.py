@@ -7,8 +7,8 @@ from pathlib import Path
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.remote import local_bundle
 from dinov2rt.optional import require
+from dinov2rt.runtime.backends.modes import BACKENDS, DEVICES
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
-from dinov2rt.runtime.selection import BACKENDS, DEVICES
 
 _BEST = "(default: the best that runs here)"
 

@@ -15,10 +15,11 @@ from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import BackendError, InputError, MissingDependencyError
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
+from dinov2rt.runtime.backends.modes import DEVICES
 from dinov2rt.runtime.cpu import this_cpu, usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
-from dinov2rt.runtime.selection import DEVICES
 
 if TYPE_CHECKING:
     from dinov2rt.benchmarks.harness.measure import Request
@@ -133,7 +134,7 @@ def _turns(text: str) -> int:
 
 def _device(name: str) -> str:
     if name not in DEVICES:
-        raise InputError(f"--device {name!r}; allowed are {', '.join(DEVICES)}")
+        raise unknown_name("device", name, DEVICES)
     if name != "auto":
         return name
     try:

@@ -7,7 +7,7 @@ from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.cpu import Cpu
-from dinov2rt.runtime.doctor import Diagnosis, Gpu, Package, Runner, examine
+from dinov2rt.runtime.doctor import Diagnosis, Gpu, ModeStatus, Package, examine
 from dinov2rt.runtime.model import load
 
 
@@ -69,13 +69,13 @@ def _rows(packages: tuple[Package, ...]) -> list[tuple[str, str, str, str]]:
 
 
 def _verdict(found: Diagnosis) -> list[str]:
-    return [_sentence(runner) for runner in found.runners]
+    return [_sentence(mode) for mode in found.runners]
 
 
-def _sentence(runner: Runner) -> str:
-    if runner.cannot_run is None:
-        return f"{runner.name}: runs"
-    return f"{runner.name}: does not run, {runner.cannot_run}"
+def _sentence(mode: ModeStatus) -> str:
+    if mode.cannot_run is None:
+        return f"{mode.name}: runs"
+    return f"{mode.name}: does not run, {mode.cannot_run}"
 
 
 DOCTOR = Verb("doctor", "show what this machine can run, and what is missing", _add_arguments, _run)

@@ -20,6 +20,7 @@ from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import BackendError, ExportError, InputError
 from dinov2rt.foreign import shown
+from dinov2rt.runtime.backends.modes import BackendName
 from dinov2rt.runtime.backends.onnxruntime import cannot_run
 from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 from dinov2rt.runtime.model import load
@@ -302,7 +303,7 @@ def _verify(
 
 def _runs(
     manifest: Manifest, unverifiable: dict[Precision, str]
-) -> Iterator[tuple[Precision, str]]:
+) -> Iterator[tuple[Precision, BackendName]]:
     """The graphs that can run on this CPU; the fp32 graph in bfloat16 as well."""
     for precision in (graph.precision for graph in manifest.graphs):
         if precision not in unverifiable:

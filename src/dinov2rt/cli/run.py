@@ -23,6 +23,7 @@ from dinov2rt.extraction.job import num_images
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import ERRORS_FOLDER
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.image_search import describe_left_out
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
@@ -211,7 +212,7 @@ def _cluster(arguments: Namespace) -> Cluster | None:
         if getattr(arguments, name) is not None
     }
     if arguments.engine not in ENGINES:
-        raise InputError(f"--engine {arguments.engine!r}; allowed are {', '.join(ENGINES)}")
+        raise unknown_name("engine", arguments.engine, ENGINES)
     if arguments.engine == "local":
         if asked:
             raise InputError(f"--{next(iter(asked))} is for --engine ray; add it or leave this out")
@@ -253,7 +254,7 @@ def _facts(
         "scaled": report.scaled,
         "lost_transparency": report.lost_transparency,
         "max_pixels": model.options.max_pixels,
-        "backend": model.describe().partition("\n")[0],
+        "backend": model.summary,
         "synthetic_weights": is_synthetic(model),
     }
 

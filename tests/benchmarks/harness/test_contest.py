@@ -13,7 +13,7 @@ import pytest
 
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task, import_all
 from dinov2rt.benchmarks.results import STOLEN_AT_MOST
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
@@ -68,7 +68,7 @@ def sleeper(name: str, seconds: float = 0.001, ways_to_fail: str = "") -> Worker
         is_peer=True,
         cannot_run=can_run,
         open=partial(open_sleeper, seconds=seconds, ways_to_fail=ways_to_fail),
-        libraries=("colorsys",),
+        import_libraries=partial(import_all, "colorsys"),
     )
     return Worker(candidate, TASK)
 

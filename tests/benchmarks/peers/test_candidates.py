@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.peers import requirements
-from dinov2rt.benchmarks.peers.candidate import Candidate, PhaseTimer, Runner, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Task
 from dinov2rt.benchmarks.peers.candidates import CANDIDATES, find, peers
 from dinov2rt.benchmarks.peers.plain_export import plain_export
 from dinov2rt.bundle.geometry import ImageSize, Snap
@@ -30,7 +30,7 @@ from dinov2rt.runtime.cpu import this_cpu
 COMPILER_WARNING = "ignore:.torch.jit.script_method. is deprecated:DeprecationWarning"
 """Torch's own, when its compiler is first imported."""
 
-NOT_IN_OPENVINO = "dinov2rt runs OpenVINO on the CPU alone, in fp32, bf16 and int8"
+NOT_IN_OPENVINO = "dinov2rt runs openvino only as cpu fp32, cpu bf16, cpu int8"
 needs_bf16 = pytest.mark.skipif(
     not this_cpu().multiplies_bf16, reason="bfloat16 needs AVX512_BF16 or AMX-BF16"
 )
@@ -133,7 +133,7 @@ def test_bfloat16_is_not_measured_where_it_cannot_be_fast_or_has_no_limits(
 @pytest.mark.parametrize("name", ["eager", "dinov2rt-onnxruntime-fp32"])
 def test_only_calls_on_a_gpu_have_phases(name: str, bundle_s: Path) -> None:
     with opened(name, Task(bundle_s, "cpu", threads=1)) as runner:
-        assert isinstance(runner, PhaseTimer)
+        assert isinstance(runner, RunnerWithPhases)
         assert runner.phases(runner.prepare(photo_batch(1, SIZES[2]))) is None
 
 
@@ -147,10 +147,10 @@ def test_float32_of_torch_is_float32_on_a_gpu_as_well(bundle_s: Path) -> None:
 
 
 def test_the_product_runs_the_largest_batch_in_one_pass(bundle_s: Path) -> None:
-    from dinov2rt.benchmarks.peers.own import ProductRunner
+    from dinov2rt.benchmarks.peers.own import OwnRunner
 
     task = Task(bundle_s, "cpu", threads=1)
-    runner = ProductRunner(task, backend="onnxruntime", precision=Precision.FP32)
+    runner = OwnRunner(task, backend="onnxruntime", precision=Precision.FP32)
     largest = np.empty((1024, 518, 518, 3), np.uint8)  # not touched, and so no memory
     (group,) = runner._model._groups(largest, Snap.CROP)
     assert [len(images) for images in runner._model._passes(group)] == [1024]
@@ -258,11 +258,11 @@ def test_a_process_holds_the_library_of_its_candidate_alone(
     name: str, others: set[str], bundle_s: Path
 ) -> None:
     code = (
-        "import importlib, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from dinov2rt.benchmarks.peers.candidate import Task\n"
         "from dinov2rt.benchmarks.peers.candidates import find\n"
         f"(candidate,) = find(['{name}'])\n"
-        "for library in candidate.libraries: importlib.import_module(library)\n"
+        "candidate.import_libraries()\n"
         f"candidate.open(Task(Path('{bundle_s}'), 'cpu', 1)).close()\n"
         "print(*sorted(sys.modules))"
     )
@@ -276,7 +276,9 @@ def test_candidates_are_found_in_the_order_asked_for() -> None:
 
 
 def test_an_unknown_candidate_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(InputError, match=r"unknown candidate 'jax'; allowed are eager, .*openvino"):
+    with pytest.raises(
+        InputError, match=r"unknown candidate 'jax'; allowed are \"eager\", .*openvino"
+    ):
         find(["eager", "jax"])
 
 
@@ -311,7 +313,9 @@ def test_missing_packages_are_named_with_the_command_that_adds_them() -> None:
 
 def test_what_a_cpu_cannot_run_is_told(bundle_s: Path) -> None:
     task = Task(bundle_s, "cpu", threads=1)
-    assert reason("dinov2rt-tensorrt-fp16", task) == "plans run only on NVIDIA GPUs"
+    assert reason("dinov2rt-tensorrt-fp16", task) == (
+        "dinov2rt runs tensorrt only as cuda fp16, cuda bf16, cuda fp32"
+    )
     assert "fp16 graph is for checking only" in reason("dinov2rt-onnxruntime-fp16", task)
 
 
@@ -321,7 +325,7 @@ def test_what_a_bundle_does_not_hold_is_told(bundle_s: Path) -> None:
         f"the bundle holds no fp16 plan; make one with: dinov2rt build {bundle_s} --target sm80"
     )
     assert reason("dinov2rt-onnxruntime-bf16", task) == (
-        "the bundle holds no bf16 graph; export it with --precision bf16"
+        "dinov2rt runs onnxruntime only as cuda fp16, cuda fp32, cpu fp32, cpu fp16"
     )
     assert "OpenVINO does not run on NVIDIA GPUs" in reason("openvino", task)
     assert reason("dinov2rt-openvino-fp32", task) == NOT_IN_OPENVINO

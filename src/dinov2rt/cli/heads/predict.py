@@ -20,6 +20,7 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extractor import is_synthetic
 from dinov2rt.extraction.job import num_images
 from dinov2rt.files import replacing
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.images import write_png
 from dinov2rt.runtime.model import Model
 from dinov2rt.runtime.predict import Request
@@ -84,7 +85,7 @@ def _run(arguments: Namespace) -> Outcome:
         batch=arguments.batch,
     )
     if arguments.recipe not in RECIPES:
-        raise InputError(f"--recipe {arguments.recipe!r}; allowed are {', '.join(RECIPES)}")
+        raise unknown_name("recipe", arguments.recipe, RECIPES)
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top}; allowed is a whole number from 1")
     table = table_name(arguments.table)
@@ -166,7 +167,7 @@ def _outcome(
         "images": len(records),
         "failed": len(failures),
         "failures": [{"path": each.key, "error": each.reason} for each in failures],
-        "backend": model.describe().partition("\n")[0],
+        "backend": model.summary,
         "synthetic_weights": is_synthetic(model),
         "predictions": records,
     }
