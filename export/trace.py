@@ -9,7 +9,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,6 +32,9 @@ _MODULE = re.compile(r"'([a-z][\w.]*)'")  # torch's own hooks begin with an unde
 
 Rename = Callable[[str], str]
 
+_TRACED: dict[Hashable, ir.Model] = {}
+"""The modules traced in this process, without weights, by structure and opset."""
+
 
 def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     """The graph as an ONNX model: `images` [batch, 3, height, width] to the named outputs.
@@ -42,9 +45,10 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     embed_dim = graph.architecture.embed_dim
     tokens = torch.zeros(_EXAMPLE_BATCH, _EXAMPLE_TOKENS, embed_dim)
     images = _example_images(graph.architecture.patch_size)
-    model = _export(graph.embedding, images, "images", {0: "batch", 2: "height", 3: "width"}, opset)
-    block = _export(graph.blocks[0], tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
-    head = _export(graph.head, tokens, "tokens", {0: "batch", 1: "num_tokens"}, opset)
+    of_images, of_tokens = {0: "batch", 2: "height", 3: "width"}, {0: "batch", 1: "num_tokens"}
+    model = _export_once(graph.embedding, images, "images", of_images, opset)
+    block = _export_once(graph.blocks[0], tokens, "tokens", of_tokens, opset)
+    head = _export_once(graph.head, tokens, "tokens", of_tokens, opset)
     for traced, module in ((model, graph.embedding), (head, graph.head)):
         _set_weights(traced.graph, module)
     _copy_dimensions(block.graph)
@@ -63,6 +67,39 @@ def _example_images(patch_size: int) -> torch.Tensor:
     """
     height, width = 5 * patch_size + patch_size // 3, 7 * patch_size + patch_size // 2
     return torch.zeros(_EXAMPLE_BATCH, 3, height, width)
+
+
+def _export_once(
+    module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], opset: int
+) -> ir.Model:
+    """The traced module without its weights.
+
+    A process that exports several bundles traces each structure once, because tracing takes longer
+    than all other work on a small model.
+    """
+    key = (_structure(module), opset)
+    if key not in _TRACED:
+        model = _export(module, example, name, dynamic, opset)
+        for weight, _ in _weights(module):
+            model.graph.initializers[weight].const_value = None
+        _TRACED[key] = model
+    return _TRACED[key].clone()
+
+
+def _structure(module: nn.Module) -> Hashable:
+    """All that a trace depends on: classes, their own attributes, constants, shapes of weights."""
+    inherited = vars(nn.Module()).keys()
+    parts = tuple(
+        (name, type(part), tuple((k, repr(v)) for k, v in vars(part).items() if k not in inherited))
+        for name, part in module.named_modules()
+    )
+    weights = tuple((name, tuple(weight.shape)) for name, weight in _weights(module))
+    constants = tuple(
+        (name, tuple(value.shape), value.detach().numpy().tobytes())
+        for name, value in module.named_parameters()
+        if name.endswith(CONSTANT_PARAMETERS)
+    )
+    return parts, weights, constants
 
 
 def _export(

@@ -1,6 +1,7 @@
 """The traced graph: dynamic where it must be, readable, and the eager model's function."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -9,8 +10,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
+from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.normalization import IMAGENET, normalize
-from dinov2rt.bundle.signature import OPSET, Extras
+from dinov2rt.bundle.signature import NO_EXTRAS, OPSET, Extras
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
 from dinov2rt.export.frontend import attach_pixel_input
@@ -140,3 +142,38 @@ def test_a_dimension_that_was_specialised_is_an_error(
     ends[value].shape = ir.Shape(shape)
     with pytest.raises(ExportError, match=message):
         name_dimensions(model, toy_variant("dinov2_vits14_reg"))
+
+
+def test_a_structure_is_traced_once_and_takes_the_weights_of_each(
+    toy_variant: Callable[[str], Variant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variant = toy_variant("dinov2_vits14")
+
+    def traced_with(seed: int) -> list[np.ndarray]:
+        graph = ExportGraph(variant, synthetic_state_dict(variant, seed)).eval()
+        return session(trace(graph)).run(None, {"images": images.numpy()})
+
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 3, 42, 28), np.float32))
+    first = traced_with(0)
+    monkeypatch.delattr(torch.onnx, "export")  # none of its modules is traced again
+    second = traced_with(1)
+    eager = load_eager(variant, synthetic_state_dict(variant, 1))
+    for got, want in zip(second, eager_outputs(eager, images, NO_EXTRAS).values(), strict=True):
+        assert relative_l2(got, want) < 1e-5
+    assert relative_l2(first[0], second[0]) > 0.1
+    np.testing.assert_array_equal(traced_with(0)[0], first[0])
+
+
+def test_another_structure_is_traced_anew(toy_variant: Callable[[str], Variant]) -> None:
+    variant = toy_variant("dinov2_vits14")
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 3, 42, 28), np.float32))
+    for each in (
+        variant,
+        replace(variant, num_heads=1),  # the same shapes of weights
+        replace(variant, antialias=True),
+        replace(variant, native_grid=Grid(37, 30)),
+    ):
+        state = synthetic_state_dict(each, 0)
+        got = session(trace(ExportGraph(each, state).eval())).run(None, {"images": images.numpy()})
+        want = eager_outputs(load_eager(each, state), images, NO_EXTRAS)
+        assert relative_l2(got[1], want["patch_tokens"]) < 1e-5, each
