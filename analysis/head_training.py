@@ -8,21 +8,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.analysis.labels import examples, find_labels
+from dinov2rt.analysis.logistic import Matrix, fit_logistic
 from dinov2rt.analysis.paired_accuracy import Accuracy, accuracy
 from dinov2rt.analysis.vectors import Collection, open_collection
 from dinov2rt.bundle.tasks.classifier_file import OwnClassifier
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.parquet import LAYERS, layers_of
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 
-TOKENS = ("cls", "cls+mean")
-"""The inputs of a classifier: the CLS token, or the CLS token and the mean patch token."""
+TOKENS = ("cls", "cls+mean", "layers+mean")
+"""The inputs of a classifier: the CLS token, the CLS token and the mean patch token, or the CLS
+tokens of several last layers and the mean patch token."""
 
+_COLUMNS = {
+    "cls": ("cls_token",),
+    "cls+mean": ("cls_token", "patch_mean"),
+    "layers+mean": ("layer_cls_tokens", "patch_mean"),
+}
 _PURPOSE = "fitting a classifier"
-_MAX_ITERATIONS = 1000
 _ROWS_AT_A_TIME = 16_384
-
-Matrix = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,26 +75,46 @@ def train_classifier(features: Path, labels: str, options: TrainOptions) -> Trai
         MissingDependencyError: scikit-learn or pyarrow is not installed.
     """
     collection = open_collection([features])
+    num_layers = _num_layers(collection, options.tokens)
     keys, vectors = _read(collection, options.tokens)
-    names = np.array(find_labels(keys, labels))
+    names = np.array(find_labels(keys, labels, Path(collection.metadata.get("root", ""))))
     _check_classes(names)
     correct = _held_out(vectors, names, options)
-    weight, bias, classes = _fit(vectors, names, options)
+    weight, bias, classes = fit_logistic(vectors, names, options.penalty)
     own = OwnClassifier(
         weight=weight,
         bias=bias,
-        class_names=classes,
-        num_layers=1,
-        uses_mean=options.tokens == "cls+mean",
+        class_names=tuple(map(str, classes)),
+        num_layers=num_layers,
+        uses_mean=options.tokens != "cls",
         variant=collection.metadata["variant"],
         weights_sha256=collection.metadata["weights_sha256"],
     )
     return TrainedHead(own, accuracy(correct), len(keys), collection.is_synthetic)
 
 
+def _num_layers(collection: Collection, tokens: str) -> int:
+    """How many of the last layers' CLS tokens the classifier reads.
+
+    Raises:
+        InputError: the features do not hold the last layers' CLS tokens, and they are asked for.
+    """
+    if tokens != "layers+mean":
+        return 1
+    said = collection.metadata.get(LAYERS, "none")
+    layers, depth = layers_of(collection.metadata), said.rpartition(" ")[2]
+    if not layers or tuple(range(int(depth) - len(layers), int(depth))) != layers:
+        raise InputError(
+            f"tokens layers+mean reads the last layers, and the features hold {said}; make them "
+            "with dinov2rt run --layer-tokens, of a bundle that was exported with its last four "
+            "layers, such as --layers 8,9,10,11 for 12 blocks"
+        )
+    return len(layers)
+
+
 def _read(collection: Collection, tokens: str) -> tuple[list[str], Matrix]:
-    """Keys and the classifier's inputs, [N, D] or [N, 2D], without normalization."""
-    columns = ["cls_token", "patch_mean"][: 1 + (tokens == "cls+mean")]
+    """Keys and the classifier's inputs [N, F], without normalization."""
+    columns = _COLUMNS[tokens]
     keys: list[str] = []
     parts: list[Matrix] = []
     for batch in collection.dataset.to_batches(
@@ -104,8 +129,11 @@ def _read(collection: Collection, tokens: str) -> tuple[list[str], Matrix]:
 
 
 def _matrix(column: Any) -> Matrix:
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    matrix: Matrix = flat.reshape(len(column), -1).astype(np.float32)
+    flat = column.flatten()
+    while flat.type.num_fields:  # of several tokens an image
+        flat = flat.flatten()
+    values = flat.to_numpy(zero_copy_only=False)
+    matrix: Matrix = values.reshape(len(column), -1).astype(np.float32)
     return matrix
 
 
@@ -129,39 +157,7 @@ def _held_out(vectors: Matrix, names: NDArray[np.str_], options: TrainOptions) -
     fitted_on, tested_on = selection.train_test_split(
         np.arange(len(names)), test_size=count, stratify=names, random_state=options.seed
     )
-    weight, bias, found = _fit(vectors[fitted_on], names[fitted_on], options)
+    weight, bias, found = fit_logistic(vectors[fitted_on], names[fitted_on], options.penalty)
     logits = vectors[tested_on] @ weight.T + bias
-    predicted = np.array(found)[logits.argmax(axis=1)]
+    predicted = found[logits.argmax(axis=1)]
     return np.asarray(predicted == names[tested_on])
-
-
-def _fit(
-    vectors: Matrix, names: NDArray[np.str_], options: TrainOptions
-) -> tuple[Matrix, Matrix, tuple[str, ...]]:
-    """Weight [K, F] and bias [K] for unmodified tokens, and the classes.
-
-    It is a logistic regression on standardized features. Mean and deviation are folded into the
-    weights: `w (x - m) / s + b` is `(w / s) x + (b - (w / s) m)`.
-    """
-    linear = require("sklearn.linear_model", extra="eval", purpose=_PURPOSE)
-    wide = vectors.astype(np.float64)
-    mean, deviation = wide.mean(axis=0), wide.std(axis=0)
-    deviation[deviation == 0] = 1
-    model = linear.LogisticRegression(C=options.penalty, max_iter=_MAX_ITERATIONS)
-    model.fit((wide - mean) / deviation, names)
-    weight, bias = _both_classes(model.coef_, model.intercept_)
-    weight = weight / deviation
-    return (
-        weight.astype(np.float32),
-        (bias - weight @ mean).astype(np.float32),
-        tuple(map(str, model.classes_)),
-    )
-
-
-def _both_classes(
-    weight: NDArray[np.float64], bias: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Add a row of zeros for the first of two classes, since scikit-learn returns only one row."""
-    if len(weight) > 1:
-        return weight, bias
-    return np.concatenate([np.zeros_like(weight), weight]), np.concatenate([[0.0], bias])

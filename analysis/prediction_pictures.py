@@ -120,6 +120,7 @@ def draw_overview(
     colours: NDArray[np.floating[Any]],
     attention: NDArray[np.float32],
     depth: Depth,
+    caption: str,
 ) -> Picture:
     """The features, the attention, the photo itself, and its depth with a scale, side by side.
 
@@ -128,6 +129,7 @@ def draw_overview(
         colours: colours of the patches, [h, w, 3] in 0..1, see `patch_pca`.
         attention: [heads, h, w]; its mean over the heads is drawn.
         depth: depth of the photo, [1, H, W].
+        caption: a line above them.
     """
     height, width = photo.shape[:2]
     rows = np.arange(height) * colours.shape[0] // height
@@ -138,7 +140,14 @@ def draw_overview(
     heat = photo.mean(axis=2, keepdims=True) * 0.35 + colour_map(strength) * strength[..., None]
     attended = np.clip(heat, 0, 255).astype(np.uint8)
     least = max(height, _LEAST_HEIGHT)
-    return _beside([_fitted(features, least), _fitted(attended, least), draw_depth(photo, depth)])
+    parts = [_fitted(features, least), _fitted(attended, least), draw_depth(photo, depth)]
+    return _below(caption, _beside(parts))
+
+
+def _below(caption: str, picture: Picture) -> Picture:
+    line = _panel(_LINE + _MARGIN, picture.shape[1])
+    _text(_pen(line), (_MARGIN, _MARGIN // 2), caption)
+    return np.concatenate([np.asarray(line), picture])
 
 
 def _draw_bar(pen: Any, y: int, candidate: Candidate) -> None:

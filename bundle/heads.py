@@ -137,7 +137,8 @@ class HeadEntry:
     `output` is the name of the graph's output: logits [B, K], depth [B, H, W] in metres, or classes
     uint8 [B, H, W]. `source` and `sha256` are as in `WeightsEntry`. `layers` are the blocks that
     the head reads. `class_names` are the names of a user's own classes; otherwise the classes of
-    `data` apply. `uses_mean` says whether a classifier also reads the mean patch token, see
+    `data` apply; `palette` are their colours (red, green, blue), where they are classes of pixels.
+    `uses_mean` says whether a classifier also reads the mean patch token, see
     `export/heads/eager.py`.
     """
 
@@ -152,6 +153,7 @@ class HeadEntry:
     num_classes: int | None = None
     depth_range: tuple[float, float] | None = None
     class_names: tuple[str, ...] = ()
+    palette: tuple[tuple[int, ...], ...] = ()
     uses_mean: bool = True
 
     @property

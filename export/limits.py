@@ -23,7 +23,7 @@ from dinov2rt.bundle.limits import (
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
 from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels, small_size
-from dinov2rt.export.heads.limits import task_limits, task_outputs
+from dinov2rt.export.heads.limits import condition_numbers, task_limits, task_outputs
 from dinov2rt.export.model import Dinov2
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -70,11 +70,22 @@ def measure(
     """The least agreement with the eager `model` that passes for a graph of `precision`."""
     if precision is Precision.FP32:
         runs = nudged_runs(model, cases, extras)
-        return MeasuredLimits(_float32_limits(runs), task_limits(runs, _NOISE_ALLOWANCE))
+        return _measured(model, runs, _float32_limits(runs), _NOISE_ALLOWANCE)
     if precision is Precision.INT8:
         return MeasuredLimits(INT8_LIMITS, dict.fromkeys(task_outputs(cases), INT8_TASK_LIMITS))
     runs = autocast_runs(model, cases, extras, precision)
-    return MeasuredLimits(_autocast_limits(runs), task_limits(runs, ALLOWANCE))
+    return _measured(model, runs, _autocast_limits(runs), ALLOWANCE)
+
+
+def _measured(
+    model: Dinov2, runs: Sequence[Run], tokens: Limits, allowance: float
+) -> MeasuredLimits:
+    """The limits of `tokens`, and of heads: those of the user's own may amplify an error."""
+    images = [torch.from_numpy(_normalized(model, case)) for case, _ in runs]
+    conditions = condition_numbers(model, images, [case.outputs for case, _ in runs])
+    error = FLOAT32_ERROR if tokens.relative_l2 is None else tokens.relative_l2
+    least = {name: _error_limit(error * number) for name, number in conditions.items()}
+    return MeasuredLimits(tokens, task_limits(runs, allowance, least))
 
 
 def nudged_runs(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> list[Run]:

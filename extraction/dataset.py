@@ -73,7 +73,7 @@ class FeatureDataset:
 
     def part(self, chunk: Chunk) -> Path:
         """The file for the features of `chunk`."""
-        options = [self.metadata[key] for key in OPTION_KEYS]
+        options = [self.metadata[key] for key in OPTION_KEYS if key in self.metadata]
         made_of = json.dumps([options, chunk.identity])
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
         return self.folder / f"part-{chunk.index:06d}-{digest}.parquet"

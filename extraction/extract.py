@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import Snap
-from dinov2rt.bundle.signature import output_names
+from dinov2rt.bundle.signature import layer_output_names, output_names
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure, batched
 from dinov2rt.extraction.decoding import DecodedImage, Decoders, Decoding, decode_chunks
@@ -33,8 +33,9 @@ class ExtractOptions:
     """How images become batches.
 
     `batch` is the largest batch of a forward pass. `patch_tokens` keeps each image's patch tokens
-    in its row; without them a row has a few kilobytes. Images with more pixels than the model's
-    `max_pixels` are scaled to fit, or refused if `scale` is false.
+    in its row; without them a row has a few kilobytes. `layer_tokens` keeps the CLS tokens of the
+    layers that the bundle was exported with. Images with more pixels than the model's `max_pixels`
+    are scaled to fit, or refused if `scale` is false.
 
     Raises:
         InputError: `batch` is less than 1.
@@ -44,6 +45,7 @@ class ExtractOptions:
     snap: Snap = Snap.CROP
     batch: int = 8
     patch_tokens: bool = False
+    layer_tokens: bool = False
     scale: bool = True
 
     def __post_init__(self) -> None:
@@ -66,7 +68,7 @@ def extract(
     windows of images are in memory at a time, or more if that is needed to keep the decoders busy.
 
     Args:
-        model: computes the features; only its final tokens are requested.
+        model: computes the features; only outputs that `options` name are requested.
         chunks: the work; read ahead while the model computes.
         options: how images become batches.
         decoders: decode the images.
@@ -136,7 +138,8 @@ def _computed(
 ) -> Iterator[list[Outcome]]:
     """The outcomes of each batch; a batch that the model refuses does not affect the others."""
     waiting: deque[_Batch] = deque()
-    outputs = output_names(model.architecture)
+    layers = layer_outputs(model, options)
+    outputs = (*output_names(model.architecture), *layers)
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
         for batch in tuple(waiting):  # in flight when the model refused a batch
@@ -149,10 +152,29 @@ def _computed(
         try:
             for features in model.map(pixels(), outputs=outputs, snap=options.snap):
                 assert isinstance(features, Features)  # noqa: S101  # what an array gives
-                yield _rows(waiting.popleft(), features, options)
+                yield _rows(waiting.popleft(), features, options, layers)
             return
         except InputError as error:  # for example, the shape is outside every profile of a plan
             yield [_refused(image, error) for image in waiting.popleft().images]
+
+
+def layer_outputs(model: Model, options: ExtractOptions) -> tuple[str, ...]:
+    """The outputs for `layer_cls_tokens`, in the order of the blocks.
+
+    Raises:
+        InputError: they are asked for and the bundle has none, or has them without the final norm.
+    """
+    if not options.layer_tokens:
+        return ()
+    graph = model.graph
+    if not graph.layers or graph.unnormed:
+        found = "them without the final norm" if graph.layers else "none"
+        last = ",".join(map(str, range(model.architecture.depth - 4, model.architecture.depth)))
+        raise InputError(
+            f"layer tokens are asked for, and this bundle has {found}; export it with --layers, "
+            f"such as --layers {last}, without --unnormed"
+        )
+    return tuple(layer_output_names(layer)[0] for layer in graph.layers)
 
 
 def _stacked(batch: _Batch) -> NDArray[np.uint8]:
@@ -163,7 +185,9 @@ def _refused(image: DecodedImage, error: InputError) -> Failure:
     return Failure(image.key, f"{shown(image.key)}: {error}")
 
 
-def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Outcome]:
+def _rows(
+    batch: _Batch, features: Features, options: ExtractOptions, layers: Sequence[str]
+) -> list[Outcome]:
     count, patches = len(features), features.grid.num_patches
     patch_tokens = features.patch_tokens.reshape(count, patches, -1)
     patch_mean = patch_tokens.mean(axis=1, dtype=np.float64)
@@ -176,6 +200,11 @@ def _rows(batch: _Batch, features: Features, options: ExtractOptions) -> list[Ou
             register_tokens=_float32(features.register_tokens[index]),
             patch_mean=_float32(patch_mean[index]),
             patch_tokens=_float32(patch_tokens[index]) if options.patch_tokens else None,
+            layer_cls_tokens=(
+                _float32(np.stack([features.outputs[name][index] for name in layers]))
+                if layers
+                else None
+            ),
             scaled_from=image.scaled_from,
             lost_transparency=image.lost_transparency,
         )

@@ -13,9 +13,9 @@ from dinov2rt._version import __version__
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.dataset import FeatureDataset, PartReport
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract, layer_outputs
 from dinov2rt.extraction.image_features import as_unicode
-from dinov2rt.extraction.parquet import FeatureType
+from dinov2rt.extraction.parquet import LAYERS, FeatureType
 from dinov2rt.runtime.model import Model
 
 MEANINGLESS = "the weights are synthetic: these features mean nothing, they only exercise the path"
@@ -108,12 +108,18 @@ class Extractor:
         The copy keeps this model's precision, which is in the dataset's metadata, even if the other
         machine would choose another one.
         """
-        precision = self.model.graph.precision
-        options = replace(self.model.options, threads=cores, precision=precision)
-        return replace(self, model=replace(self.model, options=options), decoders=Decoders(cores))
+        dataset = replace(self.dataset, folder=self.dataset.folder.absolute())
+        model = model_on_cores(self.model, cores)
+        return replace(self, model=model, dataset=dataset, decoders=Decoders(cores))
 
     def _outcomes(self, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, Outcome], None, None]:
         return extract(self.model, chunks, self.options, self.decoders)
+
+
+def model_on_cores(model: Model, cores: int) -> Model:
+    """`model` to be pickled for a machine with `cores` CPU cores, in the precision of this one."""
+    options = replace(model.options, threads=cores, precision=str(model.graph.precision))
+    return replace(model, options=options)
 
 
 def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[str, str]:
@@ -132,6 +138,9 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
         "over_max_pixels": "scale" if options.scale else "refuse",
         "root": as_unicode(str(root)),
     }
+    if layer_outputs(model, options):
+        layers = ",".join(map(str, model.graph.layers))
+        metadata[LAYERS] = f"{layers} of {model.architecture.depth}"
     return metadata | ({"warning": MEANINGLESS} if is_synthetic(model) else {})
 
 

@@ -22,7 +22,8 @@ class ImageFeatures:
     before it was scaled to fit `max_pixels`, or None if it fitted. `lost_transparency` says that
     transparency was dropped; it is not stored.
     Shapes: `cls_token` [D], `register_tokens` [R, D] (R is 0 for variants without registers),
-    `patch_mean` [D], `patch_tokens` [P, D] row-major over the grid, or None to leave them out.
+    `patch_mean` [D], `patch_tokens` [P, D] row-major over the grid, or None to leave them out, and
+    `layer_cls_tokens` [L, D], the CLS tokens of intermediate blocks, or None to leave them out.
     """
 
     key: str
@@ -32,6 +33,7 @@ class ImageFeatures:
     register_tokens: Float32Array
     patch_mean: Float32Array
     patch_tokens: Float32Array | None = None
+    layer_cls_tokens: Float32Array | None = None
     scaled_from: ImageSize | None = None
     lost_transparency: bool = False
 

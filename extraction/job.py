@@ -72,6 +72,7 @@ def extract_features(
     snap: Snap | SnapName = "crop",
     batch_size: int = 8,
     patch_tokens: bool = False,
+    layer_tokens: bool = False,
     scale: bool = True,
     dtype: FeatureType | FeatureTypeName = "float32",
     retry_failed: bool = False,
@@ -91,6 +92,8 @@ def extract_features(
         snap: how sides become whole patches.
         batch_size: images of one forward pass at most.
         patch_tokens: keep every patch token, not only their mean.
+        layer_tokens: of OUT.parquet, keep the CLS tokens of the layers that the bundle was exported
+            with.
         scale: scale images of more than the model's `max_pixels` to fit; else they fail.
         dtype: "float32" or "float16"; for OUT.parquet.
         retry_failed: for OUT.parquet: try again all images that failed before.
@@ -110,7 +113,14 @@ def extract_features(
         (3, 0)
     """
     steps = Preprocess.parse(preprocess) if isinstance(preprocess, str) else preprocess
-    options = ExtractOptions(steps, Snap.parse(snap), batch_size, patch_tokens, scale)
+    options = ExtractOptions(
+        preprocess=steps,
+        snap=Snap.parse(snap),
+        batch=batch_size,
+        patch_tokens=patch_tokens,
+        layer_tokens=layer_tokens,
+        scale=scale,
+    )
     several = [paths] if isinstance(paths, Path | str) else paths
     chunks = find_chunks(several, chunk_images=part_images, image_column=image_column)
     file, kind = Path(out), FeatureType.parse(dtype)

@@ -20,9 +20,18 @@ from dinov2rt.optional import require
 METADATA_PREFIX = "dinov2rt."
 """The prefix of this project's keys in a schema's metadata."""
 
+LAYERS = "layers"
+"""The setting that names the blocks of `layer_cls_tokens`, as in "8,9,10,11 of 12"."""
+
 _ROW_GROUP_BYTES = 64 << 20
 _ROWS_AT_A_TIME = 64
-_TOKEN_COLUMNS = ("cls_token", "register_tokens", "patch_mean", "patch_tokens")
+_TOKEN_COLUMNS = (
+    "cls_token",
+    "register_tokens",
+    "layer_cls_tokens",
+    "patch_mean",
+    "patch_tokens",
+)
 
 
 class FeatureType(NamedEnum):
@@ -53,8 +62,9 @@ def feature_schema(
     `key`; `height` and `width` of the image given to the model; `scaled_from_height` and
     `scaled_from_width`, its size before it was scaled to fit `max_pixels`, null where it fitted;
     `grid_rows` and `grid_cols`; and lists of `dtype`: `cls_token` [D], `register_tokens` [R, D]
-    where there are any, `patch_mean` [D], and with `patch_tokens` also `patch_tokens` [P, D],
-    row-major over the grid. All lists have fixed sizes, except for P.
+    where there are any, with layers in `metadata` `layer_cls_tokens` [L, D], `patch_mean` [D], and
+    with `patch_tokens` also `patch_tokens` [P, D], row-major over the grid. All lists have fixed
+    sizes, except for P.
 
     Raises:
         MissingDependencyError: pyarrow is not installed.
@@ -66,11 +76,19 @@ def feature_schema(
     fields = {"key": pa.string()} | dict.fromkeys(SIZE_COLUMNS, pa.int32()) | {"cls_token": token}
     if architecture.num_registers:
         fields["register_tokens"] = pa.list_(token, architecture.num_registers)
+    if layers := layers_of(metadata):
+        fields["layer_cls_tokens"] = pa.list_(token, len(layers))
     fields["patch_mean"] = token
     if patch_tokens:
         fields["patch_tokens"] = pa.list_(token)
     prefixed = {f"{METADATA_PREFIX}{key}": value for key, value in metadata.items()}
     return pa.schema(fields).with_metadata(prefixed)
+
+
+def layers_of(metadata: Mapping[str, str]) -> tuple[int, ...]:
+    """The blocks whose CLS tokens are in `layer_cls_tokens`, counted from 0; empty if none are."""
+    listed = metadata.get(LAYERS, "").partition(" ")[0]
+    return tuple(map(int, listed.split(","))) if listed else ()
 
 
 def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -> int:

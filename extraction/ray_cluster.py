@@ -1,9 +1,9 @@
-"""The same extraction on a Ray cluster: Ray schedules, retries and spills, an actor is a worker.
+"""The same work on a Ray cluster: Ray schedules, retries and spills, an actor is a worker.
 
-Only chunks, which name the images, and counts are sent between nodes. The workers read images and
-bundle, and write parts: images, parts, and a bundle that has no URL must lie where every node finds
-them under the same path. A chunk that is computed twice, because its node died, gives the same part
-under the same name.
+Only chunks, which name the images, and reports are sent between nodes. The workers read images and
+bundle, and write results: images, results, and a bundle that has no URL must lie where every node
+finds them under the same path. A chunk that is computed twice, because its node died, gives the
+same results under the same names.
 """
 
 import contextlib
@@ -13,20 +13,32 @@ import pickle
 import socket
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self, TypeVar, cast
 from urllib.parse import urlsplit
-
-import numpy as np
 
 from dinov2rt.errors import BackendError, InputError, first_line
 from dinov2rt.extraction.chunks import Chunk
-from dinov2rt.extraction.dataset import PartReport
-from dinov2rt.extraction.extractor import Extractor
 from dinov2rt.optional import require
 
 _CONNECT_S = 10
 _BLOCKS_A_WORKER = 64
 """Ray schedules and retries blocks of chunks; with more than thousands of blocks it is slow."""
+
+
+_Report = TypeVar("_Report")
+_Report_co = TypeVar("_Report_co", covariant=True)
+
+
+class ChunkProcessor(Protocol[_Report_co]):
+    """Computes chunks and writes the results; picklable, as are its reports."""
+
+    def process_chunk(self, chunk: Chunk) -> _Report_co:
+        """Compute one chunk and write its results, unless they exist; safe to call again."""
+        ...
+
+    def on_cores(self, cores: int) -> Self:
+        """A copy for another machine, with `cores` CPU cores there."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +64,18 @@ class Cluster:
 
 
 def process_on_ray(
-    extractor: Extractor, chunks: Sequence[Chunk], cluster: Cluster
-) -> Generator[PartReport, None, None]:
-    """Compute `chunks` on `cluster` and write each as a part of the extractor's dataset.
+    processor: ChunkProcessor[_Report], chunks: Sequence[Chunk], cluster: Cluster
+) -> Generator[_Report, None, None]:
+    """Compute `chunks` on `cluster`, each by a copy of `processor`.
 
     Args:
-        extractor: each worker gets a copy, which loads the model again, with as many threads as the
-            worker has cores. The caller has resumed the dataset.
+        processor: each worker gets a copy, which loads the model again, with as many threads as the
+            worker has cores.
         chunks: what to compute.
         cluster: where to compute.
 
     Yields:
-        What each part holds, once it is safely on the disk, in no order.
+        The report on each chunk, once its results are safely on the disk, in no order.
 
     Raises:
         BackendError: no such cluster, or it cannot be started or gives up.
@@ -75,17 +87,17 @@ def process_on_ray(
         _silence(data.DataContext.get_current())
         rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]
         blocks = min(len(rows), _BLOCKS_A_WORKER * cluster.workers)
-        parts = data.from_items(rows, override_num_blocks=blocks).map_batches(
+        reports = data.from_items(rows, override_num_blocks=blocks).map_batches(
             _ChunkWorker,
-            fn_constructor_args=(pickle.dumps(extractor.on_cores(cluster.cores)),),
+            fn_constructor_args=(pickle.dumps(processor.on_cores(cluster.cores)),),
             batch_size=1,
             concurrency=min(cluster.workers, len(rows)),
             num_cpus=cluster.cores,
             num_gpus=cluster.gpus or None,
         )
         try:
-            for row in parts.iter_rows():
-                yield PartReport(int(row["images"]), int(row["failures"]))
+            for row in reports.iter_rows():
+                yield cast("_Report", pickle.loads(row["report"]))  # noqa: S301
         except ray.exceptions.RayError as error:
             raise BackendError(f"Ray gave up: {first_line(error)}") from error
 
@@ -93,18 +105,15 @@ def process_on_ray(
 class _ChunkWorker:
     """An actor, which keeps the loaded model and its decoders for all its chunks."""
 
-    def __init__(self, extractor: bytes) -> None:
-        self._extractor: Extractor = pickle.loads(extractor)  # noqa: S301
+    def __init__(self, processor: bytes) -> None:
+        self._processor: ChunkProcessor[Any] = pickle.loads(processor)  # noqa: S301
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[bytes]]:
         reports = [
-            self._extractor.process_chunk(pickle.loads(chunk))  # noqa: S301
+            self._processor.process_chunk(pickle.loads(chunk))  # noqa: S301
             for chunk in batch["chunk"]
         ]
-        return {
-            "images": np.array([report.images for report in reports]),
-            "failures": np.array([report.failures for report in reports]),
-        }
+        return {"report": [pickle.dumps(report) for report in reports]}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dinov2rt.extraction.chunks import Chunk, Failure, file_state
 from dinov2rt.extraction.image_features import ImageFeatures, as_unicode
-from dinov2rt.extraction.parquet import read_failures
+from dinov2rt.extraction.parquet import LAYERS, read_failures
 from dinov2rt.extraction.reader import read_keys
 from dinov2rt.foreign import shown
 
@@ -23,7 +23,14 @@ _ASKED_FOR_BY: Mapping[str, Callable[[str], str]] = {
     "max_pixels": "--max-pixels {}".format,
     "over_max_pixels": lambda value: f"{'with' if value == 'refuse' else 'without'} --no-scale",
     "root": "the images in {}".format,
+    LAYERS: lambda value: (
+        "no --layer-tokens" if value == _NONE else f"--layer-tokens of the blocks {value}"
+    ),
 }
+
+_NONE = "none"
+_UNSAID = {LAYERS: _NONE}
+"""Settings that are only named where they are used, and their value elsewhere."""
 
 OPTION_KEYS = tuple(_ASKED_FOR_BY)
 """Settings that all parts of one dataset have in common."""
@@ -31,6 +38,7 @@ OPTION_KEYS = tuple(_ASKED_FOR_BY)
 
 def settings_differ(before: Mapping[str, str], now: Mapping[str, str]) -> str | None:
     """The differences of settings `before` and `now`, with the options for `before`, or None."""
+    before, now = _UNSAID | dict(before), _UNSAID | dict(now)
     different = [key for key in OPTION_KEYS if before.get(key) != now[key]]
     if not different:
         return None

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.heads import HeadEntry, Task
@@ -136,16 +137,36 @@ def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Pre
         return Depth(value, head.depth_range)
     if head.task is Task.CLASSIFICATION:
         return Classification(value, class_names(head))
-    table = class_table(head.data)
-    if table.palette is None:
-        raise InputError(f"the classes of {head.data} have no palette")
     lowres = outputs[scores_name(head.output)] if scores else None
-    return Segmentation(value, table.names, table.palette, lowres)
+    return Segmentation(value, class_names(head), palette_of(head), lowres)
 
 
 def class_names(head: HeadEntry) -> tuple[str, ...]:
     """Names of the classes of `head`, by index."""
     return head.class_names or class_table(head.data).names
+
+
+def palette_of(head: HeadEntry) -> NDArray[np.uint8]:
+    """Colours of the classes of `head`, uint8 [K, 3], RGB, by index.
+
+    Raises:
+        InputError: the classes have none.
+    """
+    if _is_palette(head):
+        return np.array(head.palette, np.uint8)
+    palette = None if head.class_names else class_table(head.data).palette
+    if palette is None:
+        raise InputError(f"the classes of head {head.name} have no palette; export it again")
+    return palette
+
+
+def _is_palette(head: HeadEntry) -> bool:
+    """Whether the manifest has a colour for each of the head's own classes."""
+    return (
+        bool(head.palette)
+        and len(head.palette) == len(head.class_names)
+        and all(len(colour) == 3 and {*colour} <= {*range(256)} for colour in head.palette)
+    )
 
 
 def _in_order(answered: Sequence[tuple[ImageGroup, Predictions]]) -> list[Predictions]:

@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.heads import HeadEntry, Task
-from dinov2rt.bundle.tasks.classes import class_table
 from dinov2rt.errors import InputError
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.images import preprocessed
-from dinov2rt.runtime.predict import Request
+from dinov2rt.runtime.predict import Request, class_names, palette_of
 from dinov2rt.runtime.predictions import (
     Classification,
     Depth,
@@ -99,10 +98,7 @@ def _segmentation(image: NDArray[np.uint8], head: HeadEntry, ask: Ask) -> Segmen
         return scores
 
     classes = classify_pixels(image, recipe_of(len(head.layers)), scores_of)
-    table = class_table(head.data)
-    if table.palette is None:
-        raise InputError(f"the classes of {head.data} have no palette")
-    return Segmentation(classes[None], table.names, table.palette)
+    return Segmentation(classes[None], class_names(head), palette_of(head))
 
 
 _ANSWERS: dict[Task, Callable[[NDArray[np.uint8], HeadEntry, Ask], Prediction]] = {

@@ -219,6 +219,12 @@ def _open_graph(request: _Request, mode: GraphMode) -> Choice:
 
 def _no_graph(request: _Request, mode: GraphMode) -> str:
     """Why the bundle has no graph for `mode`, and how to get one."""
+    dense = [head.name for head in request.manifest.heads if head.is_dense]
+    if mode.kind is GraphKind.FUSED and dense:
+        return (
+            f"dense heads ({', '.join(dense)}) compute with the image's size, which a captured "
+            "CUDA graph cannot follow; the portable graph runs instead, which is slower"
+        )
     if mode.kind is GraphKind.FUSED:
         return (
             "the bundle holds no fused graph; add it with: "

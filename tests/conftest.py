@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support.installed import require_for_tests
+from support.small_cases import SMALL_CASES
 
 from dinov2rt.benchmarks.harness.roof import measure_roof
 from dinov2rt.benchmarks.results import Roof
@@ -231,20 +232,15 @@ def _pooling_golden() -> Golden:
 
 @pytest.fixture(scope="session")
 def bundle_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ViT-S with every official head from synthetic weights, float32, with small golden cases."""
+    """ViT-S with every official head and the last layers, float32, with small golden cases."""
     bundle = tmp_path_factory.mktemp("bundles") / "heads"
     options = ExportOptions(
         precisions=(Precision.FP32,),
         heads=tuple(HeadSource(name, "synthetic:0") for name in OFFICIAL_HEADS),
+        layers=(8, 9, 10, 11),
         attention=True,
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
         export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle
-
-
-SMALL_CASES = (
-    (ImageSize(56, 98), ("chelsea.jpg", "coffee.jpg")),
-    (ImageSize(73, 31), ("coffee.jpg",)),
-)

@@ -93,5 +93,5 @@ def test_an_sdist_holds_every_room(sources: Path, tmp_path: Path) -> None:
     assert len(tables) == 3
     documents = [str(file.relative_to(ROOT)) for file in (ROOT / "docs").rglob("*.md")]
     assert documents, "this test would check nothing"
-    for file in ("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", *documents):
+    for file in ("README.md", "CHANGELOG.md", "LICENSE", "NOTICE", "pyproject.toml", *documents):
         assert file in names

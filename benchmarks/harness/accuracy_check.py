@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.results import Accuracy
 from dinov2rt.bundle.accuracy import compare, cosines
-from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits, TaskLimits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.tasks.accuracy import compare_tasks
 from dinov2rt.errors import BundleError
 
 Outputs = Mapping[str, NDArray[np.float32]]
@@ -34,8 +35,45 @@ def limits_for(manifest: Manifest, precision: Precision) -> Limits:
     )
 
 
+def task_limits_for(manifest: Manifest, precision: Precision) -> Mapping[str, TaskLimits]:
+    """The accuracy limits of heads for candidates of `precision`, by output.
+
+    Raises:
+        BundleError: the bundle has no graph of `precision` with limits for its heads.
+    """
+    for graph in manifest.graphs:
+        if graph.precision is precision and graph.task_limits:
+            return graph.task_limits
+    raise BundleError(
+        f"the bundle has no limits of its heads for {precision}; export it again with --precision "
+        f"{precision} as well"
+    )
+
+
+def check_heads(outputs: Outputs, reference: Outputs, limits: Mapping[str, TaskLimits]) -> Accuracy:
+    """Compare the answers of heads with `reference`; those that only one of them has are ignored.
+
+    `relative_l2` is the largest of logits, depth and scores; there are no cosines.
+
+    Raises:
+        BundleError: shapes differ.
+    """
+    judged = {name: limit for name, limit in limits.items() if name in outputs}
+    compared = compare_tasks("cell", outputs, reference, judged)
+    errors = [each.relative_l2 for each in compared if each.relative_l2 is not None]
+    return Accuracy(
+        passed=bool(compared) and all(each.passed for each in compared),
+        limits="; ".join(f"{name}: {limit}" for name, limit in judged.items()),
+        cosine_min=None,
+        relative_l2=max(errors, default=None),
+        cls_cosine_min=None,
+        patch_cosine_p1=None,
+        nan_count=sum(int(np.isnan(value).sum()) for value in outputs.values()),
+    )
+
+
 def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
-    """Compare the candidate's outputs with `reference`, [B, D] or [B, tokens, D] each.
+    """Compare the candidate's tokens with `reference`, [B, D] or [B, tokens, D] each.
 
     Outputs that only one of them has are ignored; CLS and patch tokens are required.
 

@@ -8,6 +8,7 @@ from statistics import median
 from dinov2rt.benchmarks.harness.worker import CandidateError, Loaded, Memory, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Task
 from dinov2rt.benchmarks.results import LOADS, CandidateFacts, Missing
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import InputError
 
 Say = Callable[[str], None]
@@ -84,13 +85,14 @@ def _load(candidate: Candidate, task: Task, stack: ExitStack) -> Entrant:
     )
 
 
-def facts_of(variant: str, entrant: Entrant) -> CandidateFacts:
+def facts_of(manifest: Manifest, entrant: Entrant) -> CandidateFacts:
     """The facts of an entrant, with its memory use so far."""
     candidate, memory = entrant.candidate, _memory(entrant.worker)
+    heads = ", ".join(head.name for head in manifest.heads)
     return CandidateFacts(
-        variant=variant,
+        variant=manifest.name,
         candidate=candidate.name,
-        title=candidate.title,
+        title=f"{candidate.title}, with {heads}" if heads else candidate.title,
         version=entrant.loaded.version,
         precision=str(candidate.precision),
         is_peer=candidate.is_peer,

@@ -10,7 +10,12 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.harness.accuracy_check import check, limits_for
+from dinov2rt.benchmarks.harness.accuracy_check import (
+    check,
+    check_heads,
+    limits_for,
+    task_limits_for,
+)
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.entrants import Entrant, Say, enter, facts_of, own_candidates
 from dinov2rt.benchmarks.harness.flops import floor
@@ -103,7 +108,7 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iter
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
             rows += _measure_cell(cell, entrants, limit, reference, request)
-            facts = tuple(facts_of(variant, entrant) for entrant in entrants)
+            facts = tuple(facts_of(task.manifest, entrant) for entrant in entrants)
             yield Measured(tuple(rows), facts, tuple(missing))
 
 
@@ -172,7 +177,7 @@ def _checked(
     row = Row(cell, candidate.name)
     try:
         shown = entrant.worker.show(pixels)
-        accuracy = check(shown.outputs, want, limits_for(manifest, candidate.precision))
+        accuracy = _accuracy(shown.outputs, want, manifest, candidate.precision)
     except Dinov2rtError as error:
         return replace(row, failure=str(error))
     if entrant.first_call_ms is None:
@@ -181,7 +186,17 @@ def _checked(
     return replace(row, accuracy=accuracy, failure=failure)
 
 
+def _accuracy(
+    outputs: Outputs, want: Outputs, manifest: Manifest, precision: Precision
+) -> Accuracy:
+    if manifest.heads:
+        return check_heads(outputs, want, task_limits_for(manifest, precision))
+    return check(outputs, want, limits_for(manifest, precision))
+
+
 def _inaccuracy(accuracy: Accuracy) -> str:
+    if accuracy.cosine_min is None:
+        return f"not accurate: relative L2 {accuracy.relative_l2}; allowed are {accuracy.limits}"
     return (
         f"not accurate: relative L2 {accuracy.relative_l2:.2e}, smallest cosine "
         f"{accuracy.cosine_min:.6f} (CLS tokens {accuracy.cls_cosine_min:.6f}, first percentile of "

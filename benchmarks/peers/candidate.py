@@ -9,8 +9,10 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.bundle.heads import Task as HeadTask
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.signature import output_names, scores_name
 from dinov2rt.runtime.gpu.phases import Phases
 
 
@@ -26,6 +28,25 @@ class Task:
     def manifest(self) -> Manifest:
         """The bundle's manifest."""
         return Manifest.read(self.bundle)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of the outputs: answers of the bundle's heads, or all tokens if it has none.
+
+        A segmentation head's scores are among them; a candidate may leave them out.
+        """
+        manifest = self.manifest
+        if not manifest.heads:
+            return output_names(manifest.architecture)
+        return tuple(
+            name
+            for head in manifest.heads
+            for name in (
+                (head.output, scores_name(head.output))
+                if head.task is HeadTask.SEGMENTATION
+                else (head.output,)
+            )
+        )
 
 
 class Runner(Protocol):
@@ -45,9 +66,10 @@ class Runner(Protocol):
         """Make one call; return when the results are ready."""
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
-        """The results as `cls_token` [B, D], `register_tokens` [B, R, D], `patch_tokens` [B, P, D].
+        """The results by name: those of `Task.outputs` that this candidate has.
 
-        Outputs that this candidate does not have are left out.
+        They are `cls_token` [B, D], `register_tokens` [B, R, D], `patch_tokens` [B, P, D], or with
+        heads `logits` [B, K], `depth` [B, H, W] and `segmentation` [B, H, W], uint8.
         """
 
     def close(self) -> None:

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
-from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries
 
@@ -42,14 +41,14 @@ class OnnxRuntimePeer:
         return images
 
     def run(self, prepared: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        """All tokens, in host memory."""
+        """All outputs, in host memory."""
         session = self._session(self._files.file(prepared.shape))
         tokens: list[NDArray[np.float32]] = session.run(None, {"images": prepared})
         return tokens
 
     def outputs(self, result: list[NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        return dict(zip(output_names(self._task.manifest.architecture), result, strict=True))
+        return dict(zip(self._task.outputs, result, strict=True))
 
     def close(self) -> None:
         """Close the sessions and delete the files."""

@@ -11,7 +11,6 @@ from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
 from dinov2rt.benchmarks.peers.quiet_openvino import openvino
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
 
 _TYPES = {Precision.FP32: "f32", Precision.BF16: "bf16"}
@@ -38,13 +37,12 @@ class OpenVinoPeer:
         return images
 
     def run(self, prepared: NDArray[np.float32]) -> Any:
-        """All tokens; they are valid until the next call."""
+        """All outputs; they are valid until the next call."""
         return self._model(self._files.file(prepared.shape))(prepared)
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        names = output_names(self._task.manifest.architecture)
-        return dict(zip(names, result.values(), strict=True))
+        return dict(zip(self._task.outputs, result.values(), strict=True))
 
     def close(self) -> None:
         """Free the models and delete the files."""

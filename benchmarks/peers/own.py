@@ -1,6 +1,7 @@
 """dinov2rt itself, through its public API."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,11 +9,11 @@ from numpy.typing import NDArray
 from dinov2rt._version import __version__
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import output_names
 from dinov2rt.runtime.backends.modes import BackendName
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.model import load
+from dinov2rt.runtime.predictions import Classification, Depth, Prediction, Predictions
 
 _ANY_CELL = 2**40
 """The limit on pixels of a pass, so high that every batch runs in one pass, as in the peers."""
@@ -30,7 +31,10 @@ class OwnRunner:
             threads=task.threads,
             max_pixels=_ANY_CELL,
         )
-        self._names = output_names(task.manifest.architecture)
+        heads = self._model.manifest.heads
+        self._names = tuple(head.output for head in heads) or task.outputs
+        # As the official code, where a head answers for every pixel; one pass for all heads.
+        self._snap = Snap.PAD if any(head.is_dense for head in heads) else Snap.CROP
         self._prepared: set[tuple[int, ...]] = set()
         self.version = f"dinov2rt {__version__}, {self._model.summary}"
 
@@ -38,13 +42,15 @@ class OwnRunner:
         """The unchanged pixels."""
         return pixels
 
-    def run(self, prepared: NDArray[np.uint8]) -> Features:
-        """All tokens after the final norm, in host memory.
+    def run(self, prepared: NDArray[np.uint8]) -> Any:
+        """All tokens after the final norm, or the answers of all heads, in host memory.
 
         The first call of a shape prepares it as `Model.warm_up` does for a service: the OpenVINO
         peer, too, is compiled for each shape alone.
         """
         self._warm_up(prepared.shape)
+        if self._model.manifest.heads:
+            return self._model.predict(prepared, snap=self._snap)
         return self._model(prepared, outputs=self._names)
 
     def _warm_up(self, shape: tuple[int, ...]) -> None:
@@ -57,10 +63,20 @@ class OwnRunner:
         """The phases of one call; see `Model.phases`."""
         return self._model.phases(prepared, outputs=self._names)
 
-    def outputs(self, result: Features) -> Mapping[str, NDArray[np.float32]]:
-        """The tokens by name, float32."""
-        return {name: np.asarray(result.outputs[name], np.float32) for name in self._names}
+
+    def outputs(self, result: Any) -> Mapping[str, NDArray[Any]]:
+        """The outputs by name, float32; classes of pixels are uint8."""
+        if isinstance(result, Features):
+            return {name: np.asarray(result.outputs[name], np.float32) for name in self._names}
+        answers = result.values() if isinstance(result, Predictions) else [result]
+        return dict(zip(self._names, map(_array, answers), strict=True))
 
     def close(self) -> None:
         """Free the backend."""
         self._model.close()
+
+
+def _array(answer: Prediction) -> NDArray[Any]:
+    if isinstance(answer, Classification):
+        return answer.logits
+    return answer.metres if isinstance(answer, Depth) else answer.classes

@@ -60,13 +60,13 @@ def main() -> int:
 def _write_onnx(task: Task, shape: Shape, file: Path) -> None:
     import torch
 
-    from dinov2rt.benchmarks.peers.pytorch import load_all_tokens
+    from dinov2rt.benchmarks.peers.pytorch import load_outputs
 
     dynamic = {0: "batch"} | ({2: "height", 3: "width"} if exports_any_size(task) else {})
     # torch.export treats a batch of 1 as a constant, so its documentation uses a larger example.
     images = torch.zeros(max(2, shape[0]), *shape[1:])
     program = torch.onnx.export(
-        load_all_tokens(task.manifest), (images,), dynamo=True, dynamic_shapes=(dynamic,)
+        load_outputs(task), (images,), dynamo=True, dynamic_shapes=(dynamic,)
     )
     if program is None:
         raise BackendError("torch.onnx.export returned no program")
@@ -76,10 +76,10 @@ def _write_onnx(task: Task, shape: Shape, file: Path) -> None:
 def _write_openvino(task: Task, shape: Shape, file: Path) -> None:
     import torch
 
-    from dinov2rt.benchmarks.peers.pytorch import load_all_tokens
+    from dinov2rt.benchmarks.peers.pytorch import load_outputs
     from dinov2rt.benchmarks.peers.quiet_openvino import openvino
 
-    module = load_all_tokens(task.manifest)
+    module = load_outputs(task)
     images = torch.zeros(shape)
     if exports_any_size(task):
         # Left dynamic: with fixed sides, OpenVINO resamples the position table at conversion, and

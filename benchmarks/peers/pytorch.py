@@ -19,9 +19,9 @@ from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import output_names
 from dinov2rt.errors import BackendError
-from dinov2rt.export.eager_check import weights_of
+from dinov2rt.export.eager_check import heads_of, weights_of
+from dinov2rt.export.heads.answers import center_padded, head_answers, pads_images
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.runtime.gpu.phases import Phases
 
@@ -54,11 +54,28 @@ class AllTokens(nn.Module):
         return features["x_norm_clstoken"], *registers, features["x_norm_patchtokens"]
 
 
+class AllAnswers(nn.Module):
+    """The eager model with the outputs of a bundle that has heads, in the order of `names`."""
+
+    def __init__(self, model: Dinov2, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+        self.heads = nn.ModuleList(head.module for head in model.task_heads)
+
+    def forward(self, images: Tensor) -> Outputs:
+        """[B, 3, H, W] to logits, depth, and classes of pixels with their scores."""
+        size = (images.shape[2], images.shape[3])
+        if pads_images(self.model.task_heads):
+            images = center_padded(images, self.model.architecture.patch_size)
+        answers = head_answers(self.model, images, size)
+        return tuple(answers[name] for name in self.names)
+
+
 @dataclass(slots=True, eq=False)
 class TorchRunner:
-    """Calls `forward`, from images [B, 3, H, W] to the tokens `names`, in inference mode.
+    """Calls `forward`, from images [B, 3, H, W] to the outputs `names`, in inference mode.
 
-    The images come from host memory, and the tokens return to it.
+    The images come from host memory, and the outputs return to it.
     """
 
     version: str
@@ -96,8 +113,9 @@ class TorchRunner:
         return Phases(*(before.elapsed_time(after) for before, after in pairwise(marks)))
 
     def outputs(self, result: Outputs) -> Mapping[str, NDArray[np.float32]]:
-        """The tokens by name, float32."""
-        values = (value.float().numpy() for value in result)
+        """The outputs by name, float32; classes of pixels are uint8."""
+        kept = (value if value.dtype == torch.uint8 else value.float() for value in result)
+        values = (value.numpy() for value in kept)
         return dict(zip(self.names, values, strict=True))
 
     def close(self) -> None:
@@ -114,7 +132,7 @@ class TorchRunner:
 
 def open_eager(task: Task, *, autocast: Precision | None) -> TorchRunner:
     """The eager model, float32 or under autocast."""
-    return _runner(task, load_all_tokens(task.manifest).to(_device(task)), autocast=autocast)
+    return _runner(task, load_outputs(task).to(_device(task)), autocast=autocast)
 
 
 def open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> TorchRunner:
@@ -125,7 +143,7 @@ def open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> Torch
     """
     torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
     torch.compiler.config.fail_on_recompile_limit_hit = True
-    module = load_all_tokens(task.manifest).to(_device(task))
+    module = load_outputs(task).to(_device(task))
     compiled = torch.compile(module, mode=mode, dynamic=False, fullgraph=True)
     return _runner(task, compiled, autocast=autocast)
 
@@ -137,6 +155,8 @@ def open_transformers(task: Task, *, precision: Precision) -> TorchRunner:
     """
     import transformers
 
+    if task.manifest.heads:
+        return _open_transformers_head(task, precision=precision)
     from dinov2rt.benchmarks.peers.transformers import huggingface_model
 
     architecture, dtype = task.manifest.architecture, _DTYPES[precision]
@@ -152,6 +172,32 @@ def open_transformers(task: Task, *, precision: Precision) -> TorchRunner:
     runner = _runner(task, forward, autocast=None)
     runner.version = f"transformers {transformers.__version__}, {runner.version}"
     return runner
+
+
+def _open_transformers_head(task: Task, *, precision: Precision) -> TorchRunner:
+    """The model of transformers for the bundle's only head."""
+    import transformers
+
+    from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
+
+    manifest, dtype = task.manifest, _DTYPES[precision]
+    (head,) = heads_of(manifest)
+    model = HuggingFaceHead(manifest.architecture, weights_of(manifest).state_dict, head)
+    model = model.to(_device(task), dtype)
+    runner = _runner(task, lambda images: model(images.to(dtype)), autocast=None)
+    name = type(model.model).__name__
+    runner.version = f"{name} of transformers {transformers.__version__}, {runner.version}"
+    return runner
+
+
+def load_outputs(task: Task) -> nn.Module:
+    """The eager model with the outputs `Task.outputs` of the bundle, on the CPU."""
+    manifest = task.manifest
+    if not manifest.heads:
+        return load_all_tokens(manifest)
+    model = load_eager(manifest.architecture, weights_of(manifest).state_dict)
+    model.task_heads = heads_of(manifest)
+    return AllAnswers(model, task.outputs).eval()
 
 
 def load_all_tokens(manifest: Manifest) -> AllTokens:
@@ -170,7 +216,7 @@ def _runner(
     return TorchRunner(
         version=f"torch {torch.__version__}",
         device=task.device,
-        names=output_names(task.manifest.architecture),
+        names=task.outputs,
         forward=forward,
         autocast=None if autocast is None else _DTYPES[autocast],
         normalization=task.manifest.normalization,

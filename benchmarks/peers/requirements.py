@@ -11,6 +11,10 @@ from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends.modes import Device
 from dinov2rt.runtime.cpu import this_cpu
 
+IN_TRANSFORMERS = ("linear", "nyu-dpt", "kitti-dpt")
+"""Heads that transformers computes as the official code does: Dinov2ForImageClassification and
+DPTForDepthEstimation."""
+
 
 def lacks(*packages: str) -> str | None:
     """The `packages` that are not installed, with the command that installs them, or None."""
@@ -60,7 +64,13 @@ def cannot_compile(task: Task, *, autocast: Precision | None) -> str | None:
 
 
 def cannot_run_transformers(task: Task, *, precision: Precision) -> str | None:
-    """Why Hugging Face transformers cannot run."""
+    """Why transformers cannot run; it has some of the official heads, one in each model."""
+    heads = [head.name for head in task.manifest.heads]
+    if heads and not (len(heads) == 1 and heads[0] in IN_TRANSFORMERS):
+        return (
+            f"transformers has no model with the heads {', '.join(heads)}; it has one for each of "
+            f"{', '.join(IN_TRANSFORMERS)}"
+        )
     needs_bf16 = precision is Precision.BF16
     reason = cannot_run_in_bf16(task) if needs_bf16 else None
     return reason or cannot_run_torch(task) or lacks("transformers")

@@ -30,8 +30,18 @@ def huggingface_model(architecture: Architecture, weights: StateDict) -> Any:
 
 
 def _empty_model(architecture: Architecture) -> Any:
+    facts = config_facts(architecture)
+    if architecture.num_registers:
+        registers = architecture.num_registers
+        config = Dinov2WithRegistersConfig(num_register_tokens=registers, **facts)
+        return Dinov2WithRegistersModel(config)
+    return Dinov2Model(Dinov2Config(**facts))
+
+
+def config_facts(architecture: Architecture) -> dict[str, Any]:
+    """The arguments of a configuration of transformers, attention by SDPA among them."""
     size = architecture.native_size
-    facts: dict[str, Any] = {
+    return {
         "hidden_size": architecture.embed_dim,
         "num_hidden_layers": architecture.depth,
         "num_attention_heads": architecture.num_heads,
@@ -42,8 +52,3 @@ def _empty_model(architecture: Architecture) -> Any:
         "layer_norm_eps": LAYER_NORM_EPS,
         "attn_implementation": "sdpa",
     }
-    if architecture.num_registers:
-        registers = architecture.num_registers
-        config = Dinov2WithRegistersConfig(num_register_tokens=registers, **facts)
-        return Dinov2WithRegistersModel(config)
-    return Dinov2Model(Dinov2Config(**facts))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,3 +27,16 @@ def class_table(data: str) -> ClassTable:
     palette = document.get("palette")
     colours = None if palette is None else np.array(palette, np.uint8)
     return ClassTable(tuple(document["names"]), colours)
+
+
+def spread_colours(values: Iterable[int]) -> tuple[tuple[int, int, int], ...]:
+    """Colours (red, green, blue) of class indices, far apart for neighbours; 0 is black.
+
+    Bit 3k of an index is bit 7 - k of its red, bit 3k + 1 of its green, bit 3k + 2 of its blue: the
+    rule of VOC2012's own palette.
+    """
+    return tuple((_spread(value), _spread(value >> 1), _spread(value >> 2)) for value in values)
+
+
+def _spread(value: int) -> int:
+    return sum((value >> 3 * bit & 1) << 7 - bit for bit in range(8))

@@ -1,6 +1,6 @@
 """The eager heads on the eager backbone: from images to the outputs of the graph."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -34,6 +34,12 @@ def center_padded(images: Tensor, patch_size: int) -> Tensor:
 
 
 def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndarray]:
+    """The arrays of `head_answers`."""
+    answers = head_answers(model, images, size)
+    return {name: value.numpy() for name, value in answers.items()}
+
+
+def head_answers(model: Dinov2, images: Tensor, size: Size) -> dict[str, Tensor]:
     """The answers of every head of `model`, by output.
 
     Args:
@@ -41,21 +47,28 @@ def head_outputs(model: Dinov2, images: Tensor, size: Size) -> dict[str, np.ndar
         images: normalised and, for dense heads, padded, [B, 3, H', W'].
         size: height and width of the images before that.
     """
+    outputs: dict[str, Tensor] = {}
+    for head, levels in head_levels(model, images):
+        # Heads are float32 in the official evaluation, whatever the backbone is; DPT's decoder is
+        # in half precision in a typed graph.
+        with _half_decoder(head), torch.autocast(images.device.type, enabled=False):
+            outputs |= _answer(head, levels, size)
+    return outputs
+
+
+def head_levels(model: Dinov2, images: Tensor) -> Iterator[tuple[EagerHead, list[Level]]]:
+    """The heads of `model`, and what each of them reads; for `images` see `head_answers`."""
     heads: tuple[EagerHead, ...] = model.task_heads
     if not heads:
-        return {}
+        return
     layers = sorted({layer for head in heads for layer in head.entry.layers})
     tokens = model.block_tokens(images, layers)
     side = model.architecture.patch_size
     grid = (images.shape[2] // side, images.shape[3] // side)
-    outputs: dict[str, np.ndarray] = {}
     for head in heads:
-        # Heads are float32 in the official evaluation, whatever the backbone is; DPT's decoder is
-        # in half precision in a typed graph.
-        with _half_decoder(head), torch.autocast("cpu", enabled=False):
+        with torch.autocast(images.device.type, enabled=False):
             levels = [_level(model, tokens[layer], head, grid) for layer in head.entry.layers]
-            outputs |= _answer(head, levels, size)
-    return outputs
+        yield head, levels
 
 
 def _half_decoder(head: EagerHead) -> AbstractContextManager[None]:
@@ -72,12 +85,12 @@ def _level(model: Dinov2, tokens: Tensor, head: EagerHead, grid: Size) -> Level:
     return Level(patches.reshape(*patches.shape[:2], *grid), tokens[:, 0])
 
 
-def _answer(head: EagerHead, levels: list[Level], size: Size) -> dict[str, np.ndarray]:
+def _answer(head: EagerHead, levels: list[Level], size: Size) -> dict[str, Tensor]:
     value, output = head.module(levels), head.entry.output
     if head.spec.task is Task.CLASSIFICATION:
-        return {output: value.numpy()}
+        return {output: value}
     if head.spec.depth_range is not None:
         clamped = value.clamp(*head.spec.depth_range)
-        return {output: resize(clamped[:, None], size)[:, 0].numpy()}
+        return {output: resize(clamped[:, None], size)[:, 0]}
     classes = resize(value, size).argmax(dim=1).to(torch.uint8)
-    return {output: classes.numpy(), scores_name(output): value.numpy()}
+    return {output: classes, scores_name(output): value}

@@ -10,17 +10,14 @@ from torch import nn
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import sha256_of
 from dinov2rt.bundle.heads import OFFICIAL_HEADS, Decoder, HeadEntry, HeadSpec, Task, output_of
-from dinov2rt.bundle.tasks.classifier_file import OwnClassifier, read_classifier
 from dinov2rt.bundle.variants import name_of, variant_of
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.heads.eager import BinDepth, Classifier, DptDepth, PixelClassifier
+from dinov2rt.export.heads.own import OWN_HEADS, load_own
 from dinov2rt.export.heads.readers import StateDict, read_head
 from dinov2rt.export.heads.synthetic import synthetic_head
 from dinov2rt.export.weights.official import BASE_URL, download_once
 from dinov2rt.export.weights.state_dict import state_dict_sha256
-
-OWN = "classifier"
-"""The name of a classifier of the user's own, as `dinov2rt train-head` writes it."""
 
 _SYNTHETIC = "synthetic:"
 
@@ -42,10 +39,11 @@ class HeadSource:
         pairs = [part.strip().partition("=") for part in text.split(",")]
         heads = tuple(cls(name, source or "official") for name, _, source in pairs)
         for head in heads:
-            if head.name not in OFFICIAL_HEADS and head.name != OWN:
+            if head.name not in OFFICIAL_HEADS and head.name not in OWN_HEADS:
+                own = " and ".join(f"{name}=FILE" for name in OWN_HEADS)
                 raise InputError(
                     f"unknown head {head.name!r}; allowed are {', '.join(OFFICIAL_HEADS)}, and "
-                    f"{OWN}=FILE for one of your own"
+                    f"{own} for your own"
                 )
         if len({head.name for head in heads}) < len(heads):
             raise InputError(f"heads {text!r}; each can be given once")
@@ -84,8 +82,8 @@ def _named(head: EagerHead, tasks: list[Task]) -> EagerHead:
 
 
 def _load(source: HeadSource, architecture: Architecture) -> EagerHead:
-    if source.name == OWN:
-        return _load_own(source, architecture)
+    if source.name in OWN_HEADS:
+        return EagerHead(*load_own(source.name, source.source, architecture))
     spec = OFFICIAL_HEADS[source.name]
     spec.check(architecture)
     layers = spec.layers_of(architecture)
@@ -214,36 +212,3 @@ def _assign(module: nn.Module, state: StateDict, spec: HeadSpec) -> None:
             raise WeightsError(f"head {spec.name}: {key} holds NaN or infinity; get the file again")
     module.load_state_dict(own, strict=True, assign=True)
     module.eval().requires_grad_(False)
-
-
-def _load_own(source: HeadSource, architecture: Architecture) -> EagerHead:
-    if source.source == "official":
-        raise InputError(f"head {OWN} needs a file: --head {OWN}=FILE, as train-head writes it")
-    path = Path(source.source)
-    own = read_classifier(path)
-    own.check(architecture)
-    spec = HeadSpec(
-        OWN, Task.CLASSIFICATION, Decoder.CLASSIFIER, "own", own.num_layers, len(own.class_names)
-    )
-    entry = HeadEntry(
-        name=OWN,
-        task=spec.task,
-        decoder=spec.decoder,
-        data=spec.data,
-        output=str(spec.task),
-        source=source.source,
-        sha256=sha256_of(path),
-        layers=spec.layers_of(architecture),
-        num_classes=spec.num_classes,
-        class_names=own.class_names,
-        uses_mean=own.uses_mean,
-    )
-    return EagerHead(spec, entry, _own_module(own))
-
-
-def _own_module(own: OwnClassifier) -> nn.Module:
-    classes, features = own.weight.shape
-    module = Classifier(features, classes, uses_mean=own.uses_mean)
-    state = {"weight": torch.from_numpy(own.weight), "bias": torch.from_numpy(own.bias)}
-    module.load_state_dict(state, assign=True)
-    return module.eval().requires_grad_(False)

@@ -74,7 +74,7 @@ class BinDepth(nn.Module):
         large = resize(torch.cat(parts, dim=1), (4 * rows, 4 * columns))
         weights = torch.relu(self.conv_depth(large)) + 0.1
         weights = weights / weights.sum(dim=1, keepdim=True)
-        bins = torch.linspace(self.low, self.high, BINS, dtype=weights.dtype)
+        bins = torch.linspace(self.low, self.high, BINS, dtype=weights.dtype, device=weights.device)
         return torch.einsum("bkhw,k->bhw", weights, bins)
 
 

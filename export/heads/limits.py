@@ -4,13 +4,21 @@ As for tokens, it is measured at export, on the same weights and photographs; se
 """
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
+import torch
+from torch import nn
 
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import FLOAT32_ERROR, TaskLimits
 from dinov2rt.bundle.signature import is_token_output, scores_name
 from dinov2rt.bundle.tasks.accuracy import TaskAccuracy, compare_tasks
+from dinov2rt.export.heads.answers import center_padded, head_levels, pads_images
+from dinov2rt.export.heads.checkpoint import EagerHead
+from dinov2rt.export.heads.eager import Classifier, Level
+from dinov2rt.export.heads.own import OWN_DATA
+from dinov2rt.export.model import Dinov2
 
 LEAST_MARGIN = 1e-4
 """Two float32 implementations may disagree about a class whose score is that much ahead."""
@@ -26,10 +34,62 @@ def task_outputs(cases: Sequence[GoldenCase]) -> list[str]:
     return [name for name in cases[0].outputs if not is_token_output(name)]
 
 
+@torch.inference_mode()
+def condition_numbers(
+    model: Dinov2, images: Sequence[torch.Tensor], outputs: Sequence[Mapping[str, np.ndarray]]
+) -> dict[str, float]:
+    """How much larger a relative error of tokens can be in the scores of the user's own heads.
+
+    A head that was fitted on few or similar images subtracts large numbers: the error of tokens,
+    times the norm of its weights, then meets scores that are small. Official heads do not.
+
+    Args:
+        model: the backbone with its heads.
+        images: of the cases, normalised [B, 3, H, W].
+        outputs: of the eager model for them, in the same order.
+
+    Returns:
+        The largest `|W| |x| / |W x + b|` over all cases, by output; |W| is the spectral norm.
+    """
+    found: dict[str, float] = {}
+    for image, want in zip(images, outputs, strict=True):
+        if pads_images(model.task_heads):
+            image = center_padded(image, model.architecture.patch_size)
+        for head, levels in head_levels(model, image):
+            if head.spec.data != OWN_DATA:
+                continue
+            name, read = _scores_of(head), _read(head.module, levels)
+            size = _spectral_norm(head.module) * float(torch.linalg.vector_norm(read))
+            ratio = size / max(float(np.linalg.norm(want[name])), 1e-12)
+            found[name] = max(ratio, found.get(name, 0.0))
+    return found
+
+
+def _scores_of(head: EagerHead) -> str:
+    """The output that holds the head's scores, of images or of patches."""
+    return scores_name(head.entry.output) if head.spec.is_dense else head.entry.output
+
+
+def _read(module: nn.Module, levels: Sequence[Level]) -> torch.Tensor:
+    if isinstance(module, Classifier):
+        return module.features(levels)
+    return torch.cat([level.patches for level in levels], dim=1)
+
+
+def _spectral_norm(module: nn.Module) -> float:
+    name = "weight" if isinstance(module, Classifier) else "conv_seg.weight"
+    return float(torch.linalg.matrix_norm(module.state_dict()[name].flatten(1), ord=2))
+
+
 def task_limits(
-    runs: Sequence[tuple[GoldenCase, Mapping[str, np.ndarray]]], allowance: float
+    runs: Sequence[tuple[GoldenCase, Mapping[str, np.ndarray]]],
+    allowance: float,
+    least: Mapping[str, float] = MappingProxyType({}),
 ) -> dict[str, TaskLimits]:
-    """Limits by output: what was measured in `runs`, times `allowance`, or float32's own."""
+    """Limits by output: what was measured in `runs`, times `allowance`, or float32's own.
+
+    `least` are outputs whose relative error may in any case be as large.
+    """
     cases = [case for case, _ in runs]
     unlimited = {name: _kind(name, cases[0].outputs) for name in task_outputs(cases)}
     measured = [
@@ -38,7 +98,8 @@ def task_limits(
         for result in compare_tasks(case.name, got, case.outputs, unlimited)
     ]
     errors = {
-        name: max(FLOAT32_ERROR, allowance * _largest_error(name, measured)) for name in unlimited
+        name: max(FLOAT32_ERROR, allowance * _largest_error(name, measured), least.get(name, 0.0))
+        for name in unlimited
     }
     return {
         name: _limits(name, limits, errors, allowance, measured, cases)

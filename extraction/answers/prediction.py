@@ -1,7 +1,7 @@
 """Runs many images through a model's heads, in order, one window of images at a time."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class Answered:
 
 def predict_chunks(
     model: Model, chunks: Iterable[Chunk], options: PredictOptions, decoders: Decoders
-) -> Iterator[Answered | Failure]:
+) -> Generator[Answered | Failure, None, None]:
     """The predictions for each image of `chunks`, in order, or a failure if it cannot be used.
 
     Raises:

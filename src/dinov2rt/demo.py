@@ -30,6 +30,10 @@ from dinov2rt.runtime.predictions import Depth
 _VARIANT = "dinov2_vits14"
 _WEIGHTS = "synthetic:0"
 _HEAD = "nyu-linear4"
+_CAPTION = (
+    "Features, attention, photo and depth of dinov2rt's demo. Backbone and head have synthetic "
+    "weights: none of this means anything."
+)
 _PHOTO = PHOTOS / "astronaut.jpg"
 _TARGET = "sm80"
 _TIMED_CALLS = 20
@@ -102,7 +106,8 @@ def _draw(model: Model, pixels: NDArray[np.uint8], picture: Path) -> None:
     if not isinstance(depth, Depth):
         raise TypeError(f"{_HEAD} does not answer with depth")
     cut = replace(depth, metres=depth.metres[:, : len(seen), : seen.shape[1]])
-    write_png(draw_overview(seen, colours, features.attention[0], cut), picture)
+    overview = draw_overview(seen, colours, features.attention[0], cut, _CAPTION)
+    write_png(overview, picture)
     draw_demo(seen, features.patch_tokens[0], picture.with_stem(f"{picture.stem}-features"))
 
 

@@ -77,7 +77,9 @@ def test_every_head_has_its_own_attention_map() -> None:
 def test_the_overview_shows_features_attention_photo_and_depth() -> None:
     colours = np.random.default_rng(1).random((20, 15, 3))
     attention = np.full((6, 20, 15), 0.01, np.float32)
-    picture = draw_overview(PHOTO, colours, attention, DEPTH)
-    assert picture.shape[0] == HEIGHT
+    whole = draw_overview(PHOTO, colours, attention, DEPTH, "of synthetic weights")
+    caption, picture = whole[:-HEIGHT], whole[-HEIGHT:]
+    assert (caption < 128).sum() > 0  # dark letters
+    assert len(caption) == 26
     assert tuple(picture[0, 0]) == tuple(np.rint(255 * colours[0, 0]).astype(int))
     np.testing.assert_array_equal(picture[:, 2 * (WIDTH + 8) :][:, :WIDTH], PHOTO)

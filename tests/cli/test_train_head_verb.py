@@ -30,7 +30,8 @@ def invented(classes: int, count: int = 60) -> tuple[list[str], np.ndarray]:
 def train(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Train:
     def call(*arguments: object) -> tuple[int, Any, str]:
         out = ("--out", str(tmp_path / "head.npz"))
-        status = main(["train-head", *map(str, arguments), "--labels", "folder", *out, "--json"])
+        labels = () if "--masks" in arguments else ("--labels", "folder")
+        status = main(["train-head", *map(str, arguments), *labels, *out, "--json"])
         captured = capsys.readouterr()
         return status, json.loads(captured.out) if captured.out else None, captured.err
 
@@ -78,7 +79,7 @@ def test_what_cannot_be_fitted_is_one_line(
 def test_bad_options_are_one_line(train: Train, write_features: Write) -> None:
     features = write_features("train", *invented(2))
     for option, value, message in (
-        ("--tokens", "all", "allowed are cls, cls+mean"),
+        ("--tokens", "all", "allowed are cls, cls+mean, layers+mean"),
         ("--held-out", "1.5", "a share between 0 and 1"),
         ("-C", "0", "greater than 0"),
     ):

@@ -1,5 +1,6 @@
 """The engine ray, on a real cluster of two nodes on this machine."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -108,6 +109,32 @@ def test_a_run_that_one_engine_began_the_other_completes(
     assert {part: part.stat().st_mtime_ns for part in kept} == kept
     assert_same_rows(out, here)
     assert not ray.is_initialized()
+
+
+def test_predictions_that_one_engine_began_the_other_completes(
+    bundle_heads: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def predict(name: str, *engine: str) -> tuple[int, dict[str, Any]]:
+        options = ["--backend", "onnxruntime", "--threads", "1", "--head", "nyu-linear,linear"]
+        more = ["--part-images", "8", "--depth-format", "npy", "--out", str(tmp_path / name)]
+        argv = ["predict", str(bundle_heads), str(crops), *options, *more, *engine, "--json"]
+        status = main(argv)
+        return status, json.loads(capsys.readouterr().out)
+
+    status, here = predict("here")
+    assert (status, here["images"], here["failed"]) == (1, IMAGES, 1)
+    assert predict("both")[0] == 1
+    records = sorted((tmp_path / "both" / "records").iterdir())
+    for record in records[:16]:
+        record.unlink()
+    kept = {record: record.stat().st_mtime_ns for record in records[16:]}
+    status, both = predict("both", "--engine", "ray", "--cores", "1")
+    assert (status, both["failures"]) == (1, here["failures"])
+    assert {record: record.stat().st_mtime_ns for record in kept} == kept
+    assert not ray.is_initialized()
+    assert both["predictions"] == here["predictions"]
+    for depth in (tmp_path / "here" / "nyu-linear").iterdir():
+        assert depth.read_bytes() == (tmp_path / "both" / "nyu-linear" / depth.name).read_bytes()
 
 
 def test_no_cluster_is_one_line(

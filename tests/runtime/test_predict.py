@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
+from dinov2rt.bundle.signature import layer_output_names
 from dinov2rt.errors import InputError
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.predictions import Classification, Depth, Predictions, Segmentation
@@ -85,7 +86,8 @@ def test_features_are_those_of_a_bundle_without_heads(model: Model, model_plain:
     pixels = drawn(1, 45, 31)
     for snap in ("crop", "pad"):
         features = model(pixels, snap=snap)
-        assert set(features.outputs) == {"cls_token", "patch_tokens", "attention"}
+        layers = {name for layer in range(8, 12) for name in layer_output_names(layer)}
+        assert set(features.outputs) == {"cls_token", "patch_tokens", "attention", *layers}
         want = model_plain(pixels, snap=snap)
         assert features.grid == want.grid
         np.testing.assert_allclose(features.cls_token, want.cls_token, rtol=1e-3, atol=1e-3)

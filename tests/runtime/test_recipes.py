@@ -1,5 +1,7 @@
 """The official evaluations: their arithmetic alone, and the official outputs with a real model."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -173,3 +175,34 @@ def test_the_sliding_window_is_the_official_one(
     want = golden("dinov2_vits14__ade20k_linear__hubble_518x518__slide")["class_map"]
     got = segments("").predict(pixels("hubble_518x518"), heads="ade20k-linear", recipe="official")
     assert np.mean(got.classes != want) < 1e-4
+
+
+MEASURED = """
+import resource, sys
+import numpy as np
+from dinov2rt import load
+
+def peak_mib():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+with load(sys.argv[1], device="cpu", backend="openvino", max_pixels=2**24) as model:
+    large = np.random.default_rng(0).integers(0, 256, (3000, 4000, 3), dtype=np.uint8)
+    def segment(image):
+        return model.predict(image, heads=sys.argv[2], recipe="official").classes
+    segment(np.ascontiguousarray(large[:512, :683]))
+    before = peak_mib()
+    assert segment(large).shape == (1, 3000, 4000)
+    print(peak_mib() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["ade20k-linear", "voc2012-ms"])
+def test_memory_does_not_grow_with_classes_times_pixels(
+    head: str, segments: Callable[[str], Model]
+) -> None:
+    """Scores of all pixels would be 7,200 MB for ADE20K, and 1,008 MB for VOC2012."""
+    command = [sys.executable, "-c", MEASURED, str(segments("").path), head]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 700

@@ -1,14 +1,20 @@
 """Arguments that several verbs share, and functions that use them."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, Namespace, _ArgumentGroup
 from collections.abc import Callable
 from pathlib import Path
 
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.remote import local_bundle
+from dinov2rt.errors import InputError
+from dinov2rt.extraction.ray_cluster import Cluster
+from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 from dinov2rt.runtime.backends.modes import BACKENDS, DEVICES
+from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
+
+ENGINES = ("local", "ray")
 
 _BEST = "(default: the best that runs here)"
 
@@ -52,6 +58,39 @@ def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
         threads=arguments.threads,
         max_pixels=max_pixels,
     )
+
+
+def add_engine(group: _ArgumentGroup) -> None:
+    """The arguments of `cluster_of`."""
+    group.add_argument(
+        "--engine", default="local", help=f"{', '.join(ENGINES)} (default: local); ray is a cluster"
+    )
+    group.add_argument(
+        "--address", help="of a running Ray cluster, or auto (default: start one on this machine)"
+    )
+    group.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: 1)")
+    group.add_argument("--cores", type=int, metavar="N", help="CPU cores an actor (default: all)")
+    group.add_argument("--gpus", type=float, metavar="N", help="GPUs an actor (default: 0)")
+
+
+def cluster_of(arguments: Namespace) -> Cluster | None:
+    """Where to compute; None is this process.
+
+    Raises:
+        InputError: an unknown engine, or options of a cluster without one.
+    """
+    asked = {
+        name: getattr(arguments, name)
+        for name in ("address", "workers", "cores", "gpus")
+        if getattr(arguments, name) is not None
+    }
+    if arguments.engine not in ENGINES:
+        raise unknown_name("engine", arguments.engine, ENGINES)
+    if arguments.engine == "local":
+        if asked:
+            raise InputError(f"--{next(iter(asked))} is for --engine ray; add it or leave this out")
+        return None
+    return Cluster(**({"cores": usable_cores()} | asked))
 
 
 def require_export_room(purpose: str, *, extra: str = "export") -> None:

@@ -85,7 +85,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         help="task heads in the same graph: linear, linear4, nyu-linear, nyu-linear4, nyu-dpt, "
         "kitti-linear, kitti-linear4, kitti-dpt, ade20k-linear, ade20k-ms, voc2012-linear, "
         "voc2012-ms; SOURCE is official (default), a .pth or .safetensors file, or synthetic:SEED; "
-        "classifier=FILE is one of your own, by train-head",
+        "classifier=FILE and segmenter=FILE are your own, by train-head",
     )
     parser.add_argument(
         "--precision",

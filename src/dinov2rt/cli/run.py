@@ -1,6 +1,5 @@
 """`dinov2rt run`: computes features of images, or a picture of them."""
 
-import os
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from pathlib import Path
@@ -9,27 +8,31 @@ from typing import Any
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.remote import local_bundle
-from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
-from dinov2rt.cli.run_job import PICTURE_IMAGES, Destination, Finished, run_job
+from dinov2rt.cli.arguments import add_bundle, add_engine, add_load_options, cluster_of, load_model
+from dinov2rt.cli.run_job import (
+    PICTURE_IMAGES,
+    Destination,
+    Finished,
+    check_destinations,
+    run_job,
+    writes_parts,
+)
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_collection
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions
 from dinov2rt.extraction.extractor import MEANINGLESS, feature_metadata, is_synthetic
-from dinov2rt.extraction.formats import FeatureFormat, feature_format
+from dinov2rt.extraction.formats import FeatureFormat
 from dinov2rt.extraction.image_features import ScaledImages
 from dinov2rt.extraction.job import num_images
 from dinov2rt.extraction.parquet import FeatureType
-from dinov2rt.extraction.ray_cluster import Cluster
 from dinov2rt.extraction.reader import ERRORS_FOLDER
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.image_search import describe_left_out
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
 from dinov2rt.runtime.preprocess import Preprocess
-
-ENGINES = ("local", "ray")
 
 _FEW_IMAGES = 16
 _SOURCE = "source"
@@ -60,6 +63,12 @@ def _add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--patch-tokens", action="store_true", help="write every patch token, not only their mean"
+    )
+    parser.add_argument(
+        "--layer-tokens",
+        action="store_true",
+        help="write the CLS tokens of the layers that the bundle was exported with (--layers), for "
+        "train-head",
     )
     parser.add_argument(
         "--preprocess",
@@ -116,15 +125,7 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="try all images again that failed before (default: those whose file has changed)",
     )
-    group.add_argument(
-        "--engine", default="local", help=f"{', '.join(ENGINES)} (default: local); ray is a cluster"
-    )
-    group.add_argument(
-        "--address", help="of a running Ray cluster, or auto (default: start one on this machine)"
-    )
-    group.add_argument("--workers", type=int, metavar="N", help="Ray actors (default: 1)")
-    group.add_argument("--cores", type=int, metavar="N", help="CPU cores an actor (default: all)")
-    group.add_argument("--gpus", type=float, metavar="N", help="GPUs an actor (default: 0)")
+    add_engine(group)
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -133,10 +134,13 @@ def _run(arguments: Namespace) -> Outcome:
         snap=Snap.parse(arguments.snap),
         batch=arguments.batch,
         patch_tokens=arguments.patch_tokens,
+        layer_tokens=arguments.layer_tokens,
         scale=not arguments.no_scale,
     )
-    _check_destinations(arguments)
-    cluster = _cluster(arguments)
+    check_destinations(arguments)
+    cluster = cluster_of(arguments)
+    if cluster is not None and not writes_parts(arguments):
+        raise InputError("--engine ray writes a folder of parts; give --out OUT.parquet")
     collection = find_collection(
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )
@@ -171,55 +175,6 @@ def _preprocess(arguments: Namespace) -> Preprocess:
                 "short-side:256,crop:224"
             )
     return Preprocess.parse(text)
-
-
-def _check_destinations(arguments: Namespace) -> None:
-    """Refuse outputs that could not be written, before a long computation."""
-    out, pca = arguments.out, arguments.pca
-    if out is None and pca is None:
-        raise InputError("nothing to write; give --out FILE.npz, .csv or .parquet, or --pca F.png")
-    if arguments.patch_tokens and out is None:
-        raise InputError("--patch-tokens says what --out holds; give --out FILE as well")
-    if out is not None:
-        _check_format(arguments, feature_format(out))
-    elif arguments.retry_failed:
-        raise InputError("--retry-failed is for --out OUT.parquet; give it as well")
-    if pca is not None and pca.suffix != ".png":
-        raise InputError(f"{pca} has the suffix {pca.suffix!r}; allowed for --pca: .png")
-    for file in filter(None, (out, pca)):
-        place = file if file == out and file.is_dir() else file.parent
-        if (file == pca and file.is_dir()) or not os.access(place, os.W_OK):
-            raise InputError(f"{file} cannot be written; choose a place that exists and is yours")
-
-
-def _check_format(arguments: Namespace, out_format: FeatureFormat) -> None:
-    """Refuse options that the output's format does not support."""
-    if out_format is FeatureFormat.CSV and arguments.patch_tokens:
-        raise InputError("--patch-tokens do not fit into .csv; give --out OUT.npz or OUT.parquet")
-    if arguments.dtype is not None:
-        FeatureType.parse(arguments.dtype)
-    for option in ("dtype", "retry_failed"):
-        if getattr(arguments, option) and out_format is not FeatureFormat.PARQUET:
-            name = option.replace("_", "-")
-            raise InputError(f"--{name} is for OUT.parquet, and this is {out_format}; leave it out")
-
-
-def _cluster(arguments: Namespace) -> Cluster | None:
-    """The cluster to compute on; None is this machine."""
-    asked = {
-        name: getattr(arguments, name)
-        for name in ("address", "workers", "cores", "gpus")
-        if getattr(arguments, name) is not None
-    }
-    if arguments.engine not in ENGINES:
-        raise unknown_name("engine", arguments.engine, ENGINES)
-    if arguments.engine == "local":
-        if asked:
-            raise InputError(f"--{next(iter(asked))} is for --engine ray; add it or leave this out")
-        return None
-    if arguments.out is None or feature_format(arguments.out) is not FeatureFormat.PARQUET:
-        raise InputError("--engine ray writes a folder of parts; give --out OUT.parquet")
-    return Cluster(**({"cores": usable_cores()} | asked))
 
 
 def _decoder_count(asked: int | None, images: int) -> int:

@@ -1,7 +1,9 @@
 """The work of `dinov2rt run`: features of a collection, and a picture of its first images."""
 
 import contextlib
+import os
 import time
+from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +11,13 @@ from pathlib import Path
 from dinov2rt.analysis.pca import draw_items
 from dinov2rt.cli.output import complain
 from dinov2rt.cli.progress import Progress
+from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, Outcome
 from dinov2rt.extraction.extractor import Extractor
-from dinov2rt.extraction.formats import FeatureFormat
+from dinov2rt.extraction.formats import FeatureFormat, feature_format
 from dinov2rt.extraction.job import (
     JobReport,
     Watch,
@@ -56,6 +59,46 @@ class Finished:
     drawn: int
     pages: list[Path]
     seconds: float
+
+
+def check_destinations(arguments: Namespace) -> None:
+    """Refuse outputs that could not be written, before a long computation.
+
+    Raises:
+        InputError: `--out` or `--pca` cannot be written, or options do not go with them.
+    """
+    out, pca = arguments.out, arguments.pca
+    if out is None and pca is None:
+        raise InputError("nothing to write; give --out FILE.npz, .csv or .parquet, or --pca F.png")
+    if arguments.patch_tokens and out is None:
+        raise InputError("--patch-tokens says what --out holds; give --out FILE as well")
+    if out is not None:
+        _check_format(arguments, feature_format(out))
+    elif arguments.retry_failed:
+        raise InputError("--retry-failed is for --out OUT.parquet; give it as well")
+    if pca is not None and pca.suffix != ".png":
+        raise InputError(f"{pca} has the suffix {pca.suffix!r}; allowed for --pca: .png")
+    for file in filter(None, (out, pca)):
+        place = file if file == out and file.is_dir() else file.parent
+        if (file == pca and file.is_dir()) or not os.access(place, os.W_OK):
+            raise InputError(f"{file} cannot be written; choose a place that exists and is yours")
+
+
+def _check_format(arguments: Namespace, out_format: FeatureFormat) -> None:
+    """Refuse options that the output's format does not support."""
+    if out_format is FeatureFormat.CSV and arguments.patch_tokens:
+        raise InputError("--patch-tokens do not fit into .csv; give --out OUT.npz or OUT.parquet")
+    if arguments.dtype is not None:
+        FeatureType.parse(arguments.dtype)
+    for option in ("dtype", "retry_failed", "layer_tokens"):
+        if getattr(arguments, option) and out_format is not FeatureFormat.PARQUET:
+            name = option.replace("_", "-")
+            raise InputError(f"--{name} is for OUT.parquet, and this is {out_format}; leave it out")
+
+
+def writes_parts(arguments: Namespace) -> bool:
+    """Whether `--out` is a folder of parts."""
+    return arguments.out is not None and feature_format(arguments.out) is FeatureFormat.PARQUET
 
 
 def run_job(

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.small_cases import SMALL_CASES
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import Golden
@@ -21,10 +22,6 @@ from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.heads.checkpoint import HeadSource
 from dinov2rt.runtime.model import load
 
-SMALL_CASES = (
-    (ImageSize(56, 98), ("chelsea.jpg", "coffee.jpg")),
-    (ImageSize(73, 31), ("coffee.jpg",)),
-)
 HEADS = ("linear", "nyu-linear4", "voc2012-ms")
 OUTPUTS = {"logits", "depth", "segmentation"}
 
@@ -90,6 +87,9 @@ def test_dense_heads_leave_no_captured_graph(bundle: Path) -> None:
     manifest = Manifest.read(bundle)
     assert manifest.cuda_graph is None
     assert all(graph.pads for graph in manifest.graphs)
+    with load(bundle) as model:
+        said = model.describe()
+    assert "dense heads (nyu-linear4, voc2012-ms) compute with the image's size, which a" in said
 
 
 @pytest.mark.slow

@@ -1,21 +1,24 @@
 """`dinov2rt predict`: images in, classes, depth and segments out."""
 
+import contextlib
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dinov2rt.analysis.prediction_pictures import draw_attention, draw_prediction
 from dinov2rt.bundle.signature import ATTENTION
-from dinov2rt.cli.arguments import add_bundle, add_load_options, load_model
+from dinov2rt.cli.arguments import add_bundle, add_engine, add_load_options, cluster_of, load_model
 from dinov2rt.cli.progress import Progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.answers.files import DEPTH_FORMATS, PredictionFolder
-from dinov2rt.extraction.answers.prediction import Answered, PredictOptions, predict_chunks
+from dinov2rt.extraction.answers.prediction import Answered, PredictOptions
+from dinov2rt.extraction.answers.predictor import Predictor, Watch, predict_to_folder
 from dinov2rt.extraction.answers.table import FORMATS, table_name, write_table
 from dinov2rt.extraction.chunks import Chunk, Failure
-from dinov2rt.extraction.collection import find_chunks
+from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extractor import is_synthetic
 from dinov2rt.extraction.job import num_images
@@ -32,7 +35,7 @@ _MEANINGLESS = "the weights are synthetic: these answers mean nothing, they only
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    add_bundle(parser)
+    add_bundle(parser, located=str)  # on a cluster, its nodes copy from the URL
     parser.add_argument(
         "paths",
         metavar="PATH",
@@ -71,10 +74,24 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--preprocess", default="native", help="native (default), classification or short-side:N"
     )
     parser.add_argument("--batch", type=int, default=8, help="images at a time (default: 8)")
-    parser.add_argument(
+    _add_collection_arguments(parser)
+    add_load_options(parser)
+
+
+def _add_collection_arguments(parser: ArgumentParser) -> None:
+    group = parser.add_argument_group("large collections")
+    group.add_argument(
         "--decoders", type=int, default=0, metavar="N", help="processes that decode (default: 0)"
     )
-    add_load_options(parser)
+    group.add_argument("--image-column", default="image", help="of Parquet shards (default: image)")
+    group.add_argument(
+        "--part-images",
+        type=int,
+        default=DEFAULT_CHUNK_IMAGES,
+        metavar="N",
+        help=f"images that a Ray actor takes at a time (default: {DEFAULT_CHUNK_IMAGES})",
+    )
+    add_engine(group)
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -89,12 +106,17 @@ def _run(arguments: Namespace) -> Outcome:
     if arguments.top < 1:
         raise InputError(f"--top {arguments.top}; allowed is a whole number from 1")
     table = table_name(arguments.table)
-    chunks = find_chunks(arguments.paths)
+    cluster = cluster_of(arguments)
+    chunks = find_chunks(
+        arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
+    )
     with Decoders(arguments.decoders) as decoders, load_model(arguments) as model:
         Request.of(model.manifest.heads, options.heads, None, scores=False)  # or refused here
         folder = _folder(model, arguments, options, chunks)
-        folder.open()
-        failures = _predict(model, folder, chunks, options, decoders, pictures=arguments.pictures)
+        draw = _draw if arguments.pictures else None
+        predictor = Predictor(model, options, folder, decoders, draw)
+        watching = partial(_watching, num_images(chunks))
+        failures = predict_to_folder(predictor, chunks, cluster=cluster, watching=watching)
         records = list(folder.records(chunks))
         write_table(records, folder.folder / table)
         return _outcome(arguments, model, records, failures)
@@ -117,30 +139,18 @@ def _folder(
     return PredictionFolder(arguments.out, settings, arguments.depth_format, arguments.top)
 
 
-def _predict(
-    model: Model,
-    folder: PredictionFolder,
-    chunks: list[Chunk],
-    options: PredictOptions,
-    decoders: Decoders,
-    *,
-    pictures: bool,
-) -> list[Failure]:
-    """Answer for every image that has no record yet; returns those that cannot be used."""
-    missing = list(folder.missing(chunks))
-    total = num_images(chunks)
-    failures: list[Failure] = []
-    with Progress(total, total - num_images(missing)) as progress:
-        for answer in predict_chunks(model, missing, options, decoders):
-            if isinstance(answer, Failure):
-                failures.append(answer)
-                progress.complain(answer.reason)
-            else:
-                if pictures:
-                    _draw(model, folder, answer)
-                folder.write(answer)
-            progress.step()
-    return failures
+@contextlib.contextmanager
+def _watching(total: int, done: int) -> Iterator[Watch]:
+    """Progress over `total` images, of which `done` were answered by an earlier run."""
+    with Progress(total, done) as progress:
+
+        def watch(count: int, failures: Sequence[Failure]) -> None:
+            for failure in failures:
+                progress.complain(failure.reason)
+            for _ in range(count):
+                progress.step()
+
+        yield watch
 
 
 def _draw(model: Model, folder: PredictionFolder, answer: Answered) -> None:
@@ -154,8 +164,8 @@ def _draw(model: Model, folder: PredictionFolder, answer: Answered) -> None:
     for name, picture in pictures.items():
         file = folder.place(f"{PICTURES}/{name}", answer.key, ".png")
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as partial:
-            write_png(picture, partial)
+        with replacing(file) as unfinished:
+            write_png(picture, unfinished)
 
 
 def _outcome(

@@ -1,0 +1,120 @@
+"""Candidates for bundles with heads, beside the eager heads of this project."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.small_cases import SMALL_CASES
+
+from dinov2rt.benchmarks.harness.accuracy_check import check_heads, task_limits_for
+from dinov2rt.benchmarks.harness.graph_flops import head_flops
+from dinov2rt.benchmarks.harness.photo_batch import photo_batch
+from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidates import find
+from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import find_variant
+from dinov2rt.errors import BundleError
+from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.heads.checkpoint import HeadSource
+
+Export = Callable[[str, str], Task]
+HEADS = ("linear", "nyu-linear", "voc2012-linear")
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """A bundle of a variant with heads, as a candidate gets it."""
+
+    def export(variant: str, heads: str) -> Task:
+        bundle = tmp_path_factory.mktemp("bundles") / "bundle"
+        options = ExportOptions(
+            precisions=(Precision.FP32,),
+            heads=HeadSource.parse_all(heads.replace("*", "=synthetic:0")),
+        )
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+            export_bundle(find_variant(variant), "synthetic:0", bundle, options)
+        return Task(bundle, "cpu", threads=1)
+
+    return export
+
+
+def answers(name: str, task: Task, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
+    (candidate,) = find([name])
+    assert candidate.cannot_run(task) is None
+    runner = candidate.open(task)
+    try:
+        return {key: np.array(value) for key, value in
+                runner.outputs(runner.run(runner.prepare(pixels))).items()}  # fmt: skip
+    finally:
+        runner.close()
+
+
+def error(got: Any, want: Any) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@pytest.mark.parametrize("size", [ImageSize(56, 98), ImageSize(73, 31)])
+def test_a_bundle_with_heads_is_measured_by_its_answers(
+    bundle_heads: Path, size: ImageSize
+) -> None:
+    task, pixels = Task(bundle_heads, "cpu", threads=1), photo_batch(2, size)
+    eager = answers("eager", task, pixels)
+    assert tuple(eager) == task.outputs
+    ours = answers("dinov2rt-onnxruntime-fp32", task, pixels)
+    assert {f"{name}_scores" for name in ours if name.startswith("segm")} | {*ours} == {*eager}
+    limits = task_limits_for(task.manifest, Precision.FP32)
+    accuracy = check_heads(ours, eager, limits)
+    assert accuracy.passed, accuracy
+    assert accuracy.relative_l2 is not None
+    assert accuracy.relative_l2 < 1e-5
+    wrong = {**ours, "depth_nyu_linear": ours["depth_nyu_linear"] * 1.001}
+    assert not check_heads(wrong, eager, limits).passed
+    with pytest.raises(BundleError, match="no limits of its heads for fp16"):
+        task_limits_for(task.manifest, Precision.FP16)
+
+
+def test_transformers_is_not_measured_with_heads_that_it_lacks(bundle_heads: Path) -> None:
+    (candidate,) = find(["transformers"])
+    reason = candidate.cannot_run(Task(bundle_heads, "cpu", threads=1))
+    assert reason is not None
+    assert "it has one for each of linear, nyu-dpt, kitti-dpt" in reason
+
+
+@pytest.mark.slow  # exports, and the native size, where transformers resamples no positions
+@pytest.mark.parametrize(
+    ("variant", "head", "output"),
+    [
+        ("dinov2_vits14", "linear", "logits"),
+        ("dinov2_vits14_reg", "linear", "logits"),
+        ("dinov2_vits14", "nyu-dpt", "depth"),
+    ],
+)
+def test_transformers_computes_the_same(
+    exported: Export, variant: str, head: str, output: str
+) -> None:
+    task, pixels = exported(variant, f"{head}*"), photo_batch(1, ImageSize(518, 518))
+    eager = answers("eager", task, pixels)
+    assert error(answers("transformers", task, pixels)[output], eager[output]) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+@pytest.mark.parametrize("name", ["compile", "onnxruntime", "openvino"])
+def test_other_peers_answer_as_the_eager_heads(exported: Export, name: str) -> None:
+    task, pixels = exported("dinov2_vits14", ",".join(f"{head}*" for head in HEADS)), None
+    pixels = photo_batch(2, ImageSize(73, 31))
+    eager, found = answers("eager", task, pixels), answers(name, task, pixels)
+    assert check_heads(found, eager, task_limits_for(task.manifest, Precision.FP32)).passed
+
+
+def test_the_work_of_heads_is_counted(bundle_heads: Path) -> None:
+    """The official heads' own work is far below it for DPT, and this bundle has two of them."""
+    small, large = (
+        head_flops(bundle_heads / "fp32.onnx", photo_batch(1, ImageSize(side, side)))
+        for side in (56, 112)
+    )
+    assert 2e9 < small < large < 4.5 * small
