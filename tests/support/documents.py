@@ -23,6 +23,7 @@ REASONS = {
     "needs a network",
     "needs a GPU",
     "needs a cluster",
+    "needs masks of your own",
     "installs packages",
     "runs the tests",
 }
