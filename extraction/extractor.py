@@ -118,7 +118,7 @@ class Extractor:
 
 def model_on_cores(model: Model, cores: int) -> Model:
     """`model` to be pickled for a machine with `cores` CPU cores, in the precision of this one."""
-    options = replace(model.options, threads=cores, precision=str(model.graph.precision))
+    options = replace(model.options, threads=cores, precision=model.graph.precision)
     return replace(model, options=options)
 
 

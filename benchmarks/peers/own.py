@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dinov2rt._version import __version__
 from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.modes import BackendName
 from dinov2rt.runtime.features import Features
@@ -62,7 +63,6 @@ class OwnRunner:
     def phases(self, prepared: NDArray[np.uint8]) -> Phases | None:
         """The phases of one call; see `Model.phases`."""
         return self._model.phases(prepared, outputs=self._names)
-
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[Any]]:
         """The outputs by name, float32; classes of pixels are uint8."""

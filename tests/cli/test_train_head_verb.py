@@ -79,7 +79,7 @@ def test_what_cannot_be_fitted_is_one_line(
 def test_bad_options_are_one_line(train: Train, write_features: Write) -> None:
     features = write_features("train", *invented(2))
     for option, value, message in (
-        ("--tokens", "all", "allowed are cls, cls+mean, layers+mean"),
+        ("--tokens", "all", 'allowed are "cls", "cls+mean", "layers+mean"'),
         ("--held-out", "1.5", "a share between 0 and 1"),
         ("-C", "0", "greater than 0"),
     ):

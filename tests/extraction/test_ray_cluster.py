@@ -154,7 +154,7 @@ def test_no_cluster_is_one_line(
     ("argv", "message"),
     [
         (["--workers", "2"], "--workers is for --engine ray"),
-        (["--engine", "spark"], "--engine 'spark'; allowed are local, ray"),
+        (["--engine", "spark"], 'allowed are "local", "ray"'),
         (["--engine", "ray", "--workers", "0"], "0 workers"),
     ],
 )

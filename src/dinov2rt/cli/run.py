@@ -28,7 +28,6 @@ from dinov2rt.extraction.image_features import ScaledImages
 from dinov2rt.extraction.job import num_images
 from dinov2rt.extraction.parquet import FeatureType
 from dinov2rt.extraction.reader import ERRORS_FOLDER
-from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.image_search import describe_left_out
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model
