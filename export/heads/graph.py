@@ -1,6 +1,7 @@
 """Heads as nodes of the backbone's graph, from tokens to the task's output."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -157,28 +158,62 @@ def _planes(backbone: Backbone, name: str, tokens: ir.Value) -> ir.Value:
 
 
 def _class_map(backbone: Backbone, name: str, scores: ir.Value, classes: int) -> ir.Value:
-    """Scores [B, h·w, K] resampled to the image's size, and the best class: uint8 [B, H, W]."""
+    """Scores [B, h·w, K] resampled to the image's size, and the best class: uint8 [B, H, W].
+
+    Classes stand before columns while scores are resampled: the columns of all classes and rows
+    are one product then, and a search along an outer axis reads neighbours together.
+    """
     write, grid, image = backbone.write, backbone.grid, backbone.image
     up = write("Add", image.height, np.array([_BANDS - 1]), name=f"{name}/height_up", dtype=_INT64)
     band = write("Div", up, np.array([_BANDS]), name=f"{name}/band", dtype=_INT64)
     all_rows = write("Mul", band, np.array([_BANDS]), name=f"{name}/band_rows", dtype=_INT64)
     rows = bilinear_matrix(write, grid.height, image.height, f"{name}.map_rows", all_rows)
     columns = bilinear_matrix(write, grid.width, image.width, f"{name}.map_columns")
+    maps = _Maps(
+        lines=_class_lines(backbone, name, scores, classes),
+        columns=write("Transpose", columns, name=f"{name}.map_columns/t", perm=[0, 2, 1]),
+        flat=_shape(write, f"{name}/flat", 0, -1, grid.width),
+        whole=_shape(write, f"{name}/whole", 0, -1, classes, image.width),
+    )
     parts = [
-        _class_band(
-            backbone,
-            f"{name}.band_{index}",
-            scores,
-            classes,
-            _cut(write, rows, band, index, name),
-            columns,
-        )
+        _class_band(write, f"{name}.band_{index}", maps, _cut(write, rows, band, index, name))
         for index in range(_BANDS)
     ]
     joined = write("Concat", *parts, name=f"{name}/bands", dtype=ir.DataType.FLOAT, axis=1)
     cut = write("Slice", joined, np.array([0]), image.height, np.array([1]), name=f"{name}/map")
     # By way of float: TensorRT makes uint8 of nothing else.
     return write("Cast", cut, name=f"{name}/classes", dtype=ir.DataType.UINT8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Maps:
+    """What all bands of a class map share.
+
+    `lines` are scores [B, h, K·w], `columns` the weights [1, w, W]. `flat` and `whole` are shapes,
+    [B, r·K, w] and [B, r, K, W], for a band of r rows.
+    """
+
+    lines: ir.Value
+    columns: ir.Value
+    flat: ir.Value
+    whole: ir.Value
+
+
+def _class_lines(backbone: Backbone, name: str, scores: ir.Value, classes: int) -> ir.Value:
+    """[B, h·w, K] to [B, h, K·w]."""
+    write, grid = backbone.write, backbone.grid
+    cells = _shape(write, f"{name}/cells", 0, grid.height, grid.width, classes)
+    of_cells = write("Reshape", scores, cells, name=f"{name}/of_cells")
+    turned = write("Transpose", of_cells, name=f"{name}/turned", perm=[0, 1, 3, 2])
+    return write(
+        "Reshape", turned, _shape(write, f"{name}/lines_shape", 0, 0, -1), name=f"{name}/lines"
+    )
+
+
+def _shape(write: Writer, name: str, *sides: int | ir.Value) -> ir.Value:
+    """A shape for Reshape, of numbers and of sides [1] that are known when it runs."""
+    parts = [np.array([side]) if isinstance(side, int) else side for side in sides]
+    return write("Concat", *parts, name=name, dtype=_INT64, axis=0)
 
 
 def _cut(write: Writer, rows: ir.Value, band: ir.Value, index: int, name: str) -> ir.Value:
@@ -190,13 +225,13 @@ def _cut(write: Writer, rows: ir.Value, band: ir.Value, index: int, name: str) -
     return write("Slice", rows, start, stop, np.array([1]), name=f"{name}/band_{index}_rows")
 
 
-def _class_band(
-    backbone: Backbone, name: str, scores: ir.Value, classes: int, rows: ir.Value, columns: ir.Value
-) -> ir.Value:
-    """Classes of some rows of the image, [B, r, W], as float32."""
-    write = backbone.write
-    values = resize_tokens(write, scores, classes, backbone.grid, rows, columns, name)
-    best = write("ArgMax", values, name=f"{name}/best", dtype=_INT64, axis=3, keepdims=0)
+def _class_band(write: Writer, name: str, maps: _Maps, rows: ir.Value) -> ir.Value:
+    """Classes [B, r, W] of the rows of the image that `rows` [1, r, h] resamples, as float32."""
+    down = write("MatMul", rows, maps.lines, name=f"{name}/down")  # [B, r, K·w]
+    flat = write("Reshape", down, maps.flat, name=f"{name}/flat")
+    across = write("MatMul", flat, maps.columns, name=f"{name}/across")
+    values = write("Reshape", across, maps.whole, name=f"{name}/values")
+    best = write("ArgMax", values, name=f"{name}/best", dtype=_INT64, axis=2, keepdims=0)
     return write("Cast", best, name=f"{name}/best_float", dtype=ir.DataType.FLOAT)
 
 

@@ -128,9 +128,9 @@ def check_refusals(model: Model) -> None:
         model.predict([image.astype(np.float32)[0]], recipe="official")
 
 
-def test_classes_of_an_image_are_of_its_middle(bundle_heads: Path) -> None:
+def test_classes_of_an_image_are_of_its_middle(bundle_classifiers: Path) -> None:
     image = pixels("chelsea_98x126")[0]
-    with load(bundle_heads, device="cpu", backend="openvino") as model:
+    with load(bundle_classifiers, device="cpu", backend="openvino") as model:
         (answer,) = model.predict([image], heads="linear", recipe="official")
         from dinov2rt.runtime.images import preprocessed
         from dinov2rt.runtime.preprocess import Preprocess
