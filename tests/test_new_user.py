@@ -168,7 +168,8 @@ def test_photographs_of_phones_need_no_option(dinov2rt: Command, home: Path) -> 
         ("3000", "4000"),
         ("4000", "3000"),
     ]
-    assert all(int(row["height"]) * int(row["width"]) <= 2**22 for row in sizes)
+    patches = [int(row["grid_rows"]) * int(row["grid_cols"]) for row in sizes]
+    assert all(0.99 * 2**22 < 14 * 14 * count <= 2**22 for count in patches)
     status, _, err = dinov2rt("run", BUNDLE, "phone/", "--out", "refused.csv", "--no-scale")
     assert status != 0
     assert "more than max_pixels=4194304" in err
@@ -179,11 +180,11 @@ def test_a_folder_that_was_moved_is_still_searched(dinov2rt: Command, home: Path
     (home / "photos").rename(home / "pictures")
     try:
         for name in ("coffee/coffee_0.jpg", "pictures/coffee/coffee_0.jpg"):
-            query = ("search", name, "--features", "features.parquet", "-k", "1", "--json")
+            query = ("search", name, "--features", "features.parquet", "-k", "4", "--json")
             status, out, err = dinov2rt(*query, "--root", "pictures")
             assert status == 0, err
-            (nearest,) = json.loads(out)["queries"][0]["neighbours"]
-            assert (home / "pictures" / nearest["key"]).is_file()
+            keys = {near["key"] for near in json.loads(out)["queries"][0]["neighbours"]}
+            assert {"coffee/coffee_1.jpg", "coffee/coffee_2.jpg"} <= keys
     finally:
         (home / "pictures").rename(home / "photos")
 
@@ -304,7 +305,7 @@ def test_a_result_is_rendered_far_from_the_repository(
 ) -> None:
     """Pages need neither torch nor the sources."""
     install(fresh, "jinja2", "matplotlib", "msgspec", "psutil", "threadpoolctl")
-    result = ROOT / "benchmarks/results/epyc-2c-avx512vnni/dinov2_vits14.json"
+    result = ROOT / "benchmarks/results/epyc-2c-avx512vnni/vit-b.json"
     shutil.copy(result, home / "result.json")
     status, out, err = dinov2rt("report", "result.json")
     assert status == 0, err
