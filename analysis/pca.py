@@ -27,8 +27,8 @@ Float64Array = NDArray[np.float64]
 
 _PERCENTILES = (2, 98)
 _CAPTION = (
-    "Each square is one patch of 14x14 pixels. Red, green and blue are the first three principal "
-    "components of the patch tokens: patches of one colour are similar for the model.",
+    "Each square is one patch of {side}x{side} pixels. Red, green and blue are the first three "
+    "principal components of the patch tokens: patches of one colour are similar for the model.",
     "Right: the first component separates foreground from background; the colours are fitted to "
     "the foreground only. Synthetic weights see colour and texture, not objects.",
 )
@@ -99,7 +99,7 @@ def draw_items(
 
 
 def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) -> None:
-    """Draw one photo [H, W, 3] and its patches [h, w, D]: all patches, and only the foreground.
+    """Draw one photo [P·h, P·w, 3] and its patches [h, w, D]: all of them, and the foreground.
 
     Raises:
         Dinov2rtError: the file cannot be written.
@@ -109,7 +109,8 @@ def draw_demo(photo: NDArray[np.uint8], patch_tokens: FloatArray, file: Path) ->
         ("all patches", patch_pca([patch_tokens], whole=True)[0]),
         ("the foreground; the rest is black", patch_pca([patch_tokens])[0]),
     ]
-    draw_panels(photo, panels, _CAPTION, file)
+    side = photo.shape[0] // patch_tokens.shape[0]
+    draw_panels(photo, panels, tuple(line.format(side=side) for line in _CAPTION), file)
 
 
 def seen_by_model(image: NDArray[np.uint8], snap: Snap, patch_size: int) -> NDArray[np.uint8]:

@@ -14,7 +14,14 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import variant_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.export.golden import COMMON_SIZE, PHOTOS, center_crop, eager_case, uneven_size
+from dinov2rt.export.golden import (
+    COMMON_SIZE,
+    PHOTOS,
+    at_least,
+    center_crop,
+    eager_case,
+    uneven_size,
+)
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.architecture import Stated
@@ -39,7 +46,8 @@ def eager_cases(
         manifest: of the bundle; its weights are loaded again, and must still be the same.
         graph: tells the input and the layers.
         sizes: centre crops of each image; None takes 224 pixels a side, the size of the position
-            table, and one whose sides are no multiples of the patch.
+            table, and one whose sides are no multiples of the patch, and enlarges the largest
+            photograph where all are too small for one of them.
         images: files or folders; None takes the photographs that ship with the project, at each
             size those that are large enough.
         weights: where the weights are now; None takes the source that the manifest names.
@@ -48,10 +56,12 @@ def eager_cases(
         InputError: an image cannot be read, or is smaller than one of the sizes.
         WeightsError: the weights cannot be loaded, or are not the bundle's.
     """
-    if sizes is None:
-        sizes = default_sizes(manifest.architecture)
-    _check_sizes(sizes, manifest.architecture)
-    crops = list(_photo_crops(sizes) if images is None else _crops(find_images(images), sizes))
+    asked = default_sizes(manifest.architecture) if sizes is None else sizes
+    _check_sizes(asked, manifest.architecture)
+    if images is None:
+        crops = list(_photo_crops(asked, enlarges=sizes is None))
+    else:
+        crops = list(_crops(find_images(images), asked))
     state = weights_of(manifest, weights).state_dict
     model = load_eager(manifest.architecture, state)
     model.task_heads = heads_of(manifest)
@@ -110,10 +120,13 @@ def heads_of(manifest: Manifest) -> tuple[EagerHead, ...]:
     return heads
 
 
-def _photo_crops(sizes: Sequence[ImageSize]) -> Iterator[_Crop]:
+def _photo_crops(sizes: Sequence[ImageSize], *, enlarges: bool) -> Iterator[_Crop]:
     photos = [(path, load_image(path)) for path in find_images([PHOTOS])]
+    largest, image_of_it = max(photos, key=lambda photo: photo[1].size)
     for size in sizes:
         fitting = [(path, image) for path, image in photos if _fits(size, image)]
+        if not fitting and enlarges:
+            fitting = [(largest, at_least(image_of_it, size))]
         if not fitting:
             raise InputError(
                 f"none of the photographs that ship with dinov2rt is as large as {size}; "

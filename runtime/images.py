@@ -203,7 +203,7 @@ def _applied(steps: Preprocess, image: "Image") -> "Image":
     size = ImageSize(image.height, image.width)
     scaled = steps.scaled(size)
     image = image if scaled == size else _resize(image, scaled)
-    return image if steps.crop is None else _center_crop(image, steps.crop)
+    return image if steps.crop is None else _center_crop(image, steps, steps.crop)
 
 
 def _open(path: "Path | str | bytes | BinaryIO | Image") -> "Image":
@@ -307,7 +307,6 @@ def _resize(image: "Image", size: ImageSize) -> "Image":
     return image.resize((size.width, size.height), _pillow().Resampling.BICUBIC)
 
 
-def _center_crop(image: "Image", side: int) -> "Image":
-    left = round((image.width - side) / 2.0)
-    top = round((image.height - side) / 2.0)
+def _center_crop(image: "Image", steps: Preprocess, side: int) -> "Image":
+    left, top = steps.crop_start(image.width), steps.crop_start(image.height)
     return image.crop((left, top, left + side, top + side))

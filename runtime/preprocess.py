@@ -16,11 +16,12 @@ _COLOURS: dict[str, Colour] = {"white": (255, 255, 255), "black": (0, 0, 0)}
 _SIDE = r"([1-9][0-9]{0,5})"
 _STEPS = re.compile(
     rf"(?:native|short-side:{_SIDE}|resize:{_SIDE}x{_SIDE})?"
-    rf"(?:(?:^|,)crop:{_SIDE})?(?:(?:^|,)background:#([0-9a-f]{{6}}))?"
+    rf"(?:(?:^|,)(floor-)?crop:{_SIDE})?(?:(?:^|,)background:#([0-9a-f]{{6}}))?"
 )
 _ALLOWED = (
-    '"native", "classification", or steps: "short-side:N" or "resize:HxW", "crop:N" and '
-    '"background:#rrggbb", such as "short-side:256,crop:224" or "resize:518x518"'
+    '"native", "classification", or steps: "short-side:N" or "resize:HxW", "crop:N" or '
+    '"floor-crop:N", and "background:#rrggbb", such as "short-side:256,crop:224" or '
+    '"resize:518x518"'
 )
 
 
@@ -32,13 +33,16 @@ class Preprocess:
     the pixels keep their colours. `short_side` scales the short side to this length and keeps the
     aspect ratio, `resize` scales to a size and ignores the aspect ratio; both are bicubic and
     antialiased. `crop` then cuts a square from the centre, black where the image is smaller. The
-    arithmetic is the same as in torchvision's `Resize` and `CenterCrop`.
+    arithmetic is the same as in torchvision's `Resize` and `CenterCrop`. If the margins are uneven,
+    that rounds half a pixel to even; with `crop_floors`, the crop starts half a pixel earlier, as
+    in transformers.
     """
 
     short_side: int | None = None
     crop: int | None = None
     resize: ImageSize | None = None
     background: Colour | None = None
+    crop_floors: bool = False
 
     @classmethod
     def parse(cls, name: str) -> Self:
@@ -54,12 +58,13 @@ class Preprocess:
         match = _STEPS.fullmatch(steps)
         if not steps or match is None:
             raise InputError(f"unknown preprocess {quoted(name)}; allowed are {_ALLOWED}")
-        short_side, height, width, crop, background = match.groups()
+        short_side, height, width, floor, crop, background = match.groups()
         return cls(
             short_side=int(short_side) if short_side else None,
             crop=int(crop) if crop else None,
             resize=ImageSize(int(height), int(width)) if height else None,
             background=_from_hex(background) if background else None,
+            crop_floors=floor is not None,
         )
 
     @property
@@ -71,7 +76,7 @@ class Preprocess:
         if self.resize is not None:
             steps.append(f"resize:{self.resize}")
         if self.crop is not None:
-            steps.append(f"crop:{self.crop}")
+            steps.append(f"{'floor-' if self.crop_floors else ''}crop:{self.crop}")
         named = {steps: name for name, steps in _NAMED.items()}
         text = ",".join(steps) or "native"
         scaling = named.get(text, text)
@@ -95,6 +100,16 @@ class Preprocess:
         if size.width <= size.height:
             return ImageSize(long_side, self.short_side)
         return ImageSize(self.short_side, long_side)
+
+    def crop_start(self, side: int) -> int:
+        """Where the crop begins on an axis of `side` pixels; below 0, black pixels come first.
+
+        Source: `center_crop` of torchvision, and that of `image_transforms.py` in transformers.
+        """
+        margin = side - (side if self.crop is None else self.crop)
+        if self.crop_floors:
+            return margin // 2
+        return round(margin / 2) if margin >= 0 else -(-margin // 2)
 
     def on(self, background: str | None) -> Self:
         """The same steps with a `background`: white, black or R,G,B; None does not change it.

@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 from support.installed import require_for_tests
 from support.small_cases import SMALL_CASES
+from support.unusual import UNUSUAL, export_unusual
 
 from dinov2rt.benchmarks.harness.roof import measure_roof
 from dinov2rt.benchmarks.results import Roof
@@ -50,6 +51,12 @@ def bundle_s(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle_s_reg(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ViT-S with registers, from synthetic weights."""
     return _export("dinov2_vits14_reg", tmp_path_factory.mktemp("bundles"))
+
+
+@pytest.fixture(scope="session")
+def bundle_unusual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two narrow blocks of an architecture that shares no part with the variants."""
+    return export_unusual(UNUSUAL["patch16"], tmp_path_factory.mktemp("unusual"))
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends import onnxruntime as ort
 from dinov2rt.runtime.backends.modes import Device
@@ -71,9 +72,29 @@ def cannot_run_transformers(task: Task, *, precision: Precision) -> str | None:
             f"transformers has no model with the heads {', '.join(heads)}; it has one for each of "
             f"{', '.join(IN_TRANSFORMERS)}"
         )
+    architecture = task.manifest.architecture
+    if mlp_ratio_of(architecture) is None or not architecture.layer_scale:
+        return (
+            "transformers has no DINOv2 of this architecture: its models have LayerScale, and a "
+            "feed-forward width that follows from a whole mlp_ratio"
+        )
     needs_bf16 = precision is Precision.BF16
     reason = cannot_run_in_bf16(task) if needs_bf16 else None
     return reason or cannot_run_torch(task) or lacks("transformers")
+
+
+def mlp_ratio_of(architecture: Architecture) -> int | None:
+    """The `mlp_ratio` that gives transformers' model this feed-forward width, or None.
+
+    Source: `Dinov2MLP` and `Dinov2SwiGLUFFN` in `modeling_dinov2.py`: SwiGLU keeps two thirds,
+    rounded up to a multiple of 8.
+    """
+    for ratio in range(1, architecture.hidden_dim * 2 // architecture.embed_dim + 2):
+        width = architecture.embed_dim * ratio
+        is_gated = architecture.ffn == "swiglu"
+        if architecture.hidden_dim == ((width * 2 // 3 + 7) // 8 * 8 if is_gated else width):
+            return ratio
+    return None
 
 
 def cannot_run_onnxruntime(task: Task) -> str | None:

@@ -10,6 +10,7 @@ from transformers import (
     Dinov2WithRegistersModel,
 )
 
+from dinov2rt.benchmarks.peers.requirements import mlp_ratio_of
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.export.model import LAYER_NORM_EPS
 from dinov2rt.export.weights.huggingface import from_official_names
@@ -20,7 +21,7 @@ def huggingface_model(architecture: Architecture, weights: StateDict) -> Any:
     """`Dinov2Model` or `Dinov2WithRegistersModel` in evaluation mode, its attention by SDPA.
 
     Args:
-        architecture: the architecture of the weights.
+        architecture: the architecture of the weights; see `cannot_run_transformers`.
         weights: its official state dict.
     """
     with torch.device("meta"):
@@ -47,6 +48,7 @@ def config_facts(architecture: Architecture) -> dict[str, Any]:
         "num_attention_heads": architecture.num_heads,
         "image_size": [size.height, size.width],
         "patch_size": architecture.patch_size,
+        "mlp_ratio": mlp_ratio_of(architecture),
         "qkv_bias": architecture.qkv_bias,
         "use_swiglu_ffn": architecture.ffn == "swiglu",
         "layer_norm_eps": LAYER_NORM_EPS,

@@ -39,12 +39,17 @@ def rank(model: Dinov2, images: Tensor) -> tuple[str, ...]:
 def rounded(tokens: Tensor) -> Tensor:
     """Activations [..., in] as OpenVINO rounds them before it multiplies bytes.
 
-    Groups of `INT8_GROUP` channels of one token share a scale; they are symmetric.
+    Groups of `INT8_GROUP` channels of one token share a scale; they are symmetric. The last group
+    of a width that is no multiple is smaller. Tokens that are narrower than one are not rounded.
     """
-    groups = tokens.reshape(*tokens.shape[:-1], -1, INT8_GROUP)
+    width = tokens.shape[-1]
+    if width < INT8_GROUP:
+        return tokens
+    padded = nn.functional.pad(tokens, (0, -width % INT8_GROUP))
+    groups = padded.reshape(*padded.shape[:-1], -1, INT8_GROUP)
     scale = groups.abs().amax(-1, keepdim=True) / _LARGEST
     scale = scale.clamp(min=torch.finfo(tokens.dtype).tiny)
-    return (torch.round(groups / scale) * scale).flatten(-2)
+    return (torch.round(groups / scale) * scale).flatten(-2)[..., :width]
 
 
 def _with_int8(product: nn.Linear, model: Dinov2, index: int, tokens: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.folders import read_json
 
 _OTHERWISE = "correct or remove it"
+_CROP_PCT = 0.875
+"""`DEFAULT_CROP_PCT` of timm."""
 _BICUBIC = 3
 """Of `PIL.Image.Resampling`, which `resample` names."""
 
@@ -15,10 +17,11 @@ _BICUBIC = 3
 def source_steps(location: Path) -> str | None:
     """The steps as `Preprocess.parse` takes them, from the files beside the weights.
 
-    None where nothing stands there, or steps that are not bicubic or crop to no square.
+    None where nothing stands there, or steps that are not bicubic, crop to no square, or bound
+    the long side as well.
 
-    Source: `BaseImageProcessor` of transformers; `transforms_imagenet_eval` in timm, whose short
-    side is `floor(size / crop_pct)`.
+    Source: `PilBackend` of transformers, whose crop rounds down; `transforms_imagenet_eval` in
+    timm, whose short side is `floor(size / crop_pct)`, where `crop_pct` is 0.875 unless stated.
 
     Raises:
         WeightsError: a file cannot be read, or says what cannot be computed.
@@ -40,29 +43,36 @@ def source_steps(location: Path) -> str | None:
 def _of_transformers(config: dict[str, Any]) -> str | None:
     steps = []
     if config.get("do_resize", "size" in config):
-        if config.get("resample", _BICUBIC) != _BICUBIC:
+        is_bicubic = config.get("resample", _BICUBIC) == _BICUBIC
+        scaling = _scaling(config) if is_bicubic else None
+        if scaling is None:
             return None
-        size = config["size"]
-        if isinstance(size, int):
-            steps.append(f"short-side:{size}")
-        elif "shortest_edge" in size:
-            steps.append(f"short-side:{int(size['shortest_edge'])}")
-        else:
-            steps.append(f"resize:{int(size['height'])}x{int(size['width'])}")
+        steps.append(scaling)
     if config.get("do_center_crop", "crop_size" in config):
         crop = config["crop_size"]
         height, width = (crop, crop) if isinstance(crop, int) else (crop["height"], crop["width"])
         if height != width:
             return None
-        steps.append(f"crop:{int(height)}")
+        steps.append(f"floor-crop:{int(height)}")
     return ",".join(steps) or "native"
+
+
+def _scaling(config: dict[str, Any]) -> str | None:
+    """The first step; a size of one number is a square for the processors of ViT alone."""
+    size = config["size"]
+    if isinstance(size, int):
+        kind = config.get("image_processor_type") or config.get("feature_extractor_type")
+        return f"resize:{size}x{size}" if str(kind).startswith("ViT") else f"short-side:{size}"
+    if "shortest_edge" in size:
+        return None if "longest_edge" in size else f"short-side:{int(size['shortest_edge'])}"
+    return f"resize:{int(size['height'])}x{int(size['width'])}"
 
 
 def _of_timm(pretrained: dict[str, Any]) -> str | None:
     if "input_size" not in pretrained or pretrained.get("interpolation", "bicubic") != "bicubic":
         return None
     _, height, width = pretrained["input_size"]
-    scaled = math.floor(height / float(pretrained.get("crop_pct") or 1))
+    scaled = math.floor(height / float(pretrained.get("crop_pct") or _CROP_PCT))
     mode = pretrained.get("crop_mode") or "center"
     if height != width or mode not in ("center", "squash"):
         return None

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.unusual import HALVES, UNUSUAL, export_unusual, precisions
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
-from dinov2rt.bundle.normalization import Normalization
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.position import resampling_matrices
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import WeightsError
-from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.position import PositionTable
 from dinov2rt.export.weights.architecture import (
@@ -28,7 +29,6 @@ from dinov2rt.runtime.backends.openvino import cannot_run
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
-HALVES = Normalization((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 GRIDS = ((1, 1), (1, 3), (7, 9), (5, 12), (12, 5), (5, 5), (16, 23), (40, 33))
 
 
@@ -64,58 +64,38 @@ def test_positions_are_those_of_the_eager_model(
     assert torch.equal(native_table, model.pos_embed[:, 1:])
 
 
-UNUSUAL = {
-    "patch8": {
-        "patch_size": 8,
-        "num_heads": 4,
-        "num_registers": 1,
-        "native_grid": Grid(5, 12),
-        "antialias": True,
-        "offset": 0.1,
-        "normalization": HALVES,
-        "layer_scale": False,
-        "qkv_bias": False,
-    },
-    "patch16": {
-        "patch_size": 16,
-        "ffn": "swiglu",
-        "hidden_dim": 344,
-        "native_grid": Grid(14, 14),
-        "offset": 0.0,
-        "layer_scale": False,
-    },
-}
-
-
-@pytest.mark.parametrize("name", UNUSUAL)
-def test_every_graph_of_an_unusual_architecture_agrees_with_eager(
-    toy: Architecture, name: str, tmp_path: Path
-) -> None:
-    architecture, bundle = dataclasses.replace(toy, **UNUSUAL[name]), tmp_path / "bundle"
-    torch.save(synthetic_state_dict(architecture, 0), tmp_path / "weights.pth")
-    stated = Stated.of(architecture)
-    manifest = export_bundle(
-        None, str(tmp_path / "weights.pth"), bundle, ExportOptions(stated=stated)
-    )
-    assert manifest.architecture == architecture
+def assert_every_graph_agrees(bundle: Path) -> None:
+    manifest = Manifest.read(bundle)
     assert verify_cuda_graph_on_cpu(bundle, manifest)
     backends = [("onnxruntime", "fp32"), ("onnxruntime", "fp16")]
     backends += [] if cannot_run() else [("openvino", "fp32")]
+    backends += [("openvino", "int8")] if Precision.INT8 in precisions() else []
+    side = manifest.architecture.patch_size
     for backend, precision in backends:
         with load(bundle, device="cpu", backend=backend, precision=precision) as model:
             report = model.verify()
             assert report, report
-            side = architecture.patch_size
             pixels = np.zeros((1, 2 * side + 1, 3 * side + 1, 3), np.uint8)
             assert model(pixels).grid == Grid(2, 3)
             assert model(pixels, snap="pad").grid == Grid(3, 4)
 
 
-def test_what_tensors_tell_is_read_from_them(toy: Architecture) -> None:
-    for facts in UNUSUAL.values():
-        architecture = dataclasses.replace(toy, **facts)
-        state = synthetic_state_dict(architecture, 0)
-        assert read_architecture(state, "w", Stated.of(architecture)) == architecture
+def test_every_graph_of_an_unusual_architecture_agrees_with_eager(bundle_unusual: Path) -> None:
+    assert_every_graph_agrees(bundle_unusual)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["patch8", "patch12"])
+def test_every_graph_of_other_unusual_architectures_agrees_with_eager(
+    name: str, tmp_path: Path
+) -> None:
+    assert_every_graph_agrees(export_unusual(UNUSUAL[name], tmp_path))
+
+
+@pytest.mark.parametrize("architecture", UNUSUAL.values(), ids=UNUSUAL)
+def test_what_tensors_tell_is_read_from_them(architecture: Architecture) -> None:
+    state = synthetic_state_dict(architecture, 0)
+    assert read_architecture(state, "w", Stated.of(architecture)) == architecture
 
 
 def test_what_they_do_not_tell_is_as_in_official_models(toy: Architecture) -> None:

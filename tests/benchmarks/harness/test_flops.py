@@ -3,11 +3,13 @@ from functools import partial
 
 import pytest
 import torch
+from support.unusual import UNUSUAL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2rt.benchmarks.harness.flops import floor, flops, min_bytes, num_weights
 from dinov2rt.benchmarks.results import Cell
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant, find_variant, variants
@@ -17,7 +19,7 @@ from dinov2rt.export.weights.state_dict import official_shapes
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 
-def counted_by_torch(variant: Variant, batch: int, size: ImageSize) -> int:
+def counted_by_torch(variant: Architecture, batch: int, size: ImageSize) -> int:
     model = load_eager(variant, synthetic_state_dict(variant, 0))
     images = torch.zeros(batch, 3, size.height, size.width)
     # torch's counter does not know the fused attention of a CPU and counts it as zero
@@ -39,6 +41,15 @@ def test_flops_of_swiglu_equal_torchs_count(
 ) -> None:
     variant, size = toy_variant("dinov2_vitg14"), ImageSize(56, 70)
     assert flops(variant, 1, size) == counted_by_torch(variant, 1, size)
+
+
+@pytest.mark.parametrize("architecture", UNUSUAL.values(), ids=UNUSUAL)
+def test_an_unusual_architecture_is_counted_by_its_own_parts(architecture: Architecture) -> None:
+    size = ImageSize(71, 49)
+    assert flops(architecture, 1, size) == counted_by_torch(architecture, 1, size)
+    shapes = official_shapes(architecture)
+    numbers = sum(torch.Size(shape).numel() for shape in shapes.values())
+    assert num_weights(architecture) == numbers - architecture.embed_dim
 
 
 @pytest.mark.parametrize("variant", variants(), ids=lambda variant: variant.name)

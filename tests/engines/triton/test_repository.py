@@ -106,9 +106,24 @@ def graph_tensors(values: Any) -> list[tuple[str, str, list[int]]]:
 def test_a_config_matches_the_graph(
     bundle_s_reg: Path, tmp_path: Path, parsed: Callable[[Path], Any], max_batch: int
 ) -> None:
-    write_repository(bundle_s_reg, tmp_path / "r", RepositoryOptions(max_batch=max_batch))
+    assert_configs_match(bundle_s_reg, "dinov2_vits14_reg", tmp_path, parsed, max_batch)
+
+
+def test_a_config_matches_the_graph_of_an_unusual_architecture(
+    bundle_unusual: Path, tmp_path: Path, parsed: Callable[[Path], Any]
+) -> None:
+    name = "dinov2_96x2_patch16_reg8"
+    assert_configs_match(bundle_unusual, name, tmp_path, parsed, 8)
+    config = parsed(tmp_path / "r" / f"{name}_fp32")
+    assert [list(output.dims) for output in config.output] == [[96], [8, 96], [-1, 96]]
+
+
+def assert_configs_match(
+    bundle: Path, bundle_name: str, tmp_path: Path, parsed: Callable[[Path], Any], max_batch: int
+) -> None:
+    write_repository(bundle, tmp_path / "r", RepositoryOptions(max_batch=max_batch))
     for precision in ("fp32", "fp16"):
-        name = f"dinov2_vits14_reg_{precision}"
+        name = f"{bundle_name}_{precision}"
         config = parsed(tmp_path / "r" / name)
         file = tmp_path / "r" / name / "1" / config.default_model_filename
         graph = onnx.load(file, load_external_data=False).graph

@@ -154,6 +154,7 @@ def old_python(tmp_path_factory) -> Callable[[str], Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.network
 @pytest.mark.skipif(sys.version_info[:2] > (3, 11), reason="old releases have no wheels for it")
 @pytest.mark.parametrize("opset", OLDEST_RUNTIME)
 def test_the_oldest_runtime_computes_the_same(written, old_python, tmp_path, opset: int) -> None:

@@ -22,13 +22,25 @@ TIMM = {"input_size": [3, 224, 224], "crop_pct": 0.9, "interpolation": "bicubic"
 @pytest.mark.parametrize(
     ("file", "config", "steps"),
     [
-        ("preprocessor_config.json", SHORT, "short-side:256,crop:224"),
+        ("preprocessor_config.json", SHORT, "short-side:256,floor-crop:224"),
         ("preprocessor_config.json", SHORT | {"do_center_crop": False}, "short-side:256"),
         ("preprocessor_config.json", SQUARE, "resize:518x518"),
-        ("preprocessor_config.json", SHORT | {"do_resize": False}, "crop:224"),
+        ("preprocessor_config.json", {"size": 224}, "short-side:224"),
+        (
+            "preprocessor_config.json",
+            {"size": 224, "feature_extractor_type": "ViTFeatureExtractor"},
+            "resize:224x224",
+        ),
+        ("preprocessor_config.json", SHORT | {"do_resize": False}, "floor-crop:224"),
         ("preprocessor_config.json", {"image_mean": [0.5] * 3}, "native"),
         ("preprocessor_config.json", SHORT | {"resample": 2}, None),
+        (
+            "preprocessor_config.json",
+            {"size": {"shortest_edge": 256, "longest_edge": 512}},
+            None,
+        ),
         ("config.json", {"pretrained_cfg": TIMM}, "short-side:248,crop:224"),
+        ("config.json", {"pretrained_cfg": TIMM | {"crop_pct": None}}, "short-side:256,crop:224"),
         ("config.json", {"pretrained_cfg": TIMM | {"crop_pct": 1.0}}, "short-side:224,crop:224"),
         (
             "config.json",

@@ -1,0 +1,1 @@
+"""How far the libraries that checkpoints come from are from the official code."""
