@@ -1,5 +1,6 @@
 """Graphs of one shape: exact, without anything dynamic, and on the oldest ONNX Runtime too."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -30,9 +31,17 @@ def computed(file: Path, pixels: np.ndarray) -> list[np.ndarray]:
     return outputs
 
 
-@pytest.mark.parametrize("opset", [17, 23])
-@pytest.mark.parametrize("shape", ["1x518x518", "3x28x70"])
-@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
+EVERY = tuple(
+    itertools.product(("dinov2_vits14", "dinov2_vits14_reg"), ("1x518x518", "3x28x70"), (17, 23))
+)
+PAIRS = (EVERY[0], EVERY[3], EVERY[5], EVERY[6])
+"""Every two values of different parameters meet in one of these; the rest are slow."""
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "opset"),
+    [each if each in PAIRS else pytest.param(*each, marks=pytest.mark.slow) for each in EVERY],
+)
 def test_a_static_graph_computes_the_same(
     toy_trace: Callable[[str], ir.Model], toy_variant, tmp_path: Path, name: str, shape: str, opset
 ) -> None:
