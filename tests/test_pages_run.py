@@ -55,6 +55,8 @@ STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.studies.reliability.kills": "--kills 1 --verbs search",
     "dinov2rt.benchmarks.studies.reliability.mutations": "--seeds 2",
     "dinov2rt.benchmarks.studies.reliability.steady_load": "--calls 10",
+    "dinov2rt.benchmarks.studies.sources.interpolation": "",
+    "dinov2rt.benchmarks.studies.sources.pixels": "",
 }
 
 
