@@ -26,6 +26,7 @@ def head_flops(graph: Path, pixels: np.ndarray) -> int:
 def _events(graph: Path, pixels: np.ndarray) -> Iterator[dict[str, Any]]:
     """The profile's records of the heads' nodes, of a run without any fusion."""
     options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its advice is about optimizations, which are off
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling = True
