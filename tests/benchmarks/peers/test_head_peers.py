@@ -1,11 +1,13 @@
 """Candidates for bundles with heads, beside the eager heads of this project."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.small_cases import SMALL_CASES
 
 from dinov2rt.benchmarks.harness.accuracy_check import check_heads, task_limits_for
@@ -13,12 +15,16 @@ from dinov2rt.benchmarks.harness.graph_flops import head_flops
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.candidates import find
-from dinov2rt.bundle.geometry import ImageSize
+from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
+from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import BundleError
 from dinov2rt.export.exporter import ExportOptions, export_bundle
-from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.export.heads.answers import head_answers
+from dinov2rt.export.heads.checkpoint import HeadSource, load_heads
+from dinov2rt.export.model import load_eager
+from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
 Export = Callable[[str, str], Task]
 HEADS = ("linear", "nyu-linear", "voc2012-linear")
@@ -82,6 +88,33 @@ def test_transformers_is_not_measured_with_heads_that_it_lacks(bundle_heads: Pat
     reason = candidate.cannot_run(Task(bundle_heads, "cpu", threads=1))
     assert reason is not None
     assert "it has one for each of linear, nyu-dpt, kitti-dpt" in reason
+
+
+@pytest.mark.parametrize(
+    ("variant", "name", "output"),
+    [
+        ("dinov2_vits14", "linear", "logits"),
+        ("dinov2_vits14_reg", "linear", "logits"),
+        ("dinov2_vits14", "kitti-dpt", "depth"),
+    ],
+)
+def test_transformers_has_the_same_heads(variant: str, name: str, output: str) -> None:
+    """On a narrow backbone at its native grid, where no positions are resampled."""
+    narrow = dataclasses.replace(
+        find_variant(variant).architecture,
+        embed_dim=64,
+        num_heads=2,
+        hidden_dim=128,
+        native_grid=Grid(5, 5),
+    )
+    weights = synthetic_state_dict(narrow, 0)
+    eager = load_eager(narrow, weights)
+    eager.task_heads = load_heads(HeadSource.parse_all(f"{name}=synthetic:0"), narrow)
+    images = torch.randn(2, 3, 70, 70, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        want = head_answers(eager, images, (70, 70))[output]
+        (got,) = HuggingFaceHead(narrow, weights, eager.task_heads[0])(images)
+    assert error(got.numpy(), want.numpy()) < 1e-6
 
 
 @pytest.mark.slow  # exports, and the native size, where transformers resamples no positions
