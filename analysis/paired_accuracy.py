@@ -56,7 +56,7 @@ def accuracy(correct: Correct) -> Accuracy:
     return Accuracy(float(correct.mean()), float(interval.low), float(interval.high))
 
 
-def compare(first: Correct, second: Correct) -> Difference:
+def compare_answers(first: Correct, second: Correct) -> Difference:
     """The paired difference of `first` [N] and `second` [N], over the same N images.
 
     The p-value is from McNemar's exact test: among the images that only one classifier gets right,

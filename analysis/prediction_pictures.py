@@ -10,7 +10,13 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.tasks.bilinear import resize_bilinear
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import resize
-from dinov2rt.runtime.predictions import Candidate, Classification, Depth, Prediction, Segmentation
+from dinov2rt.runtime.predictions import (
+    Classification,
+    Depth,
+    Prediction,
+    RankedClass,
+    Segmentation,
+)
 
 Picture = NDArray[np.uint8]
 
@@ -150,7 +156,7 @@ def _below(caption: str, picture: Picture) -> Picture:
     return np.concatenate([np.asarray(line), picture])
 
 
-def _draw_bar(pen: Any, y: int, candidate: Candidate) -> None:
+def _draw_bar(pen: Any, y: int, candidate: RankedClass) -> None:
     _text(pen, (_MARGIN, y), f"{candidate.probability:6.1%}  {candidate.name}")
     width = round(candidate.probability * (_SIDE - 2 * _MARGIN))
     pen.rectangle((_MARGIN, y + 16, _MARGIN + max(1, width), y + 24), fill=_BAR)

@@ -34,11 +34,11 @@ SCHEMA_VERSION = 2
 class Manifest:
     """All facts about a bundle.
 
-    `cuda_graph` is the fused form of the fp16 graph for ONNX Runtime CUDA, see `export/fused.py`;
-    None if the bundle has none. `heads` are the task heads in every graph. `tools` maps the
-    exporting packages to their versions. `preprocess` is how the source of the weights scales and
-    crops images, for `Preprocess.parse`; None if nothing beside the weights says. `static_graphs`
-    are for other engines, and each takes only one shape.
+    `cuda_graph` is the fused form of the fp16 graph for ONNX Runtime CUDA, see
+    `export/cuda/fused.py`; None if the bundle has none. `heads` are the task heads in every
+    graph. `tools` maps the exporting packages to their versions. `preprocess` is how the source
+    of the weights scales and crops images, for `Preprocess.parse`; None if nothing beside the
+    weights says. `static_graphs` are for other engines, and each takes only one shape.
     """
 
     schema: int

@@ -8,7 +8,6 @@ import posixpath
 import shlex
 import subprocess
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
 from dinov2rt.bundle.variants import variants
-from dinov2rt.errors import BundleError, Dinov2rtError
+from dinov2rt.errors import BundleError, Dinov2rtError, first_line
 from dinov2rt.optional import require
+from dinov2rt.place import scratch_beside
 
 CACHE_VARIABLE = "DINOV2RT_CACHE"
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "safetensors")
@@ -64,9 +64,8 @@ def _cache() -> Path:
 
 def _copy(files: Any, root: str, manifest: bytes, folder: Path) -> None:
     """Copy the bundle at `root` to `folder`, atomically."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".incomplete-") as scratch:
-        part = Path(scratch, folder.name)
+    with scratch_beside(folder) as scratch:
+        part = scratch / "bundle"
         part.mkdir()
         part.joinpath(MANIFEST_NAME).write_bytes(manifest)
         for entry in Manifest.read(part).files:
@@ -88,10 +87,9 @@ def _as_bundle_error(url: str) -> Iterator[None]:
     except Dinov2rtError as error:
         raise BundleError(f"{url}: {error}") from error
     except Exception as error:  # each file system of fsspec raises its own types
-        lines = str(error).strip().splitlines() or [""]
         raise BundleError(
-            f"{url} cannot be copied here ({type(error).__name__}: {lines[0]}); check the URL and "
-            f"the access to it, or copy the bundle by hand and give its folder"
+            f"{url} cannot be copied here ({type(error).__name__}: {first_line(error)}); check the "
+            f"URL and the access to it, or copy the bundle by hand and give its folder"
         ) from error
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -16,95 +15,42 @@ from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import FileEntry, GraphEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.limits import Limits
-from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
+from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import NO_EXTRAS, OPSET, Extras, InputFormat
+from dinov2rt.bundle.signature import OPSET, InputFormat
 from dinov2rt.bundle.variants import Variant, name_of
-from dinov2rt.errors import ExportError, InputError
-from dinov2rt.export.cuda_graph import write_cuda_graph
+from dinov2rt.errors import ExportError
+from dinov2rt.export.cuda.bundle_graph import write_cuda_graph
 from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
 from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
-from dinov2rt.export.golden import (
-    COMMON_SIZE,
-    eager_case,
-    golden_cases,
-    golden_pixels,
-    small_size,
-)
+from dinov2rt.export.golden import golden_cases, source_difference
 from dinov2rt.export.graph import ExportGraph
-from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
+from dinov2rt.export.heads.checkpoint import EagerHead, load_heads
 from dinov2rt.export.heads.graph import attach_heads
 from dinov2rt.export.heads.limits import task_outputs
 from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
-from dinov2rt.export.portable.opset import check_opset, lower
-from dinov2rt.export.portable.static import StaticShape, write_static_graphs
+from dinov2rt.export.options import (
+    ExportOptions,
+    block_indices,
+    check_int8,
+    check_static,
+    check_target,
+)
+from dinov2rt.export.portable.opset import lower
+from dinov2rt.export.portable.static import write_static_graphs
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
-from dinov2rt.export.weights.architecture import NOTHING_STATED, Stated
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.place import built_beside
-from dinov2rt.runtime.backends.openvino import cannot_run_int8
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportOptions:
-    """The graphs of a bundle: their precisions, their input, and their additional outputs.
-
-    `heads` are the task heads in the graphs. `layers`, `unnormed`, `x_prenorm` and `attention` are
-    as in `Extras`; a layer below 0 counts from the end. Graphs return float32; with `half_outputs`,
-    graphs in half precision return float16 or bfloat16. `stated` takes precedence over files beside
-    the weights. `prefix` is the prefix of the backbone's names in the checkpoint; if it is None,
-    the export searches for it. An `opset` below the default is for runtimes that do not read the
-    default.
-
-    Raises:
-        InputError: there is no precision, a precision is given twice, `unnormed` is set without
-            layers, or graphs cannot be written in `opset`.
-    """
-
-    input_format: InputFormat = InputFormat.PIXELS
-    layers: tuple[int, ...] = ()
-    precisions: tuple[Precision, ...] = (Precision.FP32, Precision.FP16)
-    half_outputs: bool = False
-    stated: Stated = NOTHING_STATED
-    prefix: str | None = None
-    unnormed: bool = False
-    x_prenorm: bool = False
-    attention: bool = False
-    heads: tuple[HeadSource, ...] = ()
-    opset: int = OPSET
-    static: StaticShape | None = None
-
-    @property
-    def extras(self) -> Extras:
-        """The outputs of the graphs in addition to the final tokens."""
-        return Extras(self.layers, self.unnormed, self.x_prenorm, self.attention)
-
-    def __post_init__(self) -> None:
-        check_opset(self.opset)
-        if self.opset < OPSET and Precision.INT8 in self.precisions:
-            raise InputError(f"int8 graphs are of opset {OPSET}; leave out --opset, or int8")
-        if self.static is not None and Precision.INT8 in self.precisions:
-            raise InputError("int8 graphs take every shape; leave out --static, or int8")
-        if self.unnormed and not self.layers:
-            raise InputError(
-                "unnormed needs intermediate layers; give layers, or x_prenorm for the tokens of "
-                "the last block before the final norm"
-            )
-        if not self.precisions or len(set(self.precisions)) != len(self.precisions):
-            raise InputError(
-                f"precisions {', '.join(self.precisions) or 'none'}; "
-                f"give one or more of {', '.join(Precision)}, each once"
-            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +95,16 @@ def export_bundle(
         ExportError: the exported graph is not valid, or int8 cannot run here.
     """
     out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
-    _check_target(out, force=force)
-    _check_int8(options)
+    check_target(out, force=force)
+    check_int8(options)
     progress(f"loading {weights}")
     loaded = load_weights(weights, wanted, options.prefix, options.stated)
     architecture, normalization = loaded.architecture, loaded.architecture.normalization
     heads = load_heads(options.heads, architecture)
-    _check_static(options.static, heads, architecture)
-    options = dataclasses.replace(options, layers=_layers(options.layers, architecture.depth))
+    check_static(options.static, heads, architecture)
+    options = dataclasses.replace(options, layers=block_indices(options.layers, architecture.depth))
     if loaded.of_source is not None and loaded.of_source != architecture:
-        progress(_difference(loaded, loaded.of_source))
+        progress(source_difference(loaded, loaded.of_source))
     if normalization != IMAGENET:
         progress(f"input is normalised with {normalization}, not with ImageNet's statistics")
     with built_beside(out, replace=force) as partial:
@@ -187,53 +133,6 @@ def export_bundle(
         )
         manifest.write(partial)
     return manifest
-
-
-def _layers(layers: tuple[int, ...], depth: int) -> tuple[int, ...]:
-    """Block indices from 0, ascending."""
-    indices = tuple(sorted(index + depth if index < 0 else index for index in layers))
-    if not set(indices) <= set(range(depth)) or len(set(indices)) < len(indices):
-        raise InputError(
-            f"layers {', '.join(map(str, layers))}; allowed are different block indices from 0 to "
-            f"{depth - 1}, or the last {depth} at most"
-        )
-    return indices
-
-
-def _check_static(
-    shape: StaticShape | None, heads: tuple[EagerHead, ...], architecture: Architecture
-) -> None:
-    if shape is None:
-        return
-    shape.check(architecture.patch_size)
-    if any(head.spec.is_dense for head in heads):
-        raise InputError("dense heads compute with every size; leave out --static, or these heads")
-
-
-def _difference(loaded: Weights, of_source: Architecture) -> str:
-    """How far the features are from the features of the library that the weights are from."""
-    official = load_eager(loaded.architecture, loaded.state_dict)
-    size = COMMON_SIZE
-    if size.grid(official.architecture.patch_size) == official.architecture.native_grid:
-        size = small_size(official.architecture)
-    pixels = golden_pixels(size, ("astronaut.jpg",))
-    ours, theirs = (
-        eager_case(model, str(size), pixels, InputFormat.PIXELS, NO_EXTRAS).outputs["patch_tokens"]
-        for model in (official, load_eager(of_source, loaded.state_dict))
-    )
-    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
-    return (
-        f"positions are resampled as in the official code; {loaded.library} resamples "
-        f"otherwise: at {size} patch tokens differ by {error:.1e} (relative L2); --interpolation "
-        "source follows it"
-    )
-
-
-def _check_int8(options: ExportOptions) -> None:
-    """Refuse int8 early if this machine cannot run int8 graphs, which export must measure."""
-    reason = cannot_run_int8() if Precision.INT8 in options.precisions else None
-    if reason is not None:
-        raise ExportError(f"export must run int8 graphs to choose their products: {reason}")
 
 
 def _write_golden(
@@ -387,26 +286,3 @@ def _save(model: ir.Model, bundle: Path, precision: Precision) -> tuple[FileEntr
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"{name} is no valid ONNX: {error}") from error
     return FileEntry.of(bundle, name), FileEntry.of(bundle, f"{name}.data")
-
-
-def _check_target(out: Path, *, force: bool) -> None:
-    if not out.exists():
-        return
-    if (fixed := _fixed_place(out)) is not None:
-        raise InputError(
-            f"{out} is {fixed}, which a bundle cannot take the place of; "
-            f"choose a folder inside it, such as --out {out / 'bundle'}"
-        )
-    if out.is_dir() and not any(out.iterdir()):
-        return
-    if not (out / MANIFEST_NAME).is_file():
-        raise InputError(f"{out} exists and is no bundle; choose another --out or move it away")
-    if not force:
-        raise InputError(f"{out} holds a bundle already; --force replaces it, plans included")
-
-
-def _fixed_place(out: Path) -> str | None:
-    """Why this directory cannot be replaced, or None."""
-    if os.path.ismount(out):
-        return "a mount point"
-    return "the current directory" if out.samefile(".") else None

@@ -11,10 +11,11 @@ from PIL import Image
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.signature import Extras, FloatArray, InputFormat, output_names
+from dinov2rt.bundle.signature import NO_EXTRAS, Extras, FloatArray, InputFormat, output_names
 from dinov2rt.export.heads.answers import center_padded, head_outputs, pads_images
-from dinov2rt.export.model import Dinov2
+from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.portable.static import StaticShape
+from dinov2rt.export.weights.checkpoint import Weights
 from dinov2rt.runtime.images import load_image
 
 PHOTOS = Path(__file__).parent / "photos"
@@ -130,3 +131,22 @@ def center_crop(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
     top = (image.shape[0] - size.height) // 2
     left = (image.shape[1] - size.width) // 2
     return image[top : top + size.height, left : left + size.width]
+
+
+def source_difference(loaded: Weights, of_source: Architecture) -> str:
+    """How far the features are from the features of the library that the weights are from."""
+    official = load_eager(loaded.architecture, loaded.state_dict)
+    size = COMMON_SIZE
+    if size.grid(official.architecture.patch_size) == official.architecture.native_grid:
+        size = small_size(official.architecture)
+    pixels = golden_pixels(size, ("astronaut.jpg",))
+    ours, theirs = (
+        eager_case(model, str(size), pixels, InputFormat.PIXELS, NO_EXTRAS).outputs["patch_tokens"]
+        for model in (official, load_eager(of_source, loaded.state_dict))
+    )
+    error = float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+    return (
+        f"positions are resampled as in the official code; {loaded.library} resamples "
+        f"otherwise: at {size} patch tokens differ by {error:.1e} (relative L2); --interpolation "
+        "source follows it"
+    )

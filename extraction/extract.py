@@ -25,7 +25,7 @@ WINDOW_BATCHES = 4
 """Images are grouped by size within a window of this many batches; the next window is decoded while
 the model computes."""
 
-Outcome = ImageFeatures | Failure
+ImageOutcome = ImageFeatures | Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class ExtractOptions:
 
 def extract(
     model: Model, chunks: Iterable[Chunk], options: ExtractOptions, decoders: Decoders
-) -> Generator[tuple[Chunk, Outcome], None, None]:
+) -> Generator[tuple[Chunk, ImageOutcome], None, None]:
     """The features of each image of `chunks`, in order, as they are computed.
 
     Batches depend only on the images of a chunk and their order, never on timing or on other
@@ -106,7 +106,7 @@ class _Batch:
 class _Window:
     chunk: Chunk
     batches: list[_Batch]
-    failures: dict[int, Outcome]
+    failures: dict[int, ImageOutcome]
 
 
 def _windows(
@@ -135,7 +135,7 @@ def _batches(window: list[DecodedImage | Failure], size: int) -> list[_Batch]:
 
 def _computed(
     model: Model, batches: Iterator[_Batch], options: ExtractOptions
-) -> Iterator[list[Outcome]]:
+) -> Iterator[list[ImageOutcome]]:
     """The outcomes of each batch; a batch that the model refuses does not affect the others."""
     waiting: deque[_Batch] = deque()
     layers = layer_outputs(model, options)
@@ -187,7 +187,7 @@ def _refused(image: DecodedImage, error: InputError) -> Failure:
 
 def _rows(
     batch: _Batch, features: Features, options: ExtractOptions, layers: Sequence[str]
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     count, patches = len(features), features.grid.num_patches
     patch_tokens = features.patch_tokens.reshape(count, patches, -1)
     patch_mean = patch_tokens.mean(axis=1, dtype=np.float64)

@@ -13,7 +13,7 @@ from dinov2rt._version import __version__
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.dataset import FeatureDataset, PartReport
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract, layer_outputs
+from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome, extract, layer_outputs
 from dinov2rt.extraction.image_features import as_unicode
 from dinov2rt.extraction.parquet import LAYERS, FeatureType
 from dinov2rt.runtime.model import Model
@@ -61,7 +61,7 @@ class Extractor:
         return cls(model, options, dataset, decoders)
 
     def process(
-        self, chunks: Iterable[Chunk], *, watch: Callable[[Outcome], None] = lambda _: None
+        self, chunks: Iterable[Chunk], *, watch: Callable[[ImageOutcome], None] = lambda _: None
     ) -> Generator[PartReport, None, None]:
         """Compute `chunks` and write each as a part; those whose part exists are skipped.
 
@@ -112,7 +112,9 @@ class Extractor:
         model = model_on_cores(self.model, cores)
         return replace(self, model=model, dataset=dataset, decoders=Decoders(cores))
 
-    def _outcomes(self, chunks: Iterable[Chunk]) -> Generator[tuple[Chunk, Outcome], None, None]:
+    def _outcomes(
+        self, chunks: Iterable[Chunk]
+    ) -> Generator[tuple[Chunk, ImageOutcome], None, None]:
         return extract(self.model, chunks, self.options, self.decoders)
 
 
@@ -149,7 +151,9 @@ def is_synthetic(model: Model) -> bool:
     return model.manifest.weights.source.startswith("synthetic:")
 
 
-def _watched(outcomes: Iterable[Outcome], watch: Callable[[Outcome], None]) -> Iterator[Outcome]:
+def _watched(
+    outcomes: Iterable[ImageOutcome], watch: Callable[[ImageOutcome], None]
+) -> Iterator[ImageOutcome]:
     for outcome in outcomes:
         watch(outcome)
         yield outcome

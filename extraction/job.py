@@ -12,7 +12,7 @@ from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.collection import DEFAULT_CHUNK_IMAGES, find_chunks
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import ExtractOptions, Outcome, extract
+from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome, extract
 from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.formats import FeatureFormat, feature_format
 from dinov2rt.extraction.image_features import ImageFeatures, ScaledImages
@@ -26,7 +26,7 @@ from dinov2rt.runtime.preprocess import Preprocess
 LISTED_FAILURES = 100
 """Failures that are kept in memory; all are counted."""
 
-Watch = Callable[[Outcome | PartReport], None]
+Watch = Callable[[ImageOutcome | PartReport], None]
 """Called with the outcome of each image; on a cluster, with one report per part."""
 
 Watching = Callable[[int], AbstractContextManager[Watch]]
@@ -225,7 +225,7 @@ class _Count:
     scaled_from: list[ImageSize] = field(default_factory=list)
     lost_transparency: int = 0
 
-    def add(self, outcome: Outcome | PartReport) -> None:
+    def add(self, outcome: ImageOutcome | PartReport) -> None:
         if isinstance(outcome, PartReport):
             self.computed += outcome.images
         elif not isinstance(outcome, Failure):
@@ -235,7 +235,7 @@ class _Count:
             self.failures.append(outcome)
         self.watch(outcome)
 
-    def features(self, outcomes: Iterable[Outcome]) -> Iterator[ImageFeatures]:
+    def features(self, outcomes: Iterable[ImageOutcome]) -> Iterator[ImageFeatures]:
         """Count `outcomes`, and yield the features."""
         for outcome in outcomes:
             self.add(outcome)

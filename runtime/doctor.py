@@ -53,7 +53,7 @@ _PACKAGES = (
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class ListedGpu:
     """An NVIDIA GPU as reported by nvidia-smi; memory in MiB."""
 
     name: str
@@ -99,7 +99,7 @@ class Diagnosis:
     cpu: Cpu
     memory_mib: int | None
     nvidia_driver: str | None
-    gpus: tuple[Gpu, ...]
+    gpus: tuple[ListedGpu, ...]
     packages: tuple[Package, ...]
     onnxruntime_providers: tuple[str, ...]
     runners: tuple[ModeStatus, ...]
@@ -138,7 +138,7 @@ def _graph_modes() -> Iterator[ModeStatus]:
         yield ModeStatus(name, mode.cannot_run())
 
 
-def _plan_modes(gpus: tuple[Gpu, ...], driver: str | None) -> Iterator[ModeStatus]:
+def _plan_modes(gpus: tuple[ListedGpu, ...], driver: str | None) -> Iterator[ModeStatus]:
     for mode in PLAN_MODES:
         package = _package(mode.package)
         reason = _cannot_run_plans(mode, package, gpus, driver)
@@ -154,7 +154,7 @@ def _memory_mib() -> int | None:
     return min(limits) >> 20 if limits else None
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def _gpus() -> tuple[ListedGpu, ...]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
@@ -166,7 +166,7 @@ def _gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):  # it fails if no driver is loaded
         return ()
     rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
-    return tuple(Gpu(*row) for row in rows if len(row) == len(_NVIDIA_SMI_QUERY.split(",")))
+    return tuple(ListedGpu(*row) for row in rows if len(row) == len(_NVIDIA_SMI_QUERY.split(",")))
 
 
 def _package(optional: OptionalPackage) -> Package:
@@ -178,7 +178,7 @@ def _package(optional: OptionalPackage) -> Package:
 
 
 def _cannot_run_plans(
-    mode: PlanMode, package: Package, gpus: tuple[Gpu, ...], driver: str | None
+    mode: PlanMode, package: Package, gpus: tuple[ListedGpu, ...], driver: str | None
 ) -> str | None:
     """Why plans cannot run, or None; judged by the GPU and installed packages, without TensorRT.
 

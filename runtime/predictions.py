@@ -13,7 +13,7 @@ from dinov2rt.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class RankedClass:
     """One class of an image's ranking: its index, name, and softmax probability."""
 
     index: int
@@ -40,7 +40,7 @@ class Classification:
         shifted = np.exp(self.logits - self.logits.max(axis=1, keepdims=True), dtype=np.float64)
         return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), np.float32)
 
-    def top(self, k: int = 5) -> list[list[Candidate]]:
+    def top(self, k: int = 5) -> list[list[RankedClass]]:
         """The k most probable classes of each image, the most probable first.
 
         Raises:
@@ -51,7 +51,7 @@ class Classification:
         probabilities = self.probabilities
         order = np.argsort(-self.logits, axis=1, kind="stable")[:, :k]
         return [
-            [Candidate(int(i), self.names[i], float(row[i])) for i in best]
+            [RankedClass(int(i), self.names[i], float(row[i])) for i in best]
             for best, row in zip(order, probabilities, strict=True)
         ]
 

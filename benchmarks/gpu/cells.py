@@ -41,7 +41,7 @@ from dinov2rt.benchmarks.results import (
     Settings,
 )
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
-from dinov2rt.errors import Dinov2rtError
+from dinov2rt.errors import Dinov2rtError, first_line
 
 _MATRIX_SIDE = 8192
 
@@ -86,7 +86,7 @@ class Run:
                 contestant.open(cell)
                 contestants.append(contestant)
             except Exception as error:  # the failure of a peer affects only its own row
-                row = Row(cell, contestant.name, failure=str(error).partition("\n")[0])
+                row = Row(cell, contestant.name, failure=first_line(error))
                 self.rows[cell.variant].append(row)
             facts = contestant.facts(cell.variant)
             self.facts.setdefault((cell.variant, contestant.name), facts)  # its first load counts

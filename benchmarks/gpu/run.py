@@ -15,11 +15,9 @@ again, or its command changed.
 It needs the Python that has torch on that machine, and the packages of `dinov2rt[bench]`.
 """
 
-import argparse
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -33,13 +31,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.benchmarks.gpu.arguments import asked_of, parser
 from dinov2rt.benchmarks.gpu.steps import EXPORT, Asked, Step, steps
-from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.files import replacing
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.gpu.cuda import find_gpu
-from dinov2rt.runtime.tensorrt.flavour import installed_flavours
 
 _CORES_AN_EXPORT = 4
 _PASSED, _TIMED_OUT = 0, 124  # 124 is the status of timeout(1)
@@ -64,7 +61,7 @@ _ending = threading.Event()
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StepOutcome:
     """The result of a step: its exit status, the last line of its log, and its JSON document."""
 
     name: str
@@ -77,7 +74,7 @@ class Outcome:
     document: Any
 
 
-def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) -> Outcome:
+def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) -> StepOutcome:
     """Run a step to its end, or for at most `timeout_s`; its log goes to the file `log`."""
     started = time.perf_counter()
     try:
@@ -86,7 +83,7 @@ def take(step: Step, log: Path, machine: str, timeout_s: float | None = None) ->
     except subprocess.TimeoutExpired:
         status, answer = _TIMED_OUT, ""
         said = f"ended after --step-timeout {timeout_s:g} seconds; see {log}"
-    return Outcome(
+    return StepOutcome(
         name=step.name,
         command=step.command,
         instead_of=step.instead_of,
@@ -268,80 +265,13 @@ def missing_packages(modules: dict[str, str]) -> str | None:
 
 def main() -> int:
     """Print a line per step; return 0 if all passed, 2 if packages are missing, otherwise 1."""
-    given = _parser().parse_args()
+    given = parser().parse_args()
     if (reason := missing_packages(_PACKAGES)) is not None:
         print(reason, file=sys.stderr)
         return 2
     for end in (signal.SIGTERM, signal.SIGHUP):  # exiting also ends the step, see _run_alone
         signal.signal(end, lambda *_: sys.exit(1))
-    asked = Asked(
-        weights=given.weights,
-        batches=given.batch,
-        sizes=given.size,
-        bench_options=_bench_options(given),
-        step_timeout_s=given.step_timeout,
-        budget_s=given.budget,
-        thorough=given.thorough,
-        all_peers=given.all_peers,
-        has_tensorrt=bool(installed_flavours()),
-    )
-    return 0 if run(given.out, given.variants.split(","), asked) else 1
-
-
-def _bench_options(given: argparse.Namespace) -> tuple[str, ...]:
-    options = ["--peers", given.peers]
-    if given.seconds is not None:
-        options += ["--seconds", f"{given.seconds:g}"]
-    if given.turns is not None:
-        options += ["--turns", f"{given.turns}"]
-    return tuple(options)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gpu_run", description="verify and measure every variant on this machine's GPU"
-    )
-    parser.add_argument("out", metavar="OUT", type=Path, help="folder of bundles and results")
-    parser.add_argument(
-        "--variants",
-        default=",".join(variant.name for variant in variants()),
-        metavar="V,...",
-        help="variants, in this order (default: all, small to giant)",
-    )
-    parser.add_argument("--weights", default="synthetic:0", help="as for export")
-    parser.add_argument(
-        "--budget", type=float, default=600.0, metavar="S", help="seconds in all (default: 600)"
-    )
-    parser.add_argument(
-        "--all-peers",
-        action="store_true",
-        help="include the forms of PyTorch that compile for minutes",
-    )
-    parser.add_argument(
-        "--thorough",
-        action="store_true",
-        help="measure with `bench`, with a process for each candidate and no time limit; the "
-        "options below apply only to it",
-    )
-    parser.add_argument("--batch", type=_list, default="1,8,32,128", help="images per call")
-    parser.add_argument("--size", type=_list, default="224,518", help="sides or HxW, in pixels")
-    parser.add_argument("--peers", default="eager,compile", metavar="P,...", help="as for bench")
-    parser.add_argument("--seconds", type=float, help="as for bench")
-    parser.add_argument("--turns", type=int, help="as for bench")
-    parser.add_argument(
-        "--step-timeout",
-        type=float,
-        metavar="S",
-        help="seconds after which a step is ended and counts as failed (default: none)",
-    )
-    return parser
-
-
-def _list(text: str) -> str:
-    """Check that `text` is a list of numbers or sizes, and return it."""
-    if re.fullmatch(r"(\d{1,5}(x\d{1,5})?,)*\d{1,5}(x\d{1,5})?", text) is None:
-        raise argparse.ArgumentTypeError(f"{text!r}; allowed are numbers as in 1,8 or 224,518x266")
-    return text
+    return 0 if run(given.out, given.variants.split(","), asked_of(given)) else 1
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ class Comparison:
         return f"{_table(self)}\n\n{_conclusion(self)}"
 
 
-def compare(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
+def compare_runs(old: BenchmarkRun, new: BenchmarkRun) -> Comparison:
     """Compare `new` with `old`, row by row.
 
     Between two runs nothing ran side by side, so that a latency also moves with the clocks, the

@@ -16,7 +16,7 @@ Step = Callable[[ir.Model, Variant], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class TypedForm:
     """A way to type the graph: `steps` rewrite the float32 trace, then `policy` types it."""
 
     name: str
@@ -113,33 +113,33 @@ def _spell_out_norms(model: ir.Model, _variant: Variant) -> None:
         bypass(model.graph, norm, insert("Add", scaled, bias))
 
 
-CHOSEN = Candidate("as chosen")
+CHOSEN = TypedForm("as chosen")
 
 INTO_HALF = (
-    Candidate("bias of proj and down", _half(_bias)),
-    Candidate("LayerScale, with that bias", _half(_layer_scale)),
-    Candidate(
+    TypedForm("bias of proj and down", _half(_bias)),
+    TypedForm("LayerScale, with that bias", _half(_layer_scale)),
+    TypedForm(
         "LayerScale folded into the weights", steps=(_fold_layer_scale, fold_attention_scale)
     ),
-    Candidate("attention scale √s on q and k", steps=(_scale_query_and_key,)),
-    Candidate("LayerNorm stored, statistics in FP32", _half(_norm)),
-    Candidate("LayerNorm throughout", _half(_norm), steps=(_spell_out_norms, fold_attention_scale)),
-    Candidate("residual stream", _half(_residual)),
-    Candidate("residual stream and LayerNorm stored", _half(_residual, _norm)),
-    Candidate("products of the position table", _half(_position_products)),
-    Candidate("all of the position table", _half(_position)),
+    TypedForm("attention scale √s on q and k", steps=(_scale_query_and_key,)),
+    TypedForm("LayerNorm stored, statistics in FP32", _half(_norm)),
+    TypedForm("LayerNorm throughout", _half(_norm), steps=(_spell_out_norms, fold_attention_scale)),
+    TypedForm("residual stream", _half(_residual)),
+    TypedForm("residual stream and LayerNorm stored", _half(_residual, _norm)),
+    TypedForm("products of the position table", _half(_position_products)),
+    TypedForm("all of the position table", _half(_position)),
 )
 """Parts that are in float32, moved to FP16 one at a time."""
 
 INTO_FLOAT = (
-    Candidate("patch embedding", _float(_of_type("Conv"))),
-    Candidate("bias of qkv and up", _float(_added)),
-    Candidate("product qkv", _float(_in("qkv"))),
-    Candidate("attention", _float(_of_type("Attention"))),
-    Candidate("product proj", _float(_in("proj"))),
-    Candidate("product up", _float(_in("up"))),
-    Candidate("GELU or SwiGLU", _float(_activation)),
-    Candidate("product down", _float(_in("down"))),
-    Candidate("all", lambda _node: False),
+    TypedForm("patch embedding", _float(_of_type("Conv"))),
+    TypedForm("bias of qkv and up", _float(_added)),
+    TypedForm("product qkv", _float(_in("qkv"))),
+    TypedForm("attention", _float(_of_type("Attention"))),
+    TypedForm("product proj", _float(_in("proj"))),
+    TypedForm("product up", _float(_in("up"))),
+    TypedForm("GELU or SwiGLU", _float(_activation)),
+    TypedForm("product down", _float(_in("down"))),
+    TypedForm("all", lambda _node: False),
 )
 """Parts that are in FP16, moved to float32 one at a time."""

@@ -17,7 +17,7 @@ from dinov2rt.benchmarks.studies.precision_candidates import (
     CHOSEN,
     INTO_FLOAT,
     INTO_HALF,
-    Candidate,
+    TypedForm,
 )
 from dinov2rt.bundle.accuracy import cosines, relative_l2
 from dinov2rt.bundle.geometry import ImageSize
@@ -39,7 +39,7 @@ Outputs = dict[str, FloatArray]
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ErrorRow:
     """The error of a graph, or of torch autocast, on square images of `size` pixels.
 
     `patch_l2` is the relative L2 error of the patch tokens, `worst_l2` the largest over all
@@ -54,7 +54,7 @@ class Row:
     cosine_min: float
 
     @classmethod
-    def of(cls, variant: Variant, name: str, size: int, got: Outputs, want: Outputs) -> "Row":
+    def of(cls, variant: Variant, name: str, size: int, got: Outputs, want: Outputs) -> "ErrorRow":
         """Compare `got` with `want`."""
         errors = {key: relative_l2(got[key], want[key]) for key in want}
         cosine = min(float(cosines(got[key], want[key]).min()) for key in want)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     candidates = (CHOSEN,) if arguments.table == "variants" else (CHOSEN, *INTO_HALF, *INTO_FLOAT)
-    rows: list[Row] = []
+    rows: list[ErrorRow] = []
     for name in arguments.variants:
         variant = find_variant(name)
         state = synthetic_state_dict(variant, arguments.seed)
@@ -90,8 +90,8 @@ def study(
     state: StateDict,
     sizes: Sequence[int],
     precision: Precision,
-    candidates: Sequence[Candidate],
-) -> Iterator[Row]:
+    candidates: Sequence[TypedForm],
+) -> Iterator[ErrorRow]:
     """A row for torch's autocast and for each candidate, at each size."""
     images = {
         size: normalize(golden_pixels(ImageSize(size, size), _PHOTOS[size])) for size in sizes
@@ -101,13 +101,13 @@ def study(
     for size in sizes:
         with torch.autocast("cpu", dtype=_TORCH_TYPES[precision]):
             got = _eager(model, images[size])
-        yield Row.of(variant, "torch autocast", size, got, wanted[size])
+        yield ErrorRow.of(variant, "torch autocast", size, got, wanted[size])
     del model
     traced = trace(ExportGraph(variant, state).eval())
     for candidate in candidates:
         outputs = emulated(candidate.build(traced, variant, precision))
         for size in sizes:
-            yield Row.of(variant, candidate.name, size, outputs(images[size]), wanted[size])
+            yield ErrorRow.of(variant, candidate.name, size, outputs(images[size]), wanted[size])
 
 
 def draw_small_gamma(state: StateDict) -> None:
@@ -123,7 +123,7 @@ def draw_small_gamma(state: StateDict) -> None:
         state[key] *= torch.from_numpy(factor).float()
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[ErrorRow]) -> str:
     """A table with one line per row, which also has the row's error over that of autocast."""
     autocast = {
         (row.variant, row.size): row.patch_l2 for row in rows if row.name == "torch autocast"

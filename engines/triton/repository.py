@@ -1,7 +1,5 @@
 """Writes a bundle as a model repository for NVIDIA Triton Inference Server."""
 
-import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from dinov2rt.engines.triton.config import DYNAMIC, Symbol, Tensor, onnx_config,
 from dinov2rt.errors import InputError
 from dinov2rt.files import refused
 from dinov2rt.optional import require
+from dinov2rt.place import built_beside
 
 _VERSION = "1"
 
@@ -87,9 +86,12 @@ def write_repository(bundle: Path, out: Path, options: RepositoryOptions) -> Rep
         reasons = "; ".join(f"{one.file}: {one.reason}" for one in repository.left_out)
         raise InputError(f"Triton can serve no graph or plan of {bundle} ({reasons})")
     rebuild = Manifest.read(bundle).rebuild_command(bundle)
-    with _created_whole(out) as partial:
-        for model in repository.models:
-            _write_model(bundle, partial / model.name, model, rebuild)
+    try:
+        with built_beside(out, replace=False) as partial:
+            for model in repository.models:
+                _write_model(bundle, partial / model.name, model, rebuild)
+    except OSError as error:
+        raise refused(out, error) from error
     return repository
 
 
@@ -187,20 +189,6 @@ def _tensor(onnx: Any, value: Any, *, optional: bool) -> Tensor:
     dims = value.type.tensor_type.shape.dim
     shape = tuple(dim.dim_value if dim.HasField("dim_value") else DYNAMIC for dim in dims)
     return Tensor(value.name, data_type, shape, optional)
-
-
-@contextlib.contextmanager
-def _created_whole(out: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it is renamed to `out`, or removed after an error."""
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir()
-        yield partial
-        partial.rename(out)
-    except OSError as error:
-        raise refused(out, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(bundle: Path, folder: Path, model: TritonModel, rebuild: str) -> None:

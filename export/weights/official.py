@@ -2,7 +2,6 @@
 
 import http.client
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -12,6 +11,7 @@ import torch
 
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import WeightsError
+from dinov2rt.place import scratch_beside
 
 BASE_URL = "https://dl.fbaipublicfiles.com/dinov2"
 ATTEMPTS = 3
@@ -76,9 +76,8 @@ def _download(url: str, path: Path) -> None:
     # torch.hub takes the early end of a response for the end of the file, so the size is asked
     # for beforehand and only a whole file gets its name.
     expected = _size_at(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:
-        partial = Path(folder, path.name)
+    with scratch_beside(path) as folder:
+        partial = folder / path.name
         torch.hub.download_url_to_file(url, str(partial), progress=sys.stderr.isatty())
         size = partial.stat().st_size
         if size != expected:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from dinov2rt.bundle.entries import Flavour
+from dinov2rt.errors import first_line
 from dinov2rt.files import open_regular
 from dinov2rt.optional import require
 
@@ -88,7 +89,7 @@ def error_log(trt: ModuleType) -> Any:
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.ERROR:
-                self._errors.append(message.strip().partition("\n")[0])
+                self._errors.append(first_line(message))
 
     return ErrorLog()
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dinov2rt.bundle.entries import Flavour, PlanEntry
 from dinov2rt.errors import BackendError
+from dinov2rt.optional import is_older, version_numbers
 from dinov2rt.runtime.gpu.cuda import Gpu, find_gpu, needed_cuda
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on, import_tensorrt, installed_flavours
 
@@ -75,8 +76,8 @@ def mismatches(plan: PlanEntry, machine: Machine, rebuild: str) -> Iterator[Mism
 
 def _takes_version(plan: PlanEntry, version: str) -> bool:
     if plan.options.get("version_compatible"):
-        built, here = (tuple(map(int, v.split(".")[:3])) for v in (plan.version, version))
-        return built[0] == here[0] and built <= here
+        built = version_numbers(plan.version)[:3]
+        return built[:1] == version_numbers(version)[:1] and not is_older(version, built)
     return plan.version == version
 
 

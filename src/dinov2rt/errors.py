@@ -81,7 +81,7 @@ class PlanInputError(InputError):
     """An input that a plan cannot take, though the graph that it was built from could."""
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """The first line of another library's message, or the error's type if the message is empty.
 
     Every message of dinov2rt is one line; other libraries' messages may be a page long.

@@ -13,11 +13,14 @@ def is_older(version: str, least: tuple[int, ...]) -> bool:
 
     A version that does not begin with as many numbers, such as a private build's, is not older.
     """
-    numbers = re.match(r"\d+(?:\.\d+)*", version)
-    if numbers is None:
-        return False
-    parts = tuple(map(int, numbers[0].split(".")))[: len(least)]
+    parts = version_numbers(version)[: len(least)]
     return len(parts) == len(least) and parts < least
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    """The numbers at the start of a version: (10, 14, 1) of "10.14.1.post1"."""
+    numbers = re.match(r"\d+(?:\.\d+)*", version)
+    return tuple(map(int, numbers[0].split("."))) if numbers else ()
 
 
 def require(module: str, *, extra: str, purpose: str) -> ModuleType:

@@ -17,26 +17,39 @@ _EXCHANGE = 2
 
 
 @contextmanager
-def built_beside(out: Path, *, replace: bool = True) -> Iterator[Path]:
-    """A temporary sibling of `out` that takes its place once the block has ended well.
+def scratch_beside(out: Path) -> Iterator[Path]:
+    """An empty folder beside `out`, removed at the end; `out`'s folder is made if need be.
+
+    Scratch folders that killed processes have left are removed first.
 
     Raises:
-        InputError: without `replace`, something stands at `out` by then.
         OSError: the system refuses it.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     _clean_up(out)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        with held(partial):
-            yield partial
-            partial.chmod(0o777 & ~_umask())
-            if replace:
-                swap(partial, out)
-            else:
-                _put(partial, out)
+        with held(scratch):
+            yield scratch
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def built_beside(out: Path, *, replace: bool = True) -> Iterator[Path]:
+    """A folder beside `out` to fill, which takes its place once the block has ended well.
+
+    Raises:
+        InputError: without `replace`, `out` exists by then.
+        OSError: the system refuses it.
+    """
+    with scratch_beside(out) as partial:
+        yield partial
+        partial.chmod(0o777 & ~_umask())
+        if replace:
+            swap(partial, out)
+        else:
+            _put(partial, out)
 
 
 def swap(partial: Path, out: Path) -> None:
@@ -68,9 +81,7 @@ def _put(partial: Path, out: Path) -> None:
     except OSError as error:
         if not out.exists():
             raise
-        raise InputError(
-            f"another bundle came to stand at {out} meanwhile; --force replaces it"
-        ) from error
+        raise InputError(f"{out} was created meanwhile; remove it, or give another name") from error
 
 
 def _exchanged(first: Path, second: Path) -> bool:

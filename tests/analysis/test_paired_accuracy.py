@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from dinov2rt.analysis.paired_accuracy import accuracy, compare
+from dinov2rt.analysis.paired_accuracy import accuracy, compare_answers
 
 
 def answers(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
@@ -19,7 +19,7 @@ def test_an_accuracy_has_wilsons_interval() -> None:
 
 
 def test_a_difference_by_hand() -> None:
-    found = compare(*answers(both=1, first=1, second=7, neither=12))
+    found = compare_answers(*answers(both=1, first=1, second=7, neither=12))
     assert (found.only_first, found.only_second) == (1, 7)
     assert found.difference == pytest.approx(6 / 21)
     # Two tails of a fair coin's 8 throws with at most one head.
@@ -31,15 +31,15 @@ def test_a_difference_by_hand() -> None:
 
 
 def test_the_difference_is_positive_if_the_second_is_better() -> None:
-    better = compare(*answers(50, 0, 10, 40))
-    worse = compare(*answers(50, 10, 0, 40))
+    better = compare_answers(*answers(50, 0, 10, 40))
+    worse = compare_answers(*answers(50, 10, 0, 40))
     assert better.is_significant and better.low > 0
     assert worse.is_significant and worse.high < 0
     assert worse.difference == -better.difference
 
 
 def test_the_interval_of_equal_answers_shrinks_with_more_images() -> None:
-    few, many = (compare(*answers(count, 0, 0, 0)) for count in (20, 2000))
+    few, many = (compare_answers(*answers(count, 0, 0, 0)) for count in (20, 2000))
     for found in (few, many):
         assert (found.difference, found.p_value) == (0.0, 1.0)
         assert found.low < 0 < found.high
@@ -50,7 +50,7 @@ def test_the_interval_of_equal_answers_shrinks_with_more_images() -> None:
 def test_intervals_have_their_nominal_coverage(p_first: float, p_second: float) -> None:
     rng = np.random.default_rng(0)
     table = rng.multinomial(300, [0.6 - p_first, p_first, p_second, 0.4 - p_second], size=400)
-    intervals = [compare(*answers(*counts)) for counts in table]
+    intervals = [compare_answers(*answers(*counts)) for counts in table]
     truth = p_second - p_first
     held = np.mean([found.low <= truth <= found.high for found in intervals])
     assert 0.92 <= held <= 0.99

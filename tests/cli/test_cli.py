@@ -22,8 +22,8 @@ from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.variants import Variant, find_variant, variants
 from dinov2rt.cli import main
-from dinov2rt.cli.export import parse_layers
 from dinov2rt.cli.info import parameter_count
+from dinov2rt.cli.options.export import parse_layers
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import InputError
 from dinov2rt.export.golden import PHOTOS

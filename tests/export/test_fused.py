@@ -19,7 +19,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import BundleError
-from dinov2rt.export.cuda_graph import CUDA_GRAPH, add_cuda_graph
+from dinov2rt.export.cuda.bundle_graph import CUDA_GRAPH, add_cuda_graph
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend

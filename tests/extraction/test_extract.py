@@ -15,7 +15,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import WINDOW_BATCHES, ExtractOptions, Outcome, extract
+from dinov2rt.extraction.extract import WINDOW_BATCHES, ExtractOptions, ImageOutcome, extract
 from dinov2rt.extraction.image_features import ImageFeatures
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.images import load_image
@@ -75,7 +75,7 @@ class Recorder:
 
 def outcomes(
     model: Any, files: list[Path], options: ExtractOptions, decoders: Decoders, each: int = 1024
-) -> list[Outcome]:
+) -> list[ImageOutcome]:
     chunks = find_chunks(files, chunk_images=each)
     return [outcome for _, outcome in extract(model, chunks, options, decoders)]
 

@@ -28,7 +28,7 @@ from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.extraction.collection import find_chunks
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import ExtractOptions, Outcome
+from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome
 from dinov2rt.extraction.extractor import Extractor, feature_metadata
 from dinov2rt.extraction.reader import read_features
 from dinov2rt.runtime.model import Model, load
@@ -135,7 +135,7 @@ def test_a_chunk_gives_the_same_file_alone_and_among_others(
 
 def test_a_chunk_that_is_done_is_not_computed_again(extractor: Extractor, tmp_path: Path) -> None:
     chunks = find_chunks([write_images(tmp_path / "images", 9)], chunk_images=3)
-    seen: list[Outcome] = []
+    seen: list[ImageOutcome] = []
     with extractor.dataset.resumed(chunks):
         extractor.process_chunk(chunks[1])
         parts = extractor.process(chunks, watch=seen.append)

@@ -12,7 +12,7 @@ from dinov2rt.bundle.entries import Flavour
 from dinov2rt.errors import BackendError, MissingDependencyError
 from dinov2rt.runtime import doctor
 from dinov2rt.runtime.cpu import Cpu, parse_cpuinfo
-from dinov2rt.runtime.doctor import Gpu, examine
+from dinov2rt.runtime.doctor import ListedGpu, examine
 from dinov2rt.runtime.gpu import cuda
 from dinov2rt.runtime.tensorrt.flavour import cannot_run_on
 
@@ -94,7 +94,7 @@ def test_gpus_are_those_that_nvidia_smi_lists(
     answer = 'echo "NVIDIA A100-SXM4-40GB, 550.54.15, 40960, 8.0"'
     put_nvidia_smi(tmp_path, f"{answer}\n{answer}", monkeypatch)
     found = examine()
-    assert found.gpus == (Gpu("NVIDIA A100-SXM4-40GB", "550.54.15", "40960", "8.0"),) * 2
+    assert found.gpus == (ListedGpu("NVIDIA A100-SXM4-40GB", "550.54.15", "40960", "8.0"),) * 2
     assert found.nvidia_driver == "550.54.15"
 
 

@@ -39,7 +39,7 @@ _AVERAGED = frozenset({"ema", "momentum", "averaged", "swa", "target"})
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class BackboneCandidate:
     """A prefix below which there may be a backbone.
 
     `parts` maps official names to the tensors that are joined to one, each with all its raw names.
@@ -51,7 +51,7 @@ class Candidate:
     parts: dict[str, tuple[RawNames, ...]]
     fault: str | None
 
-    def beats(self, other: "Candidate") -> bool:
+    def beats(self, other: "BackboneCandidate") -> bool:
         """Whether training meant this one to be kept: the teacher, and the average of weights."""
         mine, others = self._words(), other._words()
         if _role(mine) != _role(others):
@@ -62,7 +62,7 @@ class Candidate:
         return frozenset(re.split(r"[._]", self.prefix.lower()))
 
 
-def candidate_at(prefix: str, naming: Naming, names: Mapping[str, RawNames]) -> Candidate:
+def candidate_at(prefix: str, naming: Naming, names: Mapping[str, RawNames]) -> BackboneCandidate:
     """The tensors below `prefix`; `names` are a checkpoint's, without the segments of wrappers."""
     found: dict[str, RawNames] = defaultdict(tuple)
     for name, raw_names in names.items():
@@ -73,7 +73,7 @@ def candidate_at(prefix: str, naming: Naming, names: Mapping[str, RawNames]) -> 
         for name, raw in _joined(_with_official_swiglu(found)).items()
         if name.partition(".")[0] in _MODULES[naming]
     }
-    return Candidate(prefix, _refined(naming, names, prefix), parts, _fault(prefix, parts))
+    return BackboneCandidate(prefix, _refined(naming, names, prefix), parts, _fault(prefix, parts))
 
 
 def _refined(naming: Naming, names: Mapping[str, RawNames], prefix: str) -> Naming:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from dinov2rt.bundle.entries import describe_groups
 from dinov2rt.errors import WeightsError
-from dinov2rt.export.weights.backbone.candidate import Candidate, candidate_at
+from dinov2rt.export.weights.backbone.candidate import BackboneCandidate, candidate_at
 from dinov2rt.export.weights.backbone.names import ANCHORS, Naming, without_wrappers
 from dinov2rt.export.weights.backbone.refusals import refusal_of
 from dinov2rt.export.weights.state_dict import first_few
@@ -59,7 +59,7 @@ def find_backbone(names: Iterable[str], source: str, prefix: str | None = None) 
     return Backbone(chosen.prefix.rstrip("."), chosen.naming, parts, left_out)
 
 
-def _candidates(raw_names: Iterable[str]) -> Iterator[Candidate]:
+def _candidates(raw_names: Iterable[str]) -> Iterator[BackboneCandidate]:
     clean: dict[str, tuple[str, ...]] = defaultdict(tuple)
     for name in raw_names:
         clean[without_wrappers(name)] += (name,)
@@ -71,8 +71,8 @@ def _candidates(raw_names: Iterable[str]) -> Iterator[Candidate]:
 
 
 def _at_or_below(
-    prefix: str | None, candidates: Sequence[Candidate], source: str
-) -> Sequence[Candidate]:
+    prefix: str | None, candidates: Sequence[BackboneCandidate], source: str
+) -> Sequence[BackboneCandidate]:
     if prefix is None:
         return candidates
     wanted = f"{without_wrappers(prefix.strip('.'))}.".lstrip(".")
@@ -85,7 +85,7 @@ def _at_or_below(
     return below
 
 
-def _best(candidates: Sequence[Candidate], source: str) -> Candidate:
+def _best(candidates: Sequence[BackboneCandidate], source: str) -> BackboneCandidate:
     """The one that no other beats; among equals, the one that is whole."""
     leading = [each for each in candidates if not any(other.beats(each) for other in candidates)]
     whole = [each for each in leading if each.fault is None]
@@ -96,7 +96,7 @@ def _best(candidates: Sequence[Candidate], source: str) -> Candidate:
     return whole[0] if whole else max(leading, key=lambda each: len(each.parts))
 
 
-def _listed(candidates: Iterable[Candidate]) -> str:
+def _listed(candidates: Iterable[BackboneCandidate]) -> str:
     return first_few(repr(each.prefix.rstrip(".")) for each in candidates)
 
 

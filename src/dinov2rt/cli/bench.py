@@ -153,13 +153,13 @@ def _threads(asked: int | None) -> int:
 
 
 def _outcome(run: "BenchmarkRun", earlier: "BenchmarkRun | None") -> Outcome:
-    from dinov2rt.benchmarks.report.comparison import compare
+    from dinov2rt.benchmarks.report.comparison import compare_runs
 
     document: dict[str, Any] = {"run": run}
     lines = [_text(run)]
     passed: object = _has_passed(run)
     if earlier is not None:
-        comparison = compare(earlier, run)
+        comparison = compare_runs(earlier, run)
         document["comparison"] = comparison
         lines.append(str(comparison))
         passed = passed and bool(comparison)

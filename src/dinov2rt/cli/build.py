@@ -115,7 +115,7 @@ def _run(arguments: Namespace) -> Outcome:
 def _add_cuda_graph(bundle: Path) -> Outcome:
     for package in ("onnx_ir", "ml_dtypes"):
         require(package, extra="export", purpose=f"building for {CUDA_TARGET}")
-    from dinov2rt.export.cuda_graph import add_cuda_graph
+    from dinov2rt.export.cuda.bundle_graph import add_cuda_graph
 
     graph = add_cuda_graph(bundle, progress)
     own = graph.files[:2]

@@ -7,7 +7,7 @@ from dinov2rt.cli.arguments import add_bundle
 from dinov2rt.cli.output import table
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.runtime.cpu import Cpu
-from dinov2rt.runtime.doctor import Diagnosis, Gpu, ModeStatus, Package, examine
+from dinov2rt.runtime.doctor import Diagnosis, ListedGpu, ModeStatus, Package, examine
 from dinov2rt.runtime.model import load
 
 
@@ -52,7 +52,7 @@ def _cpu(cpu: Cpu) -> str:
     return f"{cpu.model}; {sets}; {cpu.cores} cores usable"
 
 
-def _gpu(gpu: Gpu) -> str:
+def _gpu(gpu: ListedGpu) -> str:
     return f"{gpu.name}, {gpu.memory_mib} MiB, compute capability {gpu.compute_capability}"
 
 

@@ -14,7 +14,7 @@ from dinov2rt.analysis.classifiers import (
     logistic_regression,
 )
 from dinov2rt.analysis.evaluation import Split, check_same_images, correct_answers, read_split
-from dinov2rt.analysis.paired_accuracy import Correct, Difference, accuracy, compare
+from dinov2rt.analysis.paired_accuracy import Correct, Difference, accuracy, compare_answers
 from dinov2rt.cli.output import progress, table
 from dinov2rt.cli.verb import Outcome, Verb
 
@@ -106,7 +106,7 @@ def _answers(split: Split, classifiers: Mapping[str, Classifier]) -> dict[str, C
 def _differences(
     first: Mapping[str, Correct], second: Mapping[str, Correct]
 ) -> dict[str, Difference]:
-    return {name: compare(first[name], second[name]) for name in first}
+    return {name: compare_answers(first[name], second[name]) for name in first}
 
 
 def _set_document(

@@ -15,7 +15,7 @@ from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Chunk, Failure
 from dinov2rt.extraction.dataset import PartReport
 from dinov2rt.extraction.decoding import Decoders
-from dinov2rt.extraction.extract import ExtractOptions, Outcome
+from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome
 from dinov2rt.extraction.extractor import Extractor
 from dinov2rt.extraction.formats import FeatureFormat, feature_format
 from dinov2rt.extraction.job import (
@@ -156,7 +156,7 @@ def _watching(total: int, done: int) -> Iterator[Watch]:
         yield lambda outcome: _show(outcome, progress)
 
 
-def _show(outcome: Outcome | PartReport, progress: Progress) -> None:
+def _show(outcome: ImageOutcome | PartReport, progress: Progress) -> None:
     """One step for an image; for a part that a cluster finished, one for each of its images."""
     if isinstance(outcome, Failure):
         progress.complain(outcome.reason)

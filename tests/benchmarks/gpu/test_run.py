@@ -16,7 +16,7 @@ from dinov2rt.benchmarks.gpu import run as gpu_run
 from dinov2rt.benchmarks.gpu.contestants import contestants_for
 from dinov2rt.benchmarks.gpu.run import (
     _PACKAGES,
-    Outcome,
+    StepOutcome,
     _bench_options,
     _parser,
     missing_packages,
@@ -139,13 +139,13 @@ class Machine:
         self.broken: set[str] = set()
         self.taken: list[str] = []
 
-    def take(self, step: Step, log: Path, machine: str, timeout_s: float | None) -> Outcome:  # noqa: ARG002
+    def take(self, step: Step, log: Path, machine: str, timeout_s: float | None) -> StepOutcome:  # noqa: ARG002
         self.taken.append(step.task)
         status = int(step.task in self.broken)
         if step.made is not None and status == 0:
             step.made.parent.mkdir(parents=True, exist_ok=True)
             step.made.touch()
-        return Outcome(step.name, step.command, step.instead_of, machine, status, 0.1, "", None)
+        return StepOutcome(step.name, step.command, step.instead_of, machine, status, 0.1, "", None)
 
     def tasks(self, out: Path, asked: Asked = ASKED) -> list[str]:
         """What a run takes."""

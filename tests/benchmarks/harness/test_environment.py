@@ -11,7 +11,7 @@ import pytest
 from dinov2rt.benchmarks.harness.environment import describe_environment, machine_name
 from dinov2rt.benchmarks.harness.gpu_state import GpuState, gpu_state, memory_held_mib, watched
 from dinov2rt.runtime.cpu import Cpu
-from dinov2rt.runtime.doctor import Gpu, examine
+from dinov2rt.runtime.doctor import ListedGpu, examine
 
 GPU_ROW = "580.65.06, 345 MHz, 1980 MHz, 2619 MHz, 700.00 W, 31, Enabled"
 
@@ -53,7 +53,7 @@ def test_a_cpu_is_named_by_model_cores_and_instructions(
 
 
 def test_a_gpu_is_named_by_its_model_where_it_is_what_runs() -> None:
-    gpu = Gpu("NVIDIA A100-SXM4-80GB", "580", "81920", "8.0")
+    gpu = ListedGpu("NVIDIA A100-SXM4-80GB", "580", "81920", "8.0")
     found = dataclasses.replace(examine(), gpus=(gpu,), cpu=Cpu("Some CPU", (), cores=4))
     assert machine_name(found, "cuda") == "a100-sxm4-80gb"
     assert machine_name(found, "cpu") == "some-4c"

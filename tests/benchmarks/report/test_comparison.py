@@ -7,7 +7,7 @@ from dinov2rt.benchmarks.report.comparison import (
     Change,
     Comparison,
     Verdict,
-    compare,
+    compare_runs,
     refuse_unlike,
 )
 from dinov2rt.benchmarks.results import BenchmarkRun, Missing, Row
@@ -49,7 +49,7 @@ def change(comparison: Comparison, candidate: str = OWN) -> Change:
 
 
 def test_a_run_is_no_regression_of_itself(benchmark_run: BenchmarkRun) -> None:
-    comparison = compare(benchmark_run, benchmark_run)
+    comparison = compare_runs(benchmark_run, benchmark_run)
     assert comparison
     assert verdicts(comparison) == {Verdict.WITHIN_NOISE}
     assert comparison.noise.factor == 1.03
@@ -60,7 +60,7 @@ def test_a_run_is_no_regression_of_itself(benchmark_run: BenchmarkRun) -> None:
 def test_a_slower_dinov2rt_is_a_regression(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
-    comparison = compare(benchmark_run, again({OWN: 1.1}))
+    comparison = compare_runs(benchmark_run, again({OWN: 1.1}))
     assert not comparison
     assert verdicts(comparison) == {Verdict.SLOWER}
     moved = change(comparison).movement
@@ -75,7 +75,7 @@ def test_a_slower_dinov2rt_is_a_regression(
 def test_a_faster_one_and_a_slower_peer_are_none(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
-    comparison = compare(benchmark_run, again({OWN: 0.9}))
+    comparison = compare_runs(benchmark_run, again({OWN: 0.9}))
     assert comparison
     assert verdicts(comparison) == {Verdict.FASTER}
     newer = again({"torch-eager": 1.5})
@@ -83,7 +83,7 @@ def test_a_faster_one_and_a_slower_peer_are_none(
         replace(each, version="9") if each.candidate == "torch-eager" else each
         for each in newer.candidates
     ]
-    comparison = compare(benchmark_run, replace(newer, candidates=tuple(facts)))
+    comparison = compare_runs(benchmark_run, replace(newer, candidates=tuple(facts)))
     assert comparison
     assert verdicts(comparison, "torch-eager") == {Verdict.SLOWER}
 
@@ -91,7 +91,7 @@ def test_a_faster_one_and_a_slower_peer_are_none(
 def test_what_an_unchanged_peer_moves_is_noise(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
-    comparison = compare(benchmark_run, again({OWN: 1.1, "torch-eager": 1.2}))
+    comparison = compare_runs(benchmark_run, again({OWN: 1.1, "torch-eager": 1.2}))
     assert comparison
     assert comparison.noise.factor == pytest.approx(1.2)
     assert "the farthest moved 1.200×" in str(comparison)
@@ -101,7 +101,7 @@ def test_a_slower_machine_is_no_regression(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
     everything = dict.fromkeys((each.candidate for each in benchmark_run.candidates), 1.5)
-    comparison = compare(benchmark_run, again(everything, rate=1 / 1.5))
+    comparison = compare_runs(benchmark_run, again(everything, rate=1 / 1.5))
     assert comparison
     assert comparison.noise.factor == 1.03
     moved = change(comparison).movement
@@ -128,13 +128,13 @@ def test_a_row_without_a_matrix_rate_takes_that_of_its_cell(
 ) -> None:
     everything = dict.fromkeys((each.candidate for each in benchmark_run.candidates), 1.15)
     old, slower = with_int8(benchmark_run), with_int8(again(everything, rate=1 / 1.15))
-    comparison = compare(old, slower)
+    comparison = compare_runs(old, slower)
     assert comparison
     assert verdicts(comparison, INT8) == {Verdict.WITHIN_NOISE}
     moved = change(comparison, INT8).movement
     assert moved is not None
     assert moved.normalised == pytest.approx(1)
-    comparison = compare(old, with_int8(again({OWN: 1.15})))
+    comparison = compare_runs(old, with_int8(again({OWN: 1.15})))
     assert verdicts(comparison, INT8) == {Verdict.SLOWER}
 
 
@@ -144,7 +144,7 @@ def test_without_any_rate_at_the_cell_the_times_alone_count(
     def without_rates(run: BenchmarkRun) -> BenchmarkRun:
         return replace(run, rows=tuple(replace(row, floor=None) for row in run.rows))
 
-    comparison = compare(without_rates(benchmark_run), without_rates(again({OWN: 1.1})))
+    comparison = compare_runs(without_rates(benchmark_run), without_rates(again({OWN: 1.1})))
     assert verdicts(comparison) == {Verdict.SLOWER}
     moved = change(comparison).movement
     assert moved is not None
@@ -154,7 +154,7 @@ def test_without_any_rate_at_the_cell_the_times_alone_count(
 def test_a_matrix_rate_that_alone_moved_proves_nothing(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
-    assert verdicts(compare(benchmark_run, again({}, rate=1.5))) == {Verdict.WITHIN_NOISE}
+    assert verdicts(compare_runs(benchmark_run, again({}, rate=1.5))) == {Verdict.WITHIN_NOISE}
 
 
 def test_without_peers_the_noise_is_assumed(
@@ -163,8 +163,8 @@ def test_without_peers_the_noise_is_assumed(
     def alone(run: BenchmarkRun) -> BenchmarkRun:
         return replace(run, rows=tuple(row for row in run.rows if row.candidate == OWN))
 
-    assert compare(alone(benchmark_run), alone(again({OWN: 1.08})))
-    comparison = compare(alone(benchmark_run), alone(again({OWN: 1.12})))
+    assert compare_runs(alone(benchmark_run), alone(again({OWN: 1.08})))
+    comparison = compare_runs(alone(benchmark_run), alone(again({OWN: 1.12})))
     assert not comparison
     assert "noise 1.100× (assumed, as no peer ran unchanged in both)" in str(comparison)
 
@@ -180,12 +180,12 @@ def test_medians_whose_intervals_overlap_are_not_told_apart(benchmark_run: Bench
         return replace(row, latency=latency)
 
     new = replace(benchmark_run, rows=tuple(map(wide, benchmark_run.rows)))
-    assert verdicts(compare(benchmark_run, new)) == {Verdict.WITHIN_NOISE}
+    assert verdicts(compare_runs(benchmark_run, new)) == {Verdict.WITHIN_NOISE}
 
 
 def test_a_candidate_that_lost_its_time_is_a_regression(benchmark_run: BenchmarkRun) -> None:
     broken = replace(benchmark_run.rows[0], latency=None, floor=None, failure="crashed")
-    comparison = compare(
+    comparison = compare_runs(
         benchmark_run, replace(benchmark_run, rows=(broken, *benchmark_run.rows[1:]))
     )
     assert not comparison
@@ -199,7 +199,7 @@ def test_a_candidate_that_no_longer_loads_is_a_regression(benchmark_run: Benchma
         Missing(variant, OWN, "does not load") for variant in ("dinov2_vits14_reg", "dinov2_vitb14")
     )
     new = replace(benchmark_run, rows=tuple(rows), candidates=tuple(facts), missing=missing)
-    comparison = compare(benchmark_run, new)
+    comparison = compare_runs(benchmark_run, new)
     assert not comparison
     assert verdicts(comparison) == {Verdict.LOST}
 
@@ -207,7 +207,7 @@ def test_a_candidate_that_no_longer_loads_is_a_regression(benchmark_run: Benchma
 def test_rows_in_one_run_only_are_named(benchmark_run: BenchmarkRun) -> None:
     smaller = replace(benchmark_run, rows=benchmark_run.rows[1:])
     name = f"dinov2_vits14_reg 1x224x224 {OWN}"
-    old, new = compare(benchmark_run, smaller), compare(smaller, benchmark_run)
+    old, new = compare_runs(benchmark_run, smaller), compare_runs(smaller, benchmark_run)
     assert (old.only_old, old.only_new) == ((name,), ())
     assert (new.only_old, new.only_new) == ((), (name,))
     assert f"only in the old run: {name}" in str(old)
@@ -239,7 +239,7 @@ def test_unlike_runs_are_refused(
 ) -> None:
     had = getattr(getattr(benchmark_run, part), field)
     with pytest.raises(InputError) as refused:
-        compare(benchmark_run, unlike(benchmark_run, part, field, value))
+        compare_runs(benchmark_run, unlike(benchmark_run, part, field, value))
     assert str(refused.value) == (
         f"the runs differ in {part}.{field}: {had!r} in the old one, {value!r} in the new one; "
         "compare runs of one machine, with equal settings and weights"
@@ -266,7 +266,7 @@ def test_other_settings_of_the_machine_are_refused(name: str, benchmark_run: Ben
     with pytest.raises(
         InputError, match=rf"in environment.details.{name}: {had!r} in the old one, 'other' in"
     ):
-        compare(benchmark_run, new)
+        compare_runs(benchmark_run, new)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_other_settings_of_the_machine_are_refused(name: str, benchmark_run: Ben
 )
 def test_what_comes_and_goes_is_not_refused(name: str, benchmark_run: BenchmarkRun) -> None:
     details = {**benchmark_run.environment.details, name: "other"}
-    assert compare(benchmark_run, unlike(benchmark_run, "environment", "details", details))
+    assert compare_runs(benchmark_run, unlike(benchmark_run, "environment", "details", details))
 
 
 def test_a_matrix_rate_by_another_library_is_refused(benchmark_run: BenchmarkRun) -> None:
@@ -283,14 +283,14 @@ def test_a_matrix_rate_by_another_library_is_refused(benchmark_run: BenchmarkRun
     with pytest.raises(
         InputError, match=r"in roof.matrix_library.fp32: 'numpy' in the old one, 'openvino' in"
     ):
-        compare(benchmark_run, new)
+        compare_runs(benchmark_run, new)
 
 
 def test_a_precision_that_one_run_has_no_rate_for_is_not_refused(
     benchmark_run: BenchmarkRun,
 ) -> None:
     libraries = {"fp32": "numpy", "fp16": "torch"}
-    assert compare(benchmark_run, unlike(benchmark_run, "roof", "matrix_library", libraries))
+    assert compare_runs(benchmark_run, unlike(benchmark_run, "roof", "matrix_library", libraries))
 
 
 def test_a_run_is_refused_before_it_has_rows(benchmark_run: BenchmarkRun) -> None:
@@ -307,7 +307,7 @@ def test_other_weights_are_refused(field: str, value: str, benchmark_run: Benchm
     bundle = replace(benchmark_run.bundles[1], **{field: value})
     new = replace(benchmark_run, bundles=(benchmark_run.bundles[0], bundle))
     with pytest.raises(InputError, match=r"^the runs differ in weights of dinov2_vitb14: .*synth"):
-        compare(benchmark_run, new)
+        compare_runs(benchmark_run, new)
 
 
 def test_runs_without_a_common_row_are_refused(benchmark_run: BenchmarkRun) -> None:
@@ -317,7 +317,7 @@ def test_runs_without_a_common_row_are_refused(benchmark_run: BenchmarkRun) -> N
     with pytest.raises(
         InputError, match=r"no cell and candidate in common; measure the same ones$"
     ):
-        compare(old, new)
+        compare_runs(old, new)
 
 
 def test_a_slower_machine_is_seen_without_peers_too(
@@ -326,4 +326,4 @@ def test_a_slower_machine_is_seen_without_peers_too(
     own = tuple(row for row in benchmark_run.rows if row.candidate == OWN)
     slower = again({OWN: 1.5}, rate=1 / 1.5)
     new = replace(slower, rows=tuple(row for row in slower.rows if row.candidate == OWN))
-    assert verdicts(compare(replace(benchmark_run, rows=own), new)) == {Verdict.WITHIN_NOISE}
+    assert verdicts(compare_runs(replace(benchmark_run, rows=own), new)) == {Verdict.WITHIN_NOISE}

@@ -16,7 +16,7 @@ from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import find_variant
-from dinov2rt.cli.export import parse_normalization
+from dinov2rt.cli.options.export import parse_normalization
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.eager_check import eager_cases
 from dinov2rt.export.exporter import ExportOptions, export_bundle

@@ -13,7 +13,7 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.replaced import not_replaced
 from dinov2rt.errors import BundleError
-from dinov2rt.export.fused import fuse
+from dinov2rt.export.cuda.fused import fuse
 
 CUDA_GRAPH = "cuda.onnx"
 
