@@ -22,8 +22,8 @@ class Affine(nn.Module):
     def __init__(self, state: StateDict, name: str) -> None:
         super().__init__()
         weight = state[f"{name}.weight"]
-        self.weight = _parameter(weight.T)
-        self.bias = _parameter(state.get(f"{name}.bias", torch.zeros(len(weight))))
+        self.weight: nn.Parameter = _parameter(weight.T)
+        self.bias: nn.Parameter = _parameter(state.get(f"{name}.bias", torch.zeros(len(weight))))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, in] to [B, N, out]."""
@@ -35,8 +35,8 @@ class Norm(nn.Module):
 
     def __init__(self, state: StateDict, name: str) -> None:
         super().__init__()
-        self.weight = _parameter(state[f"{name}.weight"])
-        self.bias = _parameter(state[f"{name}.bias"])
+        self.weight: nn.Parameter = _parameter(state[f"{name}.weight"])
+        self.bias: nn.Parameter = _parameter(state[f"{name}.bias"])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -50,7 +50,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, state: StateDict, name: str) -> None:
         super().__init__()
-        self.gamma = _parameter(state[f"{name}.gamma"])
+        self.gamma: nn.Parameter = _parameter(state[f"{name}.gamma"])
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -62,19 +62,22 @@ class GraphBlock(nn.Module):
 
     def __init__(self, architecture: Architecture, state: StateDict, name: str) -> None:
         super().__init__()
-        self.num_heads, self.head_dim = architecture.num_heads, architecture.head_dim
-        self.gated = architecture.ffn == "swiglu"
+        self.num_heads: int = architecture.num_heads
+        self.head_dim: int = architecture.head_dim
+        self.gated: bool = architecture.ffn == "swiglu"
         up, down = ("w12", "w3") if self.gated else ("fc1", "fc2")
-        self.norm1 = Norm(state, f"{name}.norm1")
-        self.qkv = Affine(state, f"{name}.attn.qkv")
-        self.proj = Affine(state, f"{name}.attn.proj")
+        self.norm1: Norm = Norm(state, f"{name}.norm1")
+        self.qkv: Affine = Affine(state, f"{name}.attn.qkv")
+        self.proj: Affine = Affine(state, f"{name}.attn.proj")
+        self.ls1: LayerScale | nn.Identity
+        self.ls2: LayerScale | nn.Identity
         self.ls1, self.ls2 = (
             LayerScale(state, f"{name}.{leaf}") if architecture.layer_scale else nn.Identity()
             for leaf in ("ls1", "ls2")
         )
-        self.norm2 = Norm(state, f"{name}.norm2")
-        self.up = Affine(state, f"{name}.mlp.{up}")
-        self.down = Affine(state, f"{name}.mlp.{down}")
+        self.norm2: Norm = Norm(state, f"{name}.norm2")
+        self.up: Affine = Affine(state, f"{name}.mlp.{up}")
+        self.down: Affine = Affine(state, f"{name}.mlp.{down}")
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -103,11 +106,11 @@ class Embedding(nn.Module):
 
     def __init__(self, architecture: Architecture, state: StateDict) -> None:
         super().__init__()
-        self.prefix = _parameter(constant_prefix(architecture, state))
-        self.position = PositionTable(architecture, state["pos_embed"][0, 1:])
-        self.patch_weight = _parameter(state["patch_embed.proj.weight"])
-        self.patch_bias = _parameter(state["patch_embed.proj.bias"])
-        self.patch_size = architecture.patch_size
+        self.prefix: nn.Parameter = _parameter(constant_prefix(architecture, state))
+        self.position: PositionTable = PositionTable(architecture, state["pos_embed"][0, 1:])
+        self.patch_weight: nn.Parameter = _parameter(state["patch_embed.proj.weight"])
+        self.patch_bias: nn.Parameter = _parameter(state["patch_embed.proj.bias"])
+        self.patch_size: int = architecture.patch_size
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, 1 + R + h·w, D]."""
@@ -124,8 +127,8 @@ class Head(nn.Module):
 
     def __init__(self, architecture: Architecture, state: StateDict) -> None:
         super().__init__()
-        self.first_patch = architecture.num_prefix_tokens
-        self.norm = Norm(state, "norm")
+        self.first_patch: int = architecture.num_prefix_tokens
+        self.norm: Norm = Norm(state, "norm")
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """[B, N, D] to CLS [B, D], registers [B, R, D] where there are any, patches [B, h·w, D]."""
@@ -143,13 +146,14 @@ class ExportGraph(nn.Module):
         self, architecture: Architecture, state: StateDict, extras: Extras = NO_EXTRAS
     ) -> None:
         super().__init__()
-        self.architecture, self.extras = architecture, extras
-        self.embedding = Embedding(architecture, state)
-        self.blocks = nn.ModuleList(
+        self.architecture: Architecture = architecture
+        self.extras: Extras = extras
+        self.embedding: Embedding = Embedding(architecture, state)
+        self.blocks: nn.ModuleList = nn.ModuleList(
             GraphBlock(architecture, state, f"blocks.{index}")
             for index in range(architecture.depth)
         )
-        self.head = Head(architecture, state)
+        self.head: Head = Head(architecture, state)
 
 
 def constant_prefix(architecture: Architecture, state: StateDict) -> Tensor:

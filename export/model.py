@@ -25,7 +25,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, embed_dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj: nn.Conv2d = nn.Conv2d(3, embed_dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] to [B, h·w, D], row-major."""
@@ -39,8 +39,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv: nn.Linear = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj: nn.Linear = nn.Linear(dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -69,8 +69,8 @@ class Mlp(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, dim)
+        self.fc1: nn.Linear = nn.Linear(dim, hidden_dim)
+        self.fc2: nn.Linear = nn.Linear(hidden_dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -83,8 +83,8 @@ class SwiGlu(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w12 = nn.Linear(dim, 2 * hidden_dim)
-        self.w3 = nn.Linear(hidden_dim, dim)
+        self.w12: nn.Linear = nn.Linear(dim, 2 * hidden_dim)
+        self.w3: nn.Linear = nn.Linear(hidden_dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -98,7 +98,7 @@ class LayerScale(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.gamma = nn.Parameter(torch.ones(dim))
+        self.gamma: nn.Parameter = nn.Parameter(torch.ones(dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -111,13 +111,19 @@ class Block(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         dim = architecture.embed_dim
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = Attention(dim, architecture.num_heads, qkv_bias=architecture.qkv_bias)
-        self.ls1 = LayerScale(dim) if architecture.layer_scale else nn.Identity()
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1: nn.LayerNorm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn: Attention = Attention(
+            dim, architecture.num_heads, qkv_bias=architecture.qkv_bias
+        )
+        self.ls1: LayerScale | nn.Identity = (
+            LayerScale(dim) if architecture.layer_scale else nn.Identity()
+        )
+        self.norm2: nn.LayerNorm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         feed_forward = SwiGlu if architecture.ffn == "swiglu" else Mlp
-        self.mlp = feed_forward(dim, architecture.hidden_dim)
-        self.ls2 = LayerScale(dim) if architecture.layer_scale else nn.Identity()
+        self.mlp: Mlp | SwiGlu = feed_forward(dim, architecture.hidden_dim)
+        self.ls2: LayerScale | nn.Identity = (
+            LayerScale(dim) if architecture.layer_scale else nn.Identity()
+        )
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] to [B, N, D]."""
@@ -140,14 +146,22 @@ class Dinov2(nn.Module):
         self.architecture = architecture
         self.task_heads: tuple[Any, ...] = ()  # of `heads/checkpoint.py`; no part of the state dict
         dim = architecture.embed_dim
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + architecture.native_grid.num_patches, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # a key of every checkpoint; unused
+        self.cls_token: nn.Parameter = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed: nn.Parameter = nn.Parameter(
+            torch.zeros(1, 1 + architecture.native_grid.num_patches, dim)
+        )
+        self.mask_token: nn.Parameter = nn.Parameter(
+            torch.zeros(1, dim)
+        )  # a key of every checkpoint; unused
         if architecture.num_registers:
-            self.register_tokens = nn.Parameter(torch.zeros(1, architecture.num_registers, dim))
-        self.patch_embed = PatchEmbed(dim, architecture.patch_size)
-        self.blocks = nn.ModuleList(Block(architecture) for _ in range(architecture.depth))
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+            self.register_tokens: nn.Parameter = nn.Parameter(
+                torch.zeros(1, architecture.num_registers, dim)
+            )
+        self.patch_embed: PatchEmbed = PatchEmbed(dim, architecture.patch_size)
+        self.blocks: nn.ModuleList = nn.ModuleList(
+            Block(architecture) for _ in range(architecture.depth)
+        )
+        self.norm: nn.LayerNorm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
 
     @property
     def normalization(self) -> Normalization:

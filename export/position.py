@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.position import ANTIALIASED_CUBIC, CUBIC, EDGE_TAPS, whole_numbers
 
 CONSTANT_PARAMETERS = ("row_taps", "col_taps")
@@ -48,14 +49,20 @@ class PositionTable(nn.Module):
 
     def __init__(self, architecture: Architecture, patch_positions: Tensor) -> None:
         super().__init__()
-        self.native, self.antialias = architecture.native_grid, architecture.antialias
+        self.native: Grid = architecture.native_grid
+        self.antialias: bool = architecture.antialias
+        self.factor: int
+        self.added: float
         self.factor, self.added = whole_numbers(architecture.offset)
         table = patch_positions.reshape(self.native.rows, self.native.cols, -1)
         edge = 0 if self.antialias else EDGE_TAPS  # repeating it stands for clamping the index
         planes = functional.pad(table.permute(2, 0, 1)[None], (edge,) * 4, mode="replicate")
         table = planes[0].permute(1, 2, 0).contiguous()  # rows, columns, D
-        self.dim = table.shape[-1]
-        self.table = nn.Parameter(table.flatten(1), requires_grad=False)  # [taps, taps·D]
+        self.dim: int = table.shape[-1]
+        # [taps, taps·D]
+        self.table: nn.Parameter = nn.Parameter(table.flatten(1), requires_grad=False)
+        self.row_taps: nn.Parameter
+        self.col_taps: nn.Parameter
         self.row_taps, self.col_taps = (
             nn.Parameter(torch.arange(count, dtype=torch.float32) - edge, requires_grad=False)
             for count in table.shape[:2]

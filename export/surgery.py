@@ -63,7 +63,8 @@ class Writer:
     """
 
     def __init__(self, graph: ir.Graph, before: ir.Node | None = None) -> None:
-        self.graph, self._before, self._count = graph, before, 0
+        self.graph: ir.Graph = graph
+        self._before, self._count = before, 0
 
     def __call__(
         self,

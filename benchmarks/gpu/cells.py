@@ -52,13 +52,17 @@ class Run:
     def __init__(
         self, out: Path, bundles: Sequence[Path], deadline: float, *, all_peers: bool = False
     ) -> None:
-        self.out, self.deadline, self.all_peers = out, deadline, all_peers
-        self.tasks = {
+        self.out: Path = out
+        self.deadline: float = deadline
+        self.all_peers: bool = all_peers
+        self.tasks: dict[str, Task] = {
             Manifest.read(bundle).name: Task(bundle, "cuda", threads=1) for bundle in bundles
         }
         self.environment: Environment = describe_environment("cuda")
         rate = matrix_gflops(_MATRIX_SIDE)
-        self.roof = Roof({"fp16": rate}, {"fp16": "torch"}, copy_gb_per_s(), (_MATRIX_SIDE,) * 3)
+        self.roof: Roof = Roof(
+            {"fp16": rate}, {"fp16": "torch"}, copy_gb_per_s(), (_MATRIX_SIDE,) * 3
+        )
         self.rows: dict[str, list[Row]] = {name: [] for name in self.tasks}
         self.facts: dict[tuple[str, str], CandidateFacts] = {}
         self.missing: list[Missing] = []

@@ -136,7 +136,9 @@ def contestants_for(cell: Cell, task: Task, *, all_peers: bool = False) -> Itera
 class OwnContestant:
     """dinov2rt through its public API, on ONNX Runtime CUDA."""
 
-    name, is_reference, is_peer = "dinov2rt-onnxruntime-fp16", False, False
+    name: str = "dinov2rt-onnxruntime-fp16"
+    is_reference: bool = False
+    is_peer: bool = False
 
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
@@ -185,7 +187,8 @@ class TorchContestant:
     is_peer = True
 
     def __init__(self, form: TorchForm, manifest: Manifest) -> None:
-        self.name, self.is_reference = form.name, form == REFERENCE
+        self.name: str = form.name
+        self.is_reference: bool = form == REFERENCE
         self._form, self._manifest = form, manifest
         self._first_ms = 0.0
 

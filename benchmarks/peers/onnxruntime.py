@@ -27,7 +27,7 @@ class OnnxRuntimePeer:
     A session for another file replaces it, since a user would also have only one.
     """
 
-    version = f"onnxruntime {onnxruntime.__version__}"
+    version: str = f"onnxruntime {onnxruntime.__version__}"
 
     def __init__(self, task: Task) -> None:
         self._task = task

@@ -22,7 +22,7 @@ class OpenVinoPeer:
     A model for another shape replaces it, since a user would also have only one.
     """
 
-    version = f"openvino {openvino.__version__}"
+    version: str = f"openvino {openvino.__version__}"
 
     def __init__(self, task: Task, precision: Precision) -> None:
         self._task, self._precision = task, precision

@@ -37,7 +37,7 @@ class OwnRunner:
         # As the official code, where a head answers for every pixel; one pass for all heads.
         self._snap = Snap.PAD if any(head.is_dense for head in heads) else Snap.CROP
         self._prepared: set[tuple[int, ...]] = set()
-        self.version = f"dinov2rt {__version__}, {self._model.summary}"
+        self.version: str = f"dinov2rt {__version__}, {self._model.summary}"
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The unchanged pixels."""

@@ -22,9 +22,9 @@ class Backbone:
     """
 
     def __init__(self, model: ir.Model, architecture: Architecture) -> None:
-        self.write = Writer(model.graph)
+        self.write: Writer = Writer(model.graph)
         self.architecture = architecture
-        self.patch_size = architecture.patch_size
+        self.patch_size: int = architecture.patch_size
         self._first_patch = architecture.num_prefix_tokens
         norms = {module_of(norm): norm for norm in nodes_of(model, "LayerNormalization")}
         after = [f"blocks.{index}.norm1" for index in range(1, architecture.depth)]

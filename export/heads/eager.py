@@ -38,8 +38,8 @@ class Classifier(nn.Module):
     def __init__(self, num_features: int, num_classes: int, *, uses_mean: bool = True) -> None:
         super().__init__()
         self.uses_mean = uses_mean
-        self.weight = nn.Parameter(torch.zeros(num_classes, num_features))
-        self.bias = nn.Parameter(torch.zeros(num_classes))
+        self.weight: nn.Parameter = nn.Parameter(torch.zeros(num_classes, num_features))
+        self.bias: nn.Parameter = nn.Parameter(torch.zeros(num_classes))
 
     def features(self, levels: Sequence[Level]) -> Tensor:
         """The input of the linear layer, [B, F]."""
@@ -61,8 +61,10 @@ class BinDepth(nn.Module):
 
     def __init__(self, num_features: int, depth_range: tuple[float, float]) -> None:
         super().__init__()
+        self.low: float
+        self.high: float
         self.low, self.high = depth_range
-        self.conv_depth = nn.Conv2d(num_features, BINS, 1)
+        self.conv_depth: nn.Conv2d = nn.Conv2d(num_features, BINS, 1)
 
     def forward(self, levels: Sequence[Level]) -> Tensor:
         """Metres [B, 4h, 4w]."""
@@ -83,7 +85,7 @@ class _Conv(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, bias: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
+        self.conv: nn.Conv2d = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=bias)
 
     def forward(self, values: Tensor) -> Tensor:
         out: Tensor = self.conv(values)
@@ -129,8 +131,10 @@ class _Reassemble(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         channels = dpt_channels(dim)
-        self.projects = nn.ModuleList(_Conv(dim, count, 1, bias=True) for count in channels)
-        self.resize_layers = nn.ModuleList(
+        self.projects: nn.ModuleList = nn.ModuleList(
+            _Conv(dim, count, 1, bias=True) for count in channels
+        )
+        self.resize_layers: nn.ModuleList = nn.ModuleList(
             [
                 nn.ConvTranspose2d(channels[0], channels[0], 4, stride=4),
                 nn.ConvTranspose2d(channels[1], channels[1], 2, stride=2),
@@ -138,7 +142,7 @@ class _Reassemble(nn.Module):
                 nn.Conv2d(channels[3], channels[3], 3, stride=2, padding=1),
             ]
         )
-        self.readout_projects = nn.ModuleList(
+        self.readout_projects: nn.ModuleList = nn.ModuleList(
             nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU()) for _ in channels
         )
 
@@ -163,14 +167,18 @@ class DptDepth(nn.Module):
 
     def __init__(self, dim: int, depth_range: tuple[float, float]) -> None:
         super().__init__()
+        self.low: float
+        self.high: float
         self.low, self.high = depth_range
-        self.reassemble_blocks = _Reassemble(dim)
-        self.convs = nn.ModuleList(
+        self.reassemble_blocks: _Reassemble = _Reassemble(dim)
+        self.convs: nn.ModuleList = nn.ModuleList(
             _Conv(count, DPT_WIDTH, 3, bias=False) for count in dpt_channels(dim)
         )
-        self.fusion_blocks = nn.ModuleList(_Fusion(has_skip=index > 0) for index in range(4))
-        self.project = _Conv(DPT_WIDTH, DPT_WIDTH, 3, bias=True)
-        self.conv_depth = nn.ModuleDict()
+        self.fusion_blocks: nn.ModuleList = nn.ModuleList(
+            _Fusion(has_skip=index > 0) for index in range(4)
+        )
+        self.project: _Conv = _Conv(DPT_WIDTH, DPT_WIDTH, 3, bias=True)
+        self.conv_depth: nn.ModuleDict = nn.ModuleDict()
         self.conv_depth["head"] = nn.Sequential(
             nn.Conv2d(DPT_WIDTH, DPT_WIDTH // 2, 3, padding=1),
             nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
@@ -202,8 +210,8 @@ class PixelClassifier(nn.Module):
 
     def __init__(self, num_features: int, num_classes: int) -> None:
         super().__init__()
-        self.bn = nn.BatchNorm2d(num_features, eps=BATCH_NORM_EPS)
-        self.conv_seg = nn.Conv2d(num_features, num_classes, 1)
+        self.bn: nn.BatchNorm2d = nn.BatchNorm2d(num_features, eps=BATCH_NORM_EPS)
+        self.conv_seg: nn.Conv2d = nn.Conv2d(num_features, num_classes, 1)
 
     def forward(self, levels: Sequence[Level]) -> Tensor:
         """Scores [B, K, h, w]."""

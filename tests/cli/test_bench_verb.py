@@ -117,7 +117,7 @@ def test_what_is_not_for_the_bundle_is_refused_by_name(
 ) -> None:
     argv = ["bench", str(bundle_s_reg), "--device", "cpu"]
     assert main([*argv, "--backend", "tensorrt"]) == 2
-    assert "plans run only on NVIDIA GPUs" in capsys.readouterr().err
+    assert "dinov2rt runs tensorrt only as cuda fp16" in capsys.readouterr().err
     assert main([*argv, "--precision", "int8"]) == 2
     assert "the bundle holds no int8 graph" in capsys.readouterr().err
 
@@ -146,7 +146,10 @@ def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--peers", "eager,tensorflow"], "unknown peer 'tensorflow'; allowed are eager, compile"),
+        (
+            ["--peers", "eager,tensorflow"],
+            'unknown peer \'tensorflow\'; allowed are "eager", "compile"',
+        ),
         (["--batch", "0"], "--batch '0'; allowed are whole numbers from 1"),
         (["--size", "0"], "sizes '0'"),
         (["--seconds", "0"], "--seconds 0.0"),
@@ -155,7 +158,7 @@ def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(
         (["--turns", "x"], "--turns 'x'"),
         (["--turns", "6,8"], "--turns '6,8'; allowed is one whole number"),
         (["--threads", "0"], "--threads 0"),
-        (["--device", "tpu"], "--device 'tpu'; allowed are auto, cpu, cuda"),
+        (["--device", "tpu"], 'unknown device \'tpu\'; allowed are "auto", "cpu", "cuda"'),
         (["--backend", "tvm"], "unknown backend 'tvm'"),
         (["--precision", "int3"], "unknown precision 'int3'"),
         (["--against", "gone.json"], "gone.json cannot be read"),

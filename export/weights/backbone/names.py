@@ -46,7 +46,10 @@ _TRANSFORMERS_BLOCK = (
 )
 """Inside a block of transformers. The `_proj` names are those of its version 5."""
 
-FUSED = {".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."), ".mlp.w12.": (".mlp.w1.", ".mlp.w2.")}
+FUSED: dict[str, tuple[str, ...]] = {
+    ".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."),
+    ".mlp.w12.": (".mlp.w1.", ".mlp.w2."),
+}
 """Projections that the official model computes as one, and their parts from the top row down."""
 
 _CHUNKED = re.compile(r"^blocks\.\d+\.(?=\d+\.)")

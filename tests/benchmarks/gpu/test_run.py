@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 
 from dinov2rt.benchmarks.gpu import run as gpu_run
+from dinov2rt.benchmarks.gpu.arguments import asked_of, parser
 from dinov2rt.benchmarks.gpu.contestants import contestants_for
 from dinov2rt.benchmarks.gpu.run import (
     _PACKAGES,
     StepOutcome,
-    _bench_options,
-    _parser,
     missing_packages,
     run,
     take,
@@ -255,8 +254,8 @@ def test_missing_packages_are_named_with_the_command_that_adds_them() -> None:
     ],
 )
 def test_bench_is_told_what_was_asked_for(tmp_path: Path, given: str, options: str) -> None:
-    arguments = _parser().parse_args([str(tmp_path), *given.split()])
-    asked = replace(ASKED, bench_options=_bench_options(arguments))
+    arguments = parser().parse_args([str(tmp_path), *given.split()])
+    asked = replace(ASKED, bench_options=asked_of(arguments).bench_options)
     assert words_of("bench", tmp_path, asked) == (
         f"dinov2rt bench {tmp_path}/bundles/v --device cuda --batch 1,8 --size 224 "
         f"--out {tmp_path}/v.json {options}"
