@@ -48,6 +48,7 @@ def measure(
         latency = summarise(samples, turns, cell.batch)
         compute_ms = median(device_ms[each.name])
         phases = each.phases()
+        assert phases is not None  # noqa: S101 (all of them run on a GPU)
         rates = [roof.matrix_gflops["fp16"]] * TURNS
         yield replace(
             rows[each.name],

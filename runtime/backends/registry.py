@@ -118,5 +118,6 @@ PLAN_MODES: tuple[PlanMode, ...] = (
 """All ways to run plans; a plan is better than every graph."""
 
 MODES: tuple[Mode, ...] = (*PLAN_MODES, *GRAPH_MODES)
-PACKAGES: tuple[OptionalPackage, ...] = (_OPENVINO, _ORT, _ORT_CUDA, _TENSORRT, _TENSORRT_RTX)
+_CPU_FIRST = sorted(MODES, key=lambda mode: mode.device != "cpu")
+PACKAGES: tuple[OptionalPackage, ...] = tuple(dict.fromkeys(mode.package for mode in _CPU_FIRST))
 """The packages that execute graphs and plans."""
