@@ -28,8 +28,9 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
-from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.exporter import export_bundle
 from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.export.options import ExportOptions
 from dinov2rt.runtime.cpu import usable_cores
 
 _ALONE = "backbone alone"
