@@ -59,8 +59,9 @@ class AllAnswers(nn.Module):
 
     def __init__(self, model: Dinov2, names: tuple[str, ...]) -> None:
         super().__init__()
-        self.model, self.names = model, names
-        self.heads = nn.ModuleList(head.module for head in model.task_heads)
+        self.model: Dinov2 = model
+        self.names: tuple[str, ...] = names
+        self.heads: nn.ModuleList = nn.ModuleList(head.module for head in model.task_heads)
 
     def forward(self, images: Tensor) -> Outputs:
         """[B, 3, H, W] to logits, depth, and classes of pixels with their scores."""

@@ -53,9 +53,10 @@ class HuggingFaceHead(nn.Module):
 
     def __init__(self, architecture: Architecture, weights: StateDict, head: EagerHead) -> None:
         super().__init__()
-        self.head, self.patch_size = head, architecture.patch_size
+        self.head: EagerHead = head
+        self.patch_size: int = architecture.patch_size
         build = {Decoder.CLASSIFIER: _classifier, Decoder.DPT: _dpt}[head.spec.decoder]
-        self.model = build(architecture, weights, head).eval().requires_grad_(False)
+        self.model: Any = build(architecture, weights, head).eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """[B, 3, H, W] to logits [B, K], or to metres [B, H, W]."""
