@@ -6,14 +6,14 @@ document and checks it against these types.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import msgspec
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.files import read_regular, replacing
-from dinov2rt.foreign import one_line
+from dinov2rt.foreign import in_one_line
 from dinov2rt.strict_json import parse
 
 SCHEMA_VERSION = 2
@@ -256,7 +256,7 @@ class BenchmarkRun:
             InputError: the file cannot be read, or is not a run of this schema.
         """
         try:
-            document = _printable(parse(read_regular(file, _MOST_BYTES)))
+            document = in_one_line(parse(read_regular(file, _MOST_BYTES)))
             schema = msgspec.convert(document, type=_Versioned).schema
             if schema != SCHEMA_VERSION:
                 raise InputError(
@@ -297,20 +297,3 @@ class BenchmarkRun:
         """
         with replacing(file, InputError, make_folder=True) as partial:
             partial.write_text(self.to_json() + "\n", encoding="utf-8")
-
-
-def _printable(value: Any) -> Any:
-    if isinstance(value, str):
-        return one_line(value)
-    if isinstance(value, dict):
-        return {one_line(key): _printable(item) for key, item in value.items()}
-    return [_printable(item) for item in value] if isinstance(value, list) else value
-
-
-STOLEN_AT_MOST = 0.03
-"""A turn is repeated if the host gave more than this share of all cores' time to others."""
-
-
-LOADS = 5
-"""How often a candidate of dinov2rt is loaded, in fresh processes; the median time counts. A peer
-is loaded once, because it may export or compile for minutes."""

@@ -10,6 +10,13 @@ import numpy as np
 from dinov2rt.benchmarks.results import LatencyReport
 from dinov2rt.errors import InputError
 
+STOLEN_AT_MOST = 0.03
+"""A turn is repeated if the host gave more than this share of all cores' time to others."""
+
+LOADS = 5
+"""How often a candidate of dinov2rt is loaded, in fresh processes; the median time counts. A peer
+is loaded once, because it may export or compile for minutes."""
+
 _ONE_IN = 40
 """A 95 % interval leaves out one case in 40 on each side."""
 

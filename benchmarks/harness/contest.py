@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
-from dinov2rt.benchmarks.results import STOLEN_AT_MOST
+from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 
 _TURNS = 30
 """Turns per candidate, if its calls are short enough."""

@@ -7,7 +7,8 @@ from statistics import median
 
 from dinov2rt.benchmarks.harness.worker import CandidateError, Loaded, Memory, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Task
-from dinov2rt.benchmarks.results import LOADS, CandidateFacts, Missing
+from dinov2rt.benchmarks.results import CandidateFacts, Missing
+from dinov2rt.benchmarks.statistics import LOADS
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import InputError
 

@@ -1,6 +1,7 @@
 """How a run was measured and what its figures mean, in sentences for the report."""
 
-from dinov2rt.benchmarks.results import LOADS, Settings
+from dinov2rt.benchmarks.results import Settings
+from dinov2rt.benchmarks.statistics import LOADS
 
 WORDS = (
     ("setting, or cell", "one model, one number of images per call and one image size"),

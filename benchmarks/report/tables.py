@@ -16,7 +16,8 @@ from dinov2rt.benchmarks.report.formats import (
     significant,
 )
 from dinov2rt.benchmarks.report.summary import fastest, ratio_to_fastest_peer, rows_at
-from dinov2rt.benchmarks.results import STOLEN_AT_MOST, BenchmarkRun, Cell, Row
+from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
+from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 
 _OTHERS_AT_MOST = 0.05
 """Other processes are mentioned if they use more than this share of the cores' time."""

@@ -5,6 +5,8 @@ set a terminal's title or clear its screen, characters that turn the direction o
 megabytes. They are shown as `repr` would show them, and cut. Files keep their exact bytes.
 """
 
+from typing import Any
+
 MOST_SHOWN = 300
 """Characters of one foreign value."""
 
@@ -39,6 +41,15 @@ def escaped(text: str) -> str:
 def one_line(text: str) -> str:
     """A whole message as one line; line ends become spaces."""
     return shown(" ".join(text.splitlines()), MOST_IN_MESSAGE)
+
+
+def in_one_line(document: Any) -> Any:
+    """A JSON document with every text in it, keys included, as `one_line` makes it."""
+    if isinstance(document, str):
+        return one_line(document)
+    if isinstance(document, dict):
+        return {one_line(key): in_one_line(value) for key, value in document.items()}
+    return [in_one_line(value) for value in document] if isinstance(document, list) else document
 
 
 def several_lines(text: str) -> str:

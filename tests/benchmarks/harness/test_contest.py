@@ -14,7 +14,7 @@ import pytest
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task, import_all
-from dinov2rt.benchmarks.results import STOLEN_AT_MOST
+from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 
