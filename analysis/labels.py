@@ -1,12 +1,14 @@
 """Labels of images, by the keys of their features."""
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from dinov2rt.analysis.keyed_images import split_key
 from dinov2rt.errors import InputError
+from dinov2rt.files import read_regular, require_regular
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
@@ -15,6 +17,7 @@ FOLDER = "folder"
 
 _COLUMNS = ("key", "label")
 _EXAMPLES = 3
+_MOST_BYTES = 2**30
 
 
 def find_labels(keys: Sequence[str], source: str, root: Path = Path()) -> list[str]:
@@ -94,10 +97,10 @@ def _read(file: Path) -> Mapping[str, str]:
 
 def _read_csv(file: Path) -> list[tuple[str, str]]:
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.DictReader(stream)
-            _check_columns(file, reader.fieldnames or ())
-            return [(row["key"], row["label"] or "") for row in reader]
+        text = io.StringIO(read_regular(file, _MOST_BYTES).decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text)
+        _check_columns(file, reader.fieldnames or ())
+        return [(row["key"] or "", row["label"] or "") for row in reader]
     except OSError as error:
         raise InputError(f"{file} cannot be read ({error.strerror}); give a file") from error
     except (csv.Error, UnicodeDecodeError) as error:
@@ -108,13 +111,15 @@ def _read_parquet(file: Path) -> list[tuple[str, str]]:
     pa = require("pyarrow", extra="parquet", purpose="reading labels from Parquet")
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading labels from Parquet")
     try:
+        require_regular(file)
         with parquet.ParquetFile(file) as opened:
             _check_columns(file, opened.schema_arrow.names)
-            columns = opened.read(columns=list(_COLUMNS)).to_pydict()
-    except (pa.lib.ArrowException, OSError) as error:
+            table = opened.read(columns=list(_COLUMNS))
+            keys, labels = (table.column(name).to_pylist() for name in _COLUMNS)
+    except (pa.lib.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file} cannot be read as Parquet ({reason}); write it again") from error
-    return [(_text(key), _text(label)) for key, label in zip(*columns.values(), strict=True)]
+    return [(_text(key), _text(label)) for key, label in zip(keys, labels, strict=True)]
 
 
 def _text(value: Any) -> str:
@@ -122,6 +127,8 @@ def _text(value: Any) -> str:
 
 
 def _check_columns(file: Path, names: Sequence[str]) -> None:
+    if twice := [column for column in _COLUMNS if names.count(column) > 1]:
+        raise InputError(f"{file} has several columns {quoted(twice[0])}; leave one")
     if missing := [column for column in _COLUMNS if column not in names]:
         raise InputError(
             f"{file} has no column {quoted(missing[0])}, only {shown(', '.join(names)) or 'none'}; "

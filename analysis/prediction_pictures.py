@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.tasks.bilinear import resize_bilinear
+from dinov2rt.foreign import shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.images import resize
 from dinov2rt.runtime.predictions import (
@@ -22,7 +23,7 @@ Picture = NDArray[np.uint8]
 
 _WHITE, _BLACK, _BAR = (255, 255, 255), (0, 0, 0), (69, 117, 180)
 _LINE, _MARGIN, _SIDE, _FONT = 18, 8, 260, 12
-_MOST_CLASSES = 20
+_MOST_CLASSES, _MOST_WRITTEN = 20, 60
 _OPACITY = 0.55
 _LEAST_HEIGHT = 224
 
@@ -86,7 +87,9 @@ def draw_segments(photo: Picture, segments: Segmentation) -> Picture:
         colour = tuple(int(each) for each in segments.palette[index[at]])
         pen.rectangle((_MARGIN, y, _MARGIN + 12, y + 12), fill=colour, outline=_BLACK)
         name = segments.names[index[at]]
-        _text(pen, (_MARGIN + 20, y), f"{count[at] / classes.size:6.1%}  {name}")
+        _text(
+            pen, (_MARGIN + 20, y), f"{count[at] / classes.size:6.1%}  {shown(name, _MOST_WRITTEN)}"
+        )
     return _beside([_fitted(np.rint(mixed).astype(np.uint8), height), np.asarray(panel)])
 
 
@@ -157,7 +160,9 @@ def _below(caption: str, picture: Picture) -> Picture:
 
 
 def _draw_bar(pen: Any, y: int, candidate: RankedClass) -> None:
-    _text(pen, (_MARGIN, y), f"{candidate.probability:6.1%}  {candidate.name}")
+    _text(
+        pen, (_MARGIN, y), f"{candidate.probability:6.1%}  {shown(candidate.name, _MOST_WRITTEN)}"
+    )
     width = round(candidate.probability * (_SIDE - 2 * _MARGIN))
     pen.rectangle((_MARGIN, y + 16, _MARGIN + max(1, width), y + 24), fill=_BAR)
 

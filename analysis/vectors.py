@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.parquet import reading_parquet
 from dinov2rt.extraction.reader import Paths, open_features, read_metadata
 from dinov2rt.foreign import shown
 from dinov2rt.named_enum import NamedEnum
@@ -49,18 +50,29 @@ class Collection:
         """Keys (an Arrow array) and unit vectors [n, D], a few thousand images at a time.
 
         Raises:
-            InputError: a vector is zero, NaN or infinite.
+            InputError: a vector is zero, NaN or infinite, or the file is damaged.
         """
-        # Read-ahead is kept small, to leave the memory to the caller.
-        batches = self.dataset.to_batches(
-            columns=["key", token.column],
-            batch_size=_ROWS_AT_A_TIME,
-            batch_readahead=1,
-            fragment_readahead=1,
-        )
-        for batch in batches:
+        for batch in self._batches(["key", token.column]):
             if len(batch):
                 yield batch.column(0), unit_vectors(_matrix(batch.column(1)), batch.column(0))
+
+    def _batches(self, columns: list[str]) -> Iterator[Any]:
+        place = ", ".join(self.dataset.files)
+        with reading_parquet(place):
+            # Read-ahead is kept small, to leave the memory to the caller.
+            batches = self.dataset.to_batches(
+                columns=columns,
+                batch_size=_ROWS_AT_A_TIME,
+                batch_readahead=1,
+                fragment_readahead=1,
+            )
+        while True:
+            with reading_parquet(place):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)  # text that is no UTF-8
+            yield batch
 
 
 def open_collection(paths: Paths) -> Collection:

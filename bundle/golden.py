@@ -100,6 +100,8 @@ class Golden:
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                if sum(member.file_size for member in archive.zip.infolist()) > _MOST_BYTES:
+                    raise ValueError(f"more than {_MOST_BYTES} bytes when unpacked")
                 arrays = dict(archive)
             normalization = _normalization(arrays)
             return cls(tuple(_cases(arrays)), normalization)

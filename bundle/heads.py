@@ -4,12 +4,17 @@ Sources: `dinov2/hub/classifiers.py`, `dinov2/hub/depthers.py`, and the configur
 segmentation heads.
 """
 
+import math
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
+
+_PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
 
 
 class Task(StrEnum):
@@ -140,6 +145,9 @@ class HeadEntry:
     `data` apply; `palette` are their colours (red, green, blue), where they are classes of pixels.
     `uses_mean` says whether a classifier also reads the mean patch token, see
     `export/heads/eager.py`.
+
+    Raises:
+        ValueError: a name that no head has, or a range that no depth has.
     """
 
     name: str
@@ -155,6 +163,15 @@ class HeadEntry:
     class_names: tuple[str, ...] = ()
     palette: tuple[tuple[int, ...], ...] = ()
     uses_mean: bool = True
+
+    def __post_init__(self) -> None:
+        for text in (self.name, self.data):  # parts of file names
+            if not _PLAIN_NAME.fullmatch(text):
+                raise ValueError(f"a head's name or data is {quoted(text)}")
+        if self.depth_range is not None:
+            low, high = self.depth_range
+            if not 0 <= low < high < math.inf:
+                raise ValueError(f"head {self.name} has depths from {low} to {high}")
 
     @property
     def is_dense(self) -> bool:

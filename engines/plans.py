@@ -35,14 +35,32 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
     """Add `entry` to the manifest; it replaces the plan of the same target, version and precision.
 
     The manifest is read again, because another build may have changed it since this build began.
-    The files of plans that it no longer contains are removed.
+    The files of plans that it no longer contains are removed, and those of the same name that
+    builds have left which were killed before this point.
+
+    Raises:
+        BuildError: another build of the same plan ended meanwhile, and removed this one's file.
     """
     with Manifest.changing(bundle) as manifest:
+        if not (bundle / entry.file.path).is_file():
+            raise BuildError(f"{bundle}: another build of this plan has just ended; build again")
         kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
         changed = dataclasses.replace(manifest, plans=(*kept, entry))
         changed.write(bundle)
-        for gone in {file.path for file in manifest.files} - {file.path for file in changed.files}:
+        named = {file.path for file in changed.files}
+        before = {file.path for file in manifest.files} | _plans_like(bundle, entry)
+        for gone in before - named:
             (bundle / gone).unlink(missing_ok=True)
+
+
+def _plans_like(bundle: Path, entry: PlanEntry) -> set[str]:
+    """The files that are named as that of `entry` is, up to the hash."""
+    name, _, _ = entry.file.path.rpartition("-")
+    return {
+        file.relative_to(bundle).as_posix()
+        for file in (bundle / FOLDER).glob("*.plan")
+        if file.relative_to(bundle).as_posix().rpartition("-")[0] == name
+    }
 
 
 def identity_of(plan: PlanEntry) -> tuple[str, ...]:

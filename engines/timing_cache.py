@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.engines.flavours import Toolkit
-from dinov2rt.files import replacing
+from dinov2rt.files import read_regular, replacing
 
 FOLDER = "timing-cache"
+_MOST_BYTES = 2**30
 
 
 def default_file(bundle: Path, toolkit: Toolkit, target: str) -> Path:
@@ -26,7 +27,7 @@ def attach(config: Any, file: Path) -> None:
     """Load `file` into the builder; start empty if it is missing or from another GPU or version."""
     content = b""
     with contextlib.suppress(FileNotFoundError):
-        content = file.read_bytes()
+        content = read_regular(file, _MOST_BYTES)
     ignore_mismatch = False
     if not config.set_timing_cache(config.create_timing_cache(content), ignore_mismatch):
         config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch)

@@ -1,16 +1,10 @@
 """Decodes and preprocesses images in separate processes, ahead of the model."""
 
-import contextlib
 import io
 import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +16,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.extraction.child_processes import ChildDiedError, ChildProcesses
 from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, Item, batched, file_state
 from dinov2rt.files import open_regular
 from dinov2rt.foreign import shown
@@ -129,7 +124,7 @@ def decode_chunks(
     chunks. `chunks` is therefore read ahead as well.
 
     Raises:
-        Dinov2rtError: a decoder died.
+        Dinov2rtError: a decoder died, or could not be started.
     """
     tasks = ((chunk, task) for chunk in chunks for task in batched(chunk.items(), _TASK_IMAGES))
     limit = max(-(-ahead // _TASK_IMAGES), _TASKS_PER_DECODER * decoders.count)
@@ -234,56 +229,26 @@ def _snapped(image: NDArray[np.uint8], decoding: Decoding) -> NDArray[np.uint8]:
 
 
 def _submit(decoders: Decoders, task: list[Item | Failure], decoding: Decoding) -> Future[Any]:
-    try:
-        with _interrupts_blocked():
-            return decoders.executor.submit(_decode_task, task, decoding)
-    except BrokenProcessPool as error:
-        raise _decoder_died() from error
+    return decoders.executor.submit(_decode_task, task, decoding)
 
 
 def _result(future: Future[list[DecodedImage | Failure]]) -> list[DecodedImage | Failure]:
     try:
         return future.result()
-    except BrokenProcessPool as error:
-        raise _decoder_died() from error
-
-
-def _decoder_died() -> Dinov2rtError:
-    return Dinov2rtError(
-        "a decoder process died, perhaps because memory ran out, or because the script has no "
-        '`if __name__ == "__main__":` and ran again in it; try fewer decoders'
-    )
-
-
-@contextlib.contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Processes that start here ignore SIGINT (Ctrl-C); the parent shuts them down."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except ChildDiedError as error:
+        raise Dinov2rtError(
+            f"{error}, perhaps because memory ran out; try fewer decoders"
+        ) from error
 
 
 def _executor(processes: int) -> Executor:
     if not processes:
         return ThreadPoolExecutor(1)
     pillow = require("PIL.Image", extra="image", purpose="reading an image file")
-    # A forked process would inherit the model's threads and locks.
-    spawn = multiprocessing.get_context("spawn")
-    limit = pillow.MAX_IMAGE_PIXELS
-    return ProcessPoolExecutor(processes, spawn, initializer=_start_decoder, initargs=(limit,))
+    return ChildProcesses(processes, _start_decoder, pillow.MAX_IMAGE_PIXELS)
 
 
 def _start_decoder(max_image_pixels: int | None) -> None:
-    """Copy the caller's Pillow limit, and end this process when the caller ends."""
+    """Copy the caller's Pillow limit."""
     pillow: Any = require("PIL.Image", extra="image", purpose="reading an image file")
     pillow.MAX_IMAGE_PIXELS = max_image_pixels
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None  # noqa: S101  # this runs only in a child process
-    parent.join()
-    os._exit(1)

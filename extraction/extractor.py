@@ -11,7 +11,7 @@ from typing import Self
 
 from dinov2rt._version import __version__
 from dinov2rt.extraction.chunks import Chunk
-from dinov2rt.extraction.dataset import FeatureDataset, PartReport
+from dinov2rt.extraction.dataset import FeatureDataset, PartReport, StagedPart
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome, extract, layer_outputs
 from dinov2rt.extraction.image_features import as_unicode
@@ -83,7 +83,7 @@ class Extractor:
         ):
             for chunk, group in itertools.groupby(outcomes, key=itemgetter(0)):
                 part = self.dataset.stage(chunk, _watched((outcome for _, outcome in group), watch))
-                before, committing = committing, disk.submit(part.commit)
+                before, committing = committing, _submitted(disk, part)
                 if before is not None:
                     yield before.result()
             if committing is not None:
@@ -122,6 +122,14 @@ def model_on_cores(model: Model, cores: int) -> Model:
     """`model` to be pickled for a machine with `cores` CPU cores, in the precision of this one."""
     options = replace(model.options, threads=cores, precision=model.graph.precision)
     return replace(model, options=options)
+
+
+def _submitted(disk: ThreadPoolExecutor, part: StagedPart) -> Future[PartReport]:
+    try:
+        return disk.submit(part.commit)
+    except RuntimeError:  # the system starts no thread
+        part.discard()
+        raise
 
 
 def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[str, str]:

@@ -99,8 +99,7 @@ def extract_features(
         retry_failed: for OUT.parquet: try again all images that failed before.
         part_images: the most images in a part of OUT.parquet.
         image_column: the column with the images in Parquet shards.
-        decoders: processes that decode; 0 is a thread of this one, which needs no
-            `if __name__ == "__main__":` in the caller's script.
+        decoders: processes that decode; 0 is a thread of this one.
         watching: gives the function that is called with each outcome.
 
     Raises:

@@ -1,6 +1,7 @@
 """Reads and writes features and failures as Parquet."""
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
+from dinov2rt.files import require_regular
 from dinov2rt.named_enum import NamedEnum
 from dinov2rt.optional import require
 
@@ -227,13 +229,28 @@ def _cast(values: NDArray[np.float32], number: Any) -> NDArray[Any]:
 def opened_parquet(file: Path) -> Iterator[Any]:
     """Open a Parquet file of features or failures; read errors become `InputError`."""
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
-    try:
+    with reading_parquet(file):
+        require_regular(file)
         with parquet.ParquetFile(file) as opened:
             yield opened
-    except (_pyarrow().lib.ArrowException, OSError) as error:
-        number = getattr(error, "errno", None)
-        reason = os.strerror(number) if number else " ".join(str(error).split())
-        raise InputError(f"{file} cannot be read as Parquet ({reason}); leave it out") from error
+
+
+@contextlib.contextmanager
+def reading_parquet(place: object) -> Iterator[None]:
+    """In the block, errors of reading from `place` become `InputError`."""
+    try:
+        yield
+    except (_pyarrow().lib.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{place} cannot be read as Parquet ({_reason(error)}); leave it out"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    number = getattr(error, "errno", None)
+    if number and number != errno.EINVAL:  # of which only the text says what was invalid
+        return os.strerror(number)
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def _pyarrow() -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.parquet import METADATA_PREFIX, opened_parquet
+from dinov2rt.extraction.parquet import METADATA_PREFIX, opened_parquet, reading_parquet
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
@@ -48,7 +48,11 @@ def read_features(paths: Paths, columns: Sequence[str] | None = None) -> Any:
         (3, 384)
     """
     features = open_features(paths)
-    return features.to_table(columns=_checked(features, columns))
+    wanted = _checked(features, columns)
+    with reading_parquet(", ".join(features.files)):
+        table = features.to_table(columns=wanted)
+        table.validate(full=True)  # text that is no UTF-8
+    return table
 
 
 def open_features(paths: Paths) -> Any:
@@ -77,7 +81,7 @@ def read_metadata(part: Path) -> dict[str, str]:
     """
     with opened_parquet(part) as file:
         metadata = file.schema_arrow.metadata or {}
-    texts = {key.decode(): value.decode() for key, value in metadata.items()}
+        texts = {key.decode(): value.decode() for key, value in metadata.items()}
     return {
         key.removeprefix(METADATA_PREFIX): value
         for key, value in texts.items()

@@ -11,7 +11,7 @@ from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.signature import scores_name
 from dinov2rt.bundle.tasks.classes import class_table
-from dinov2rt.errors import InputError
+from dinov2rt.errors import BundleError, InputError
 from dinov2rt.runtime.inputs import ImageGroup
 from dinov2rt.runtime.predictions import (
     Classification,
@@ -136,9 +136,21 @@ def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Pre
             raise InputError(f"the manifest states no range for head {head.name}; export it again")
         return Depth(value, head.depth_range)
     if head.task is Task.CLASSIFICATION:
-        return Classification(value, class_names(head))
+        names = class_names(head)
+        _check_classes(head, value.shape[1], len(names))
+        return Classification(value, names)
+    names = class_names(head)
+    _check_classes(head, int(value.max(initial=0)) + 1, len(names))
     lowres = outputs[scores_name(head.output)] if scores else None
-    return Segmentation(value, class_names(head), palette_of(head), lowres)
+    return Segmentation(value, names, palette_of(head), lowres)
+
+
+def _check_classes(head: HeadEntry, returned: int, named: int) -> None:
+    if returned > named:
+        raise BundleError(
+            f"head {head.name} returns {returned} classes, and the manifest names {named}; "
+            "export the bundle again"
+        )
 
 
 def class_names(head: HeadEntry) -> tuple[str, ...]:

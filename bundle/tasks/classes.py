@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.errors import InputError
+from dinov2rt.foreign import quoted
+
 _FOLDER = Path(__file__).parent / "class_tables"
 
 
@@ -22,8 +25,15 @@ class ClassTable:
 
 @functools.cache
 def class_table(data: str) -> ClassTable:
-    """The classes of "imagenet1k", "ade20k" or "voc2012"."""
-    document = json.loads((_FOLDER / f"{data}.json").read_text(encoding="utf-8"))
+    """The classes of "imagenet1k", "ade20k" or "voc2012".
+
+    Raises:
+        InputError: another name.
+    """
+    known = {file.stem: file for file in _FOLDER.glob("*.json")}
+    if data not in known:
+        raise InputError(f"unknown classes {quoted(data)}; allowed are {', '.join(sorted(known))}")
+    document = json.loads(known[data].read_text(encoding="utf-8"))
     palette = document.get("palette")
     colours = None if palette is None else np.array(palette, np.uint8)
     return ClassTable(tuple(document["names"]), colours)

@@ -1,18 +1,25 @@
 """The file of a user's classifier: `dinov2rt train-head` writes it, `export --head` reads it."""
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt import strict_json
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.files import require_regular
+from dinov2rt.files import read_regular
+from dinov2rt.foreign import quoted, shown
 
 FORMAT = "dinov2rt classifier 1"
+_MOST_BYTES = 2**31
+_MOST_LAYERS = 1000
+_TYPES = {"num_layers": int, "uses_mean": bool, "variant": str, "weights_sha256": str}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,6 +53,11 @@ class OwnClassifier:
                 f"export {self.variant} with it, or fit one on features of {name_of(architecture)}"
             )
         features = (self.num_layers + self.uses_mean) * architecture.embed_dim
+        if self.bias.shape != (len(self.class_names),):
+            raise WeightsError(
+                f"the classifier's bias is {list(self.bias.shape)}, must be "
+                f"{[len(self.class_names)]}; fit it again"
+            )
         if self.weight.shape != (len(self.class_names), features):
             raise WeightsError(
                 f"the classifier's weight is {list(self.weight.shape)}, must be "
@@ -74,20 +86,35 @@ def read_classifier(file: Path) -> OwnClassifier:
         WeightsError: it cannot be read, or is not such a file.
     """
     try:
-        require_regular(file)
-        with np.load(file, allow_pickle=False) as archive:
-            facts = json.loads(str(archive["facts"]))
-            if facts.pop("format") != FORMAT:
-                raise ValueError("another format")
-            facts["class_names"] = tuple(map(str, facts["class_names"]))
-            weight, bias = (
-                np.ascontiguousarray(archive[name], np.float32) for name in ("weight", "bias")
-            )
-            own = OwnClassifier(weight, bias, **facts)
+        with np.load(io.BytesIO(read_regular(file, _MOST_BYTES)), allow_pickle=False) as archive:
+            if sum(member.file_size for member in archive.zip.infolist()) > _MOST_BYTES:
+                raise ValueError(f"more than {_MOST_BYTES} bytes when unpacked")
+            facts = strict_json.parse(str(archive["facts"]).encode())
+            weight, bias = (_floats(archive[name]) for name in ("weight", "bias"))
+        return OwnClassifier(weight, bias, **_checked(facts))
     except Exception as error:  # zipfile, json and numpy each raise their own types
         raise WeightsError(
-            f"{file} is no classifier ({error}); write one with dinov2rt train-head"
+            f"{file} is no classifier ({shown(error)}); write one with dinov2rt train-head"
         ) from error
-    if own.bias.shape != own.weight.shape[:1] or not np.isfinite(own.weight).all():
-        raise WeightsError(f"{file} holds a damaged classifier; fit it again")
-    return own
+
+
+def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
+    floats = np.ascontiguousarray(values, np.float32)
+    if not np.isfinite(floats).all():
+        raise ValueError("it holds NaN or infinity")
+    return floats
+
+
+def _checked(facts: Any) -> dict[str, Any]:
+    """The facts, each of its type."""
+    if facts.pop("format") != FORMAT:
+        raise ValueError("another format")
+    names = facts["class_names"]
+    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ValueError("class_names is no list of names")
+    for name, kind in _TYPES.items():
+        if type(facts[name]) is not kind:
+            raise ValueError(f"{name} is {quoted(facts[name])}")
+    if not 1 <= facts["num_layers"] <= _MOST_LAYERS:
+        raise ValueError(f"num_layers is {facts['num_layers']}")
+    return {**facts, "class_names": tuple(names)}

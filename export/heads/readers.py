@@ -1,6 +1,7 @@
 """Tensors of a head out of checkpoint files, without running anything that is in them."""
 
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def _safetensors(path: Path) -> StateDict:
 
 def _pickled(path: Path) -> StateDict:
     try:
-        with torch.serialization.safe_globals(_ALLOWED):
+        with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of another protocol than its own
             checkpoint = torch.load(
                 path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
             )

@@ -1,7 +1,7 @@
 """Writes predictions: JSON for classes, 16-bit PNG or NPY for depth, palette PNG for segments."""
 
+import hashlib
 import json
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.answers.prediction import Answered
 from dinov2rt.extraction.chunks import Chunk
-from dinov2rt.files import replacing
+from dinov2rt.files import read_regular, replacing
+from dinov2rt.foreign import escaped
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
 from dinov2rt.runtime.predictions import Classification, Depth, Prediction, Segmentation
@@ -21,6 +22,11 @@ from dinov2rt.runtime.predictions import Classification, Depth, Prediction, Segm
 DEPTH_FORMATS = ("png", "npy")
 SETTINGS, RECORDS = "settings.json", "records"
 _MOST_GREY = 65535
+_MOST_BYTES = 2**26
+_MOST_BYTES_IN_NAME = 160
+"""Of 255 that file systems take; temporary names are longer than those of the files."""
+
+_HASH_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class PredictionFolder:
         file = self.folder / SETTINGS
         wanted = self.settings | {"depth_format": self.depth_format, "top": self.top}
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = _read_json(file)
             other = sorted(name for name in wanted if found.get(name) != wanted[name])
             if other:
                 raise InputError(
@@ -62,7 +68,7 @@ class PredictionFolder:
                 f"{self.folder} is not empty and holds no answers; choose another --out"
             )
         (self.folder / RECORDS).mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+        _write_text(file, json.dumps(wanted, indent=2) + "\n")
 
     def missing(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
         """The parts of `chunks` that have no record yet."""
@@ -93,7 +99,7 @@ class PredictionFolder:
         """The records of the images of `chunks` that are done, in order."""
         for chunk in chunks:
             for key in filter(self.has, chunk.keys):
-                yield json.loads(self._record(key).read_text(encoding="utf-8"))
+                yield _read_json(self._record(key))
 
     def place(self, folder: str, key: str, suffix: str) -> Path:
         """The path of a file about the image `key`."""
@@ -156,16 +162,35 @@ class PredictionFolder:
 def file_name(key: str) -> str:
     """A relative path for the image `key`, different for every key.
 
-    A key that would lead out of the folder gets a checksum of the key in its name.
+    A key that would lead out of the folder, or that no file system takes, gets a hash of the key in
+    its name.
     """
-    parts = PurePosixPath(key).parts
-    inside = [part for part in parts if part not in ("/", "..", "//")]
-    name = "/".join(inside) or "image"
-    return name if len(inside) == len(parts) else f"{name}-{zlib.crc32(key.encode()):08x}"
+    parts = [part for part in PurePosixPath(key).parts if part not in ("/", "..", "//")]
+    name = "/".join(map(_file_system_name, parts)) or "image"
+    if name == key:
+        return name
+    digest = hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name}-{digest[:_HASH_DIGITS]}"
+
+
+def _file_system_name(part: str) -> str:
+    """`part`, printable and short enough for the suffixes that are added to it."""
+    name = escaped(part)
+    return name if len(name.encode()) <= _MOST_BYTES_IN_NAME else name[: _MOST_BYTES_IN_NAME // 4]
 
 
 def _image(values: NDArray[Any]) -> Any:
     return require("PIL.Image", extra="image", purpose="writing answers as PNG").fromarray(values)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_regular(file, _MOST_BYTES))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{file} cannot be read ({error}); remove it to have it again") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{file} holds no JSON object; remove it to have it again")
+    return document
 
 
 def _save_npy(file: Path, values: NDArray[Any]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.extraction.image_features import as_unicode
 from dinov2rt.files import replacing
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.optional import require
@@ -57,6 +58,7 @@ def _schema(pa: Any) -> Any:
 def _rows(records: Sequence[_Record]) -> Iterator[_Record]:
     for record in records:
         image = {name: record[name] for name in ("image", "height", "width")}
+        image["image"] = as_unicode(image["image"])
         for head, answer in record["heads"].items():
             facts = {name: answer.get(name) for name in ("file", "nearest_m", "farthest_m")}
             for rank, each in enumerate(answer.get("classes") or [{}]):

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pyarrow
@@ -38,6 +39,8 @@ def test_a_folder_labels_what_lies_in_it() -> None:
         ("key,label\na,1\na,2\n", "gives a two labels, 1 and 2; leave one of them out"),
         ("path,class\na,1\n", "has no column 'key', only path, class; it must have key and label"),
         ("", "has no column 'key', only none"),
+        ("label,key\n1\n2,b\n", "has no label for 4 of 5 images, such as a, c, d"),
+        ("key,label,key\na,1,b\n", "has several columns 'key'; leave one"),
     ],
 )
 def test_labels_that_do_not_fit_are_one_line(tmp_path: Path, source: str, message: str) -> None:
@@ -67,6 +70,13 @@ def test_a_file_that_cannot_be_read_is_one_line(
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=message):
+        find_labels(["a"], str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.parquet"])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} cannot be read"):
         find_labels(["a"], str(tmp_path / name))
 
 

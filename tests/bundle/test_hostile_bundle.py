@@ -33,6 +33,12 @@ def set_(*path: Any, to: Any) -> Edit:
     return edit
 
 
+def head(document: dict[str, Any], **changes: object) -> None:
+    entry = {"name": "nyu-linear", "task": "depth", "decoder": "bins", "data": "nyu"}
+    entry |= {"output": "depth", "source": "synthetic:0", "sha256": "0" * 64}
+    document["heads"] = [{**entry, "layers": [11], "depth_range": [0.001, 10.0]} | changes]
+
+
 def edited(bundle: Path, edit: Edit) -> str:
     document = json.loads((bundle / MANIFEST_NAME).read_text())
     edit(document)
@@ -101,6 +107,9 @@ def test_usual_limits_are_sound() -> None:
             lambda document: document["graphs"].extend([document["graphs"][0]] * 2000),
             "manifest.graphs has 2001 entries; allowed are 1000",
         ),
+        (lambda document: head(document, name="../../out"), "name or data is '../../out'"),
+        (lambda document: head(document, data="/etc/x"), "name or data is '/etc/x'"),
+        (lambda document: head(document, depth_range=[1.0, 0.5]), "has depths from 1.0 to 0.5"),
     ],
 )
 def test_manifests_that_are_refused(pooling_bundle: Path, edit: Edit, reason: str) -> None:

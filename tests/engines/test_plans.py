@@ -50,6 +50,20 @@ def test_a_plan_replaces_the_one_of_the_same_kind_and_stands_beside_others(
     )
 
 
+def test_a_plan_that_a_killed_build_has_left_is_removed_by_the_next(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    left, entry = write_plan(bundle, "sm80", b"left"), _entry(bundle, b"plan")
+    other = write_plan(bundle, "sm86", b"other")
+    record_plan(bundle, entry)
+    assert not (bundle / left.path).exists()
+    assert (bundle / other.path).exists()
+    with pytest.raises(BuildError, match="another build of this plan has just ended; build again"):
+        record_plan(bundle, dataclasses.replace(entry, file=left))
+    assert Manifest.read(bundle).plans == (entry,)
+
+
 def test_a_plan_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "plans").write_text("in the way")
     with pytest.raises(BuildError, match=r"sm80-\w+\.plan cannot be written .* free the disk"):

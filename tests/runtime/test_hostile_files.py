@@ -15,7 +15,9 @@ from PIL import Image
 from dinov2rt.bundle.entries import FileEntry
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.tasks.classifier_file import read_classifier
 from dinov2rt.errors import BundleError, Dinov2rtError, InputError
+from dinov2rt.extraction.reader import read_features
 from dinov2rt.extraction.shards import parquet_images, tar_images
 from dinov2rt.files import open_regular, read_regular
 from dinov2rt.runtime.images import FORMATS, load_image
@@ -84,8 +86,10 @@ def test_only_regular_files_are_opened(
         lambda path: list(tar_images(path)),
         lambda path: parquet_images(path, "image"),
         lambda path: FileEntry("manifest.json", 0, "0").check(path.parent, rebuild="again"),
+        read_features,
+        read_classifier,
     ],
-    ids=["manifest", "golden", "image", "tar", "parquet", "weights"],
+    ids=["manifest", "golden", "image", "tar", "parquet", "weights", "features", "classifier"],
 )
 def test_each_reader_refuses_them_in_one_line(
     make: Make, read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,8 +9,9 @@ import pytest
 
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
 from dinov2rt.bundle.signature import layer_output_names
-from dinov2rt.errors import InputError
+from dinov2rt.errors import BundleError, InputError
 from dinov2rt.runtime.model import Model, load
+from dinov2rt.runtime.predict import _answer
 from dinov2rt.runtime.predictions import Classification, Depth, Predictions, Segmentation
 
 
@@ -119,3 +120,13 @@ def test_the_manifest_says_what_heads_there_are(model: Model) -> None:
     assert "--head linear=synthetic:0,linear4=synthetic:0," in model.manifest.rebuild_command(
         model.path
     )
+
+
+@pytest.mark.parametrize(
+    ("head", "value"),
+    [("linear", np.zeros((1, 1001), np.float32)), ("voc2012-linear", np.full((1, 2, 2), 21))],
+)
+def test_more_classes_than_names_are_refused(model: Model, head: str, value: np.ndarray) -> None:
+    (entry,) = (entry for entry in model.manifest.heads if entry.name == head)
+    with pytest.raises(BundleError, match=rf"head {head} returns \d+ classes, and the manifest na"):
+        _answer({entry.output: value}, entry, scores=False)

@@ -9,40 +9,20 @@ Everything else, a crash, a line with control characters, counts as a failure.
 """
 
 import argparse
-import io
-import json
 import random
-import struct
 import sys
-import tarfile
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
 from dinov2rt.benchmarks.report.tables import Table
-from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
-from dinov2rt.bundle.geometry import Snap
-from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
-from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.variants import find_variant
-from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.extraction.chunks import Failure
-from dinov2rt.extraction.collection import find_chunks
-from dinov2rt.extraction.decoding import Decoding, decode
+from dinov2rt.benchmarks.studies.reliability import collection_files, model_files
+from dinov2rt.benchmarks.studies.reliability.file_kind import Kind
+from dinov2rt.errors import Dinov2rtError
 from dinov2rt.foreign import shown
-from dinov2rt.optional import require
-from dinov2rt.runtime.images import load_image
-from dinov2rt.runtime.preprocess import Preprocess
 
-_VARIANT = "dinov2_vits14"
-_PATCH_SIZE = find_variant(_VARIANT).patch_size
-_DECODING = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22, patch_size=_PATCH_SIZE)
+KINDS: dict[str, Kind] = collection_files.KINDS | model_files.KINDS
 _EXTREMES = (
     b"\0\0\0\0",
     b"\xff\xff\xff\xff",
@@ -67,19 +47,6 @@ class Count:
     def tried(self) -> int:
         """All of them."""
         return self.read + self.refused + len(self.failures)
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of file: what it is called, a sound one, and what reads it.
-
-    `read` returns the lines with which parts were refused.
-    """
-
-    file: str
-    sound: Callable[[], bytes]
-    read: Callable[[Path], list[str]]
-    repaired: Callable[[bytearray, random.Random], None] | None = None
 
 
 def try_kind(kind: Kind, seeds: range) -> Count:
@@ -149,117 +116,6 @@ def _noise(content: bytearray, rng: random.Random) -> None:
 
 _CHANGES = (_flip, _flip, _extreme, _extreme, _cut, _repeat, _noise)
 
-
-def _photo() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def _encoded(image_format: str) -> bytes:
-    buffer = io.BytesIO()
-    _photo().save(buffer, format=image_format)
-    return buffer.getvalue()
-
-
-def _tar() -> bytes:
-    buffer, image = io.BytesIO(), _encoded("JPEG")
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for name in ("a.jpg", "é" * 60 + ".jpg"):
-            member = tarfile.TarInfo(name)
-            member.size = len(image)
-            archive.addfile(member, io.BytesIO(image))
-        link = tarfile.TarInfo("link.jpg")
-        link.type, link.linkname = tarfile.LNKTYPE, "a.jpg"
-        archive.addfile(link)
-    return buffer.getvalue()
-
-
-def _right_checksums(content: bytearray, rng: random.Random) -> None:
-    """Half of the time, so that a changed header is believed; and a change in one to believe."""
-    if rng.random() < 0.5:
-        return
-    start = 512 * rng.randrange(max(1, len(content) // 512))
-    header = content[start : start + 512]
-    if len(header) == 512:
-        header[rng.randrange(512)] = rng.randrange(256)
-        header[148:156] = b" " * 8
-        header[148:156] = b"%06o\0 " % sum(header)
-        content[start : start + 512] = header
-
-
-def _parquet() -> bytes:
-    pa = require("pyarrow", extra="parquet", purpose="Parquet shards")
-    parquet = require("pyarrow.parquet", extra="parquet", purpose="Parquet shards")
-    buffer, image = io.BytesIO(), _encoded("PNG")
-    table = pa.table({"image": [{"bytes": image, "path": "a.png"}] * 5, "label": list(range(5))})
-    parquet.write_table(table, buffer, row_group_size=2)
-    return buffer.getvalue()
-
-
-def _golden() -> bytes:
-    values = np.ones((1, 4, 3), np.float32)
-    case = GoldenCase("28x28", np.zeros((1, 28, 28, 3), np.uint8), {"patch_tokens": values})
-    with tempfile.TemporaryDirectory() as folder:
-        Golden((case,)).write(Path(folder, "golden.npz"))
-        return Path(folder, "golden.npz").read_bytes()
-
-
-def _manifest() -> bytes:
-    file = FileEntry("fp32.onnx", 1, "0" * 64)
-    names = ("cls_token", "patch_tokens")
-    graph = GraphEntry(Precision.FP32, 23, "pixels", names, (), (file,))
-    source = WeightsEntry("synthetic:0", "0" * 64)
-    architecture = find_variant(_VARIANT).architecture
-    with tempfile.TemporaryDirectory() as folder:
-        Manifest(SCHEMA_VERSION, architecture, source, (graph,), file).write(Path(folder))
-        return Path(folder, MANIFEST_NAME).read_bytes()
-
-
-def _safetensors() -> bytes:
-    tensor = {"dtype": "F32", "shape": [1, 1, 384], "data_offsets": [0, 1536]}
-    header = json.dumps({"cls_token": tensor}).encode()
-    return struct.pack("<Q", len(header)) + header + bytes(1536)
-
-
-def _read_shard(file: Path) -> list[str]:
-    items = [item for chunk in find_chunks([file]) for item in chunk.items()]
-    outcomes = [decode(item, _DECODING) for item in items]
-    return [outcome.reason for outcome in outcomes if isinstance(outcome, Failure)]
-
-
-def _read_image(file: Path) -> list[str]:
-    load_image(file)
-    return []
-
-
-def _read_golden(file: Path) -> list[str]:
-    for case in Golden.read(file).cases:
-        if not np.isfinite(case.images).all():
-            raise InputError("images that are not finite")
-    return []
-
-
-def _read_manifest(file: Path) -> list[str]:
-    Manifest.read(file.parent)
-    return []
-
-
-def _read_safetensors(file: Path) -> list[str]:
-    from dinov2rt.export.weights.checkpoint import load_weights
-
-    load_weights(str(file), find_variant(_VARIANT))
-    return []
-
-
-KINDS = {
-    "tar": Kind("shard.tar", _tar, _read_shard, _right_checksums),
-    "parquet": Kind("shard.parquet", _parquet, _read_shard),
-    "png": Kind("image.png", lambda: _encoded("PNG"), _read_image),
-    "jpeg": Kind("image.jpg", lambda: _encoded("JPEG"), _read_image),
-    "manifest": Kind(MANIFEST_NAME, _manifest, _read_manifest),
-    "npz": Kind("golden.npz", _golden, _read_golden),
-    "safetensors": Kind("weights.safetensors", _safetensors, _read_safetensors),
-}
 
 _HEADER = ("file", "tried", "handled", "read as sound", "refused", "slowest s")
 

@@ -25,7 +25,8 @@ class Ended:
         """
         bad = [word for word in ("unexpected", "Traceback") if word in self.said]
         errors = [line for line in self.said.splitlines() if line.startswith("dinov2rt: error")]
-        if self.status not in statuses or bad or len(errors) > 1:
+        lists_backends = "runs here" in (errors or [""])[0]  # a line for each follows
+        if self.status not in statuses or bad or (len(errors) > 1 and not lists_backends):
             raise AssertionError(f"status {self.status}, allowed {statuses}: {self.said[-500:]!r}")
 
 
@@ -34,8 +35,12 @@ def start(
     *,
     limits: Mapping[int, int] | None = None,
     environment: Mapping[str, str | None] | None = None,
+    user: int | None = None,
 ) -> "subprocess.Popen[str]":
-    """The verb in a process of its own; a variable of None is not there."""
+    """The verb in a process of its own; a variable of None is not there.
+
+    `user` is the number of another user, who may read every file; only root can ask for one.
+    """
     changed = environment or {}
     own = {name: value for name, value in os.environ.items() if name not in changed}
     own |= {name: value for name, value in changed.items() if value is not None}
@@ -45,13 +50,21 @@ def start(
             resource.setrlimit(limit, (value, value))
 
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "dinov2rt", *arguments],
+        [*_as_user(user), sys.executable, "-m", "dinov2rt", *arguments],
         env=own,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         preexec_fn=restrict,  # no threads here
     )
+
+
+def _as_user(user: int | None) -> list[str]:
+    if user is None:
+        return []
+    reads = "-all,+dac_read_search"
+    sets = [f"--{kind}={reads}" for kind in ("inh-caps", "ambient-caps")]
+    return ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", *sets, "--"]
 
 
 def end(process: "subprocess.Popen[str]") -> Ended:

@@ -1,5 +1,6 @@
 """A bundle that loads in milliseconds, for studies of what surrounds a model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
+from dinov2rt.bundle.geometry import Grid
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.precision import Precision
@@ -35,6 +37,24 @@ def write_small_bundle(bundle: Path, gain: float = 1.0) -> None:
         graphs=(GraphEntry(Precision.FP32, 17, "pixels", _OUTPUTS, (), files),),
         golden=FileEntry.of(bundle, "golden.npz"),
     ).write(bundle)
+
+
+def write_small_checkpoint(folder: Path, seed: int) -> None:
+    """Make `folder` with the weights of one narrow block, which exports in seconds."""
+    from safetensors.torch import save_file
+
+    from dinov2rt.export.weights.synthetic import synthetic_state_dict
+
+    architecture = replace(
+        find_variant("dinov2_vits14").architecture,
+        embed_dim=64,
+        depth=1,
+        num_heads=1,
+        hidden_dim=256,
+        native_grid=Grid(4, 4),
+    )
+    folder.mkdir(parents=True)
+    save_file(synthetic_state_dict(architecture, seed), folder / "model.safetensors")
 
 
 def _save_graph(file: Path, gain: float, width: int) -> None:

@@ -5,8 +5,8 @@ r"""A loaded model under long use: equal outputs, flat memory, and what ends whi
 Without `--bundle`, a bundle is made that computes next to nothing, so that only the code
 around a model is measured. For each CPU backend, threads call one model with images of mixed shapes
 and compare every output with the first call's; the resident memory is read after the first 1,000
-calls and at the end. Then four processes unpickle the model, one closes a model while others call
-it, and one forks.
+calls and at the end. As a control, a process of its own calls the library alone in the same way.
+Then four processes unpickle the model, one closes a model while others call it, and one forks.
 """
 
 import argparse
@@ -17,10 +17,11 @@ import random
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,9 @@ import psutil
 from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
 from dinov2rt.errors import Dinov2rtError
+from dinov2rt.optional import require
 from dinov2rt.runtime.backends.modes import BackendName, parse_backend
+from dinov2rt.runtime.backends.openvino import import_openvino
 from dinov2rt.runtime.model import Model, load
 
 _SHAPES = ((1, 28, 28), (1, 56, 42), (3, 28, 28), (2, 70, 98), (8, 42, 42), (1, 224, 224))
@@ -66,16 +69,20 @@ def expected(model: Model) -> list[np.ndarray]:
     return [model(images(number)).cls_token for number in range(len(_SHAPES))]
 
 
-def call_from_threads(model: Model, calls: int, threads: int) -> Load:
-    """Call `model` from `threads` threads, `calls` times each, with shapes in a random order."""
-    want, batches = expected(model), [images(number) for number in range(len(_SHAPES))]
+Compute = Callable[[np.ndarray], np.ndarray]
+"""Images [B, H, W, 3] in, CLS tokens [B, D] out."""
+
+
+def call_from_threads(compute: Compute, calls: int, threads: int) -> Load:
+    """Call `compute` from `threads` threads, `calls` times each, with shapes in a random order."""
+    batches = [images(number) for number in range(len(_SHAPES))]
+    want = [compute(batch) for batch in batches]
 
     def call(seed: int) -> int:
         numbers = random.Random(seed)  # noqa: S311  # no secret
         unequal = 0
         for number in (numbers.randrange(len(_SHAPES)) for _ in range(count)):
-            got = model(batches[number], outputs=["cls_token"]).cls_token
-            unequal += not np.array_equal(got, want[number])
+            unequal += not np.array_equal(compute(batches[number]), want[number])
         return unequal
 
     settle = min(calls, -(-_SETTLED // threads))
@@ -85,6 +92,60 @@ def call_from_threads(model: Model, calls: int, threads: int) -> Load:
         settled_mib, count = _resident_mib(), calls - settle
         unequal += sum(pool.map(call, range(threads, 2 * threads)))
     return Load(calls * threads, unequal, settled_mib, _resident_mib())
+
+
+def in_new_process(bundle: Path, kind: str, calls: int, threads: int) -> Load:
+    """`call_from_threads` in a process that holds nothing else; `kind` is one of `COMPUTES`."""
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn) as pool:
+        return pool.submit(_in_this_process, bundle, kind, calls, threads).result()
+
+
+def _in_this_process(bundle: Path, kind: str, calls: int, threads: int) -> Load:
+    with COMPUTES[kind](bundle) as compute:
+        return call_from_threads(compute, calls, threads)
+
+
+@contextmanager
+def _model(bundle: Path, backend: BackendName) -> Iterator[Compute]:
+    with load(bundle, backend=backend, device="cpu") as model:
+        yield cls_tokens_of(model)
+
+
+def cls_tokens_of(model: Model) -> Compute:
+    """What is called of `model`."""
+    return lambda batch: model(batch, outputs=["cls_token"]).cls_token
+
+
+@contextmanager
+def _onnxruntime_alone(bundle: Path) -> Iterator[Compute]:
+    ort = require("onnxruntime", extra="ort", purpose="the control")
+    session = ort.InferenceSession(bundle / "fp32.onnx", providers=["CPUExecutionProvider"])
+    yield lambda batch: session.run(["cls_token"], {"pixels": batch})[0]
+
+
+@contextmanager
+def _openvino_alone(bundle: Path) -> Iterator[Compute]:
+    """One request and a lock, as OpenVINO's own documentation has it for several threads."""
+    openvino = import_openvino()
+    core, lock = openvino.Core(), threading.Lock()
+    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    request = core.compile_model(bundle / "fp32.onnx", "CPU", hints).create_infer_request()
+
+    def compute(batch: np.ndarray) -> np.ndarray:
+        with lock:
+            request.infer({"pixels": batch})
+            return np.array(request.get_tensor("cls_token").data)
+
+    yield compute
+
+
+ALONE = "{} alone"
+COMPUTES: dict[str, Callable[[Path], AbstractContextManager[Compute]]] = {
+    **{backend: partial(_model, backend=backend) for backend in BACKENDS},
+    ALONE.format("onnxruntime"): _onnxruntime_alone,
+    ALONE.format("openvino"): _openvino_alone,
+}
 
 
 def unpickle_in_processes(model: Model) -> int:
@@ -172,7 +233,8 @@ _HEADER = (
     "calls",
     "unequal",
     "MiB after 1,000",
-    "MiB at the end",
+    "MiB more at the end",
+    "MiB more, library alone",
     "unequal processes",
     "closed: done, refused",
     "after a fork",
@@ -181,8 +243,10 @@ _HEADER = (
 
 def study(bundle: Path, backend: BackendName, calls: int, threads: int) -> tuple[str, ...]:
     """A row of the table."""
+    used, alone = (
+        in_new_process(bundle, kind, calls, threads) for kind in (backend, ALONE.format(backend))
+    )
     with load(bundle, backend=backend, device="cpu") as model:
-        used = call_from_threads(model, calls, threads)
         unequal = unpickle_in_processes(model)
         forked = fork_after_load(model)
         done, refused = close_while_called(model, threads)
@@ -191,7 +255,8 @@ def study(bundle: Path, backend: BackendName, calls: int, threads: int) -> tuple
         f"{used.calls:,}",
         str(used.unequal),
         f"{used.settled_mib:.0f}",
-        f"{used.end_mib:.0f}",
+        f"{used.growth_mib:.1f}",
+        f"{alone.growth_mib:.1f}",
         str(unequal),
         f"{done}, {refused}",
         forked,

@@ -129,12 +129,29 @@ def _failure(error: BaseException, *, debug: bool) -> Outcome:
     elif isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         message = f"{where}{error.strerror}"
+    elif (lack := _lack(error)) is not None:
+        message = lack
     else:
         message = f"unexpected {kind}: {message}; run it again with --debug, and report it"
     for line in _lines(error, message):
         complain(line if isinstance(error, KeyboardInterrupt) else f"error: {line}")
     document = {"error": {"type": kind, "message": one_line(message)}}
     return Outcome(document, text="", status=status)
+
+
+def _lack(error: BaseException) -> str | None:
+    """What this machine did not give, if that is the error; None if it is another one."""
+    if isinstance(error, MemoryError):
+        return (
+            f"memory ran out ({str(error) or 'no more is given'}); use smaller batches, fewer "
+            "threads and decoders, or raise the limit (ulimit -v)"
+        )
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return (
+            "the system starts no more threads; use fewer threads and decoders, or raise the "
+            "limits of processes and memory (ulimit -u, ulimit -v)"
+        )
+    return None
 
 
 def _lines(error: BaseException, message: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Weights of heads: the recipe, files and what is wrong with them, and which backbone they fit."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ from safetensors.torch import save_file
 
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
 from dinov2rt.bundle.tasks.classes import class_table
-from dinov2rt.bundle.tasks.classifier_file import OwnClassifier, read_classifier, write_classifier
+from dinov2rt.bundle.tasks.classifier_file import (
+    FORMAT,
+    OwnClassifier,
+    read_classifier,
+    write_classifier,
+)
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.heads.checkpoint import (
@@ -182,3 +188,54 @@ def test_a_classifier_of_ones_own_is_written_read_and_bound_to_its_backbone(tmp_
     (tmp_path / "d.npz").write_bytes(b"no archive")
     with pytest.raises(WeightsError, match="is no classifier"):
         read_classifier(tmp_path / "d.npz")
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"num_layers": "1"}, r"num_layers is '1'"),
+        ({"num_layers": 10**9}, "num_layers is 1000000000"),
+        ({"uses_mean": 1}, "uses_mean is 1"),
+        ({"class_names": "abc"}, "class_names is no list of names"),
+        ({"class_names": ["a", 2, "c"]}, "class_names is no list of names"),
+        ({"format": "other"}, "another format"),
+        ({"variant": None}, "variant is None"),
+    ],
+)
+def test_facts_of_a_classifier_have_their_types(
+    tmp_path: Path, changed: dict[str, object], message: str
+) -> None:
+    facts = {
+        "format": FORMAT,
+        "class_names": ["a", "b", "c"],
+        "num_layers": 1,
+        "uses_mean": True,
+        "variant": PLAIN.name,
+        "weights_sha256": "0" * 64,
+    }
+    weight, bias = np.ones((3, 768), np.float32), np.zeros(3, np.float32)
+    np.savez(tmp_path / "c.npz", weight=weight, bias=bias, facts=json.dumps(facts | changed))
+    with pytest.raises(WeightsError, match=f"is no classifier .*{message}"):
+        read_classifier(tmp_path / "c.npz")
+
+
+def test_a_classifier_that_is_not_finite_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+    def own(bias: object) -> OwnClassifier:
+        weight, floats = np.ones((3, 768), np.float32), np.array(bias, np.float32)
+        return OwnClassifier(weight, floats, ("a", "b", "c"), 1, True, PLAIN.name, "0" * 64)
+
+    write_classifier(own([0, np.nan, 0]), tmp_path / "c.npz")
+    with pytest.raises(WeightsError, match="it holds NaN or infinity"):
+        read_classifier(tmp_path / "c.npz")
+    write_classifier(own([0, 0]), tmp_path / "d.npz")
+    with pytest.raises(WeightsError, match=r"the classifier's bias is \[2\], must be \[3\]"):
+        loaded(f"classifier={tmp_path / 'd.npz'}", PLAIN)
+
+
+def test_an_archive_that_unpacks_to_more_than_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dinov2rt.bundle.tasks.classifier_file._MOST_BYTES", 10_000)
+    np.savez_compressed(tmp_path / "c.npz", weight=np.zeros((100, 100), np.float32))
+    with pytest.raises(WeightsError, match="more than 10000 bytes when unpacked"):
+        read_classifier(tmp_path / "c.npz")

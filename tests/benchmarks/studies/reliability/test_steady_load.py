@@ -29,7 +29,8 @@ def test_the_small_bundle_agrees_with_its_golden_outputs(model: Model) -> None:
 
 
 def test_threads_get_equal_outputs(model: Model) -> None:
-    used = steady_load.call_from_threads(model, calls=60, threads=8)
+    compute = steady_load.cls_tokens_of(model)
+    used = steady_load.call_from_threads(compute, calls=60, threads=8)
     assert (used.calls, used.unequal) == (480, 0)
 
 
