@@ -40,7 +40,7 @@ from dinov2rt.runtime.gpu.cuda import Gpu
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.tensorrt import backend
 from dinov2rt.runtime.tensorrt.flavour import error_log, import_tensorrt
-from dinov2rt.runtime.tensorrt.plan_checks import Machine
+from dinov2rt.runtime.tensorrt.plan_checks import Machine, check_runs
 
 _MODULE = "dinov2rt.benchmarks.studies.reliability.swaps"
 _LOADS_A_PAUSE = 4
@@ -147,7 +147,7 @@ class _UpToTheGpu:
 def _plan(place: Path) -> Iterator[Callable[[Loads], None]]:
     trt = import_tensorrt(Flavour.TENSORRT_RTX)
     machine = Machine(_GPU, (Flavour.TENSORRT_RTX,), trt.__version__, (0, 0))
-    runtime, check_runs = _UpToTheGpu(trt), backend.check_runs
+    runtime = _UpToTheGpu(trt)
     entries: list[PlanEntry] = []
 
     def noting(entry: PlanEntry, *rest: Any) -> None:
