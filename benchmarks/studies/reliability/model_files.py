@@ -19,6 +19,7 @@ from dinov2rt.bundle.tasks.classifier_file import (
     read_classifier,
     write_classifier,
 )
+from dinov2rt.bundle.tasks.segmenter_file import OwnSegmenter, read_segmenter, write_segmenter
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import InputError
 from dinov2rt.runtime.preprocess import Preprocess
@@ -105,6 +106,15 @@ def _classifier() -> bytes:
         return Path(folder, "own.npz").read_bytes()
 
 
+def _segmenter() -> bytes:
+    weight = np.ones((2, find_variant(_VARIANT).embed_dim), np.float32)
+    colours = ((0, 0, 0), (255, 0, 0))
+    own = OwnSegmenter(weight, np.zeros(2, np.float32), ("cat", "dog"), colours, _VARIANT, "0" * 64)
+    with tempfile.TemporaryDirectory() as folder:
+        write_segmenter(own, Path(folder, "own.npz"))
+        return Path(folder, "own.npz").read_bytes()
+
+
 def _config() -> bytes:
     config = {"model_type": "dinov2", "image_size": 518, "patch_size": 14, "hidden_size": 384}
     more = {"num_attention_heads": 6, "num_hidden_layers": 12, "mlp_ratio": 4}
@@ -131,6 +141,11 @@ def _read_classifier(file: Path) -> list[str]:
     return []
 
 
+def _read_segmenter(file: Path) -> list[str]:
+    read_segmenter(file).check(find_variant(_VARIANT).architecture)
+    return []
+
+
 def _read_beside(file: Path) -> list[str]:
     from dinov2rt.export.weights.source_config import check_config, stated_beside
     from dinov2rt.export.weights.source_steps import source_steps
@@ -150,6 +165,7 @@ KINDS = {
     "head-pth": Kind("head.pth", _head_pth, _read_head),
     "head-safetensors": Kind("head.safetensors", _safetensors, _read_head),
     "classifier": Kind("own.npz", _classifier, _read_classifier),
+    "segmenter": Kind("own.npz", _segmenter, _read_segmenter),
     "config": Kind("config.json", _config, _read_beside),
     "preprocessor": Kind("preprocessor_config.json", _preprocessor, _read_beside),
 }
