@@ -51,7 +51,7 @@ def full_disk_of_other_verbs(site: Site) -> Iterator[str]:
             shutil.rmtree(place / f"{verb}-out", ignore_errors=True)
     yield "build on a full disk"
     limits = {resource.RLIMIT_FSIZE: 8192}
-    profile = ("--profiles", "28", "--max-batch", "1")
+    profile = ("--profiles", "224", "--max-batch", "2")
     build = ["build", str(bundle), "--flavour", "tensorrt-rtx", *profile]
     end(start(build, limits=limits)).must(1, 2)
     end(start(["info", str(bundle), "--check"])).must(0)
