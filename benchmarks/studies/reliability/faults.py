@@ -1,6 +1,6 @@
 r"""Verbs on a machine that lacks something: one line and a status, and nothing left half done.
 
-    python -m dinov2rt.benchmarks.studies.reliability.faults [--kinds "full disk;signals"]
+    python -m dinov2rt.benchmarks.studies.reliability.faults [--kinds full-disk,signals]
 
 Each fault is tried with real processes: a file system without space, few open files, little memory,
 no HOME, signals, closed streams, two processes at one place. Faults that need root, such as a full
@@ -33,7 +33,7 @@ from dinov2rt.benchmarks.studies.reliability.site import IMAGES, Site, nothing_l
 from dinov2rt.extraction.reader import read_features
 
 _NOBODY = 54_321
-_PROCESSES = (1, 2, 3, 4, 6, 8, 12, 64)
+_PROCESSES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 64)
 _ENOUGH = 64
 _SIGNALLED_AT = (0.3, 0.45, 0.6, 0.75, 0.9)
 
@@ -141,14 +141,14 @@ def two_at_once(site: Site) -> Iterator[str]:
 
 
 KINDS: dict[str, Callable[[Site], Iterator[str]]] = {
-    "full disk": full_disk,
-    "full disk, other verbs": full_disk_of_other_verbs,
-    "few resources": few_resources,
-    "few processes": few_processes,
-    "missing places": missing_places,
+    "full-disk": full_disk,
+    "full-disk-other-verbs": full_disk_of_other_verbs,
+    "few-resources": few_resources,
+    "few-processes": few_processes,
+    "missing-places": missing_places,
     "signals": signals,
-    "closed streams": closed_streams,
-    "two at once": two_at_once,
+    "closed-streams": closed_streams,
+    "two-at-once": two_at_once,
 }
 
 
@@ -172,8 +172,8 @@ _HEADER = ("faults", "tried", "handled")
 def main() -> int:
     """The table on standard output; 0 if everything was handled."""
     parser = argparse.ArgumentParser(prog="faults")
-    parser.add_argument("--kinds", default=";".join(KINDS), help="separated by ;")
-    found = {kind: try_kind(kind) for kind in parser.parse_args().kinds.split(";")}
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    found = {kind: try_kind(kind) for kind in parser.parse_args().kinds.split(",")}
     rows = tuple(
         (kind, str(tried.count), str(tried.count - len(tried.failures)))
         for kind, tried in found.items()

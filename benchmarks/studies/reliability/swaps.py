@@ -240,7 +240,7 @@ def _swap_until_told(place: Path, first: Path, second: Path, pause_s: float) -> 
             return
 
 
-PLAN = "plan, up to the GPU"
+PLAN = "plan"
 KINDS: dict[str, Callable[[Path], contextlib.AbstractContextManager[Callable[[Loads], None]]]] = {
     "onnxruntime": lambda place: _graph(place, "onnxruntime"),
     "openvino": lambda place: _graph(place, "openvino"),
@@ -254,14 +254,14 @@ def main() -> int:
     """The table on standard output; 0 if no load was mixed."""
     parser = argparse.ArgumentParser(prog="swaps")
     parser.add_argument("--loads", type=int, default=300)
-    parser.add_argument("--kinds", default=";".join(KINDS), help="separated by ;")
+    parser.add_argument("--kinds", default=",".join(KINDS))
     parser.add_argument("--swap", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.swap:
         place, first, second, pause_s = arguments.swap
         _swap_until_told(Path(place), Path(first), Path(second), float(pause_s))
         return 0
-    found = {kind: try_swaps(kind, arguments.loads) for kind in arguments.kinds.split(";")}
+    found = {kind: try_swaps(kind, arguments.loads) for kind in arguments.kinds.split(",")}
     rows = tuple(
         (kind, *map(str, (loads.swaps, loads.tried, *loads.outcomes)))
         for kind, loads in found.items()

@@ -34,6 +34,13 @@ def test_threads_get_equal_outputs(model: Model) -> None:
     assert (used.calls, used.unequal) == (480, 0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", steady_load.COMPUTES)
+def test_the_study_and_its_control_compute_the_same(bundle: Path, kind: str) -> None:
+    used = steady_load.in_new_process(bundle, kind, calls=60, threads=8)
+    assert (used.calls, used.unequal) == (480, 0)
+
+
 def test_a_model_that_is_closed_while_others_call_says_so_to_each(model: Model) -> None:
     done, refused = steady_load.close_while_called(model, threads=4)
     assert done >= steady_load._CLOSE_AFTER
@@ -43,7 +50,7 @@ def test_a_model_that_is_closed_while_others_call_says_so_to_each(model: Model) 
 
 @pytest.mark.slow
 def test_memory_is_flat_after_the_first_thousand_calls(model: Model) -> None:
-    used = steady_load.call_from_threads(model, calls=10_000, threads=8)
+    used = steady_load.call_from_threads(steady_load.cls_tokens_of(model), calls=10_000, threads=8)
     assert used.unequal == 0
     assert used.growth_mib < MOST_GROWTH_MIB
 

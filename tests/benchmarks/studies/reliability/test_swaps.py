@@ -37,4 +37,4 @@ def test_a_mixture_is_a_failure(
     monkeypatch.setattr(swaps, "try_swaps", lambda *_: Loads(mixed=1))
     monkeypatch.setattr("sys.argv", ["swaps"])
     assert swaps.main() == 1
-    assert "plan, up to the GPU" in capsys.readouterr().out
+    assert "plan" in capsys.readouterr().out
