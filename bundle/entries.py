@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Self
 
 from dinov2rt.bundle.limits import FLOAT32_LIMITS, Limits, TaskLimits
-from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.precision import Precision, QuantizationEntry
 from dinov2rt.bundle.profiles import ProfileEntry
 from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
 from dinov2rt.errors import BundleError
@@ -113,24 +113,6 @@ class FileEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class QuantizationEntry:
-    """The products of an int8 graph that stay float32, and the graph's agreement with eager.
-
-    `float32` names the products, e.g. `blocks.3.qkv`. The figures are measured at export, on crops
-    of photographs that the search does not use. `cls_cosine_min` is the smallest cosine of a CLS
-    token, `token_cosine_p1` the smallest first percentile of the cosines of a crop's other tokens.
-    `same_nearest` is the share of crops with the same nearest neighbour, `kept_nearest` the share
-    with an equally near one up to a tie (`limits.NEAREST_TIE`), or None in older bundles.
-    """
-
-    float32: tuple[str, ...]
-    cls_cosine_min: float
-    token_cosine_p1: float
-    same_nearest: float
-    kept_nearest: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class GraphEntry:
     """One ONNX graph. `files` holds the graph first, then its external data.
 
@@ -142,9 +124,9 @@ class GraphEntry:
     `limits` is the least agreement with the eager model that passes; `task_limits` has the same for
     outputs that are not tokens, by name; `quantization` is there for int8 alone. With `pads` the
     graph itself pads images to whole patches, centred, where others drop pixels.
-    `bf16_limits`, of an fp32 graph of tokens alone, is what passes where a CPU computes it in
-    bfloat16; None if the bundle was exported before that was measured. A graph that takes only one
-    shape has batch, height and width in `static`.
+    `bf16_limits` and `bf16_task_limits`, of an fp32 graph, are what passes where a CPU computes its
+    backbone in bfloat16; None and empty if the bundle was exported before that was measured. A
+    graph that takes only one shape has batch, height and width in `static`.
     """
 
     precision: Precision
@@ -161,6 +143,7 @@ class GraphEntry:
     pads: bool = False
     bf16_limits: Limits | None = None
     static: tuple[int, ...] = ()
+    bf16_task_limits: dict[str, TaskLimits] = field(default_factory=dict)
 
     @property
     def extras(self) -> Extras:
@@ -178,13 +161,15 @@ class GraphEntry:
     @property
     def in_bf16(self) -> "GraphEntry | None":
         """The same graph where a CPU computes it in bfloat16, or None without limits for that."""
-        if self.bf16_limits is None:
+        if self.bf16_limits is None or self.bf16_task_limits.keys() != self.task_limits.keys():
             return None
         return replace(
             self,
             precision=Precision.BF16,
             limits=self.bf16_limits,
+            task_limits=self.bf16_task_limits,
             bf16_limits=None,
+            bf16_task_limits={},
         )
 
 

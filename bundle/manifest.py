@@ -171,9 +171,16 @@ def _export_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
         options += ["--input", "normalized"]
     if first.layers:
         options += ["--layers", ",".join(map(str, first.layers))]
+    options += _calibration_options(graphs)
     flags = {"--unnormed": "unnormed", "--x-prenorm": "x_prenorm", "--attention": "attention"}
     options += [flag for flag, name in flags.items() if getattr(first.extras, name)]
     return options
+
+
+def _calibration_options(graphs: tuple[GraphEntry, ...]) -> list[str]:
+    entries = [graph.quantization for graph in graphs if graph.quantization]
+    paths = [path for each in entries if each.calibration for path in each.calibration.paths]
+    return ["--calibration", *paths] if paths else []
 
 
 def _architecture_options(architecture: Architecture) -> list[str]:

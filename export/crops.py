@@ -1,5 +1,6 @@
 """Draws any number of reproducible crops of photographs."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -29,6 +30,13 @@ def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray
         for seed in same_photo:
             crops[seeds.index(seed)] = _crop(photo, size, seed)
     return crops
+
+
+def crops_of(
+    photos: Sequence[NDArray[np.uint8]], seeds: range, size: ImageSize
+) -> NDArray[np.uint8]:
+    """The same of `photos` in memory, uint8 [H, W, 3] each."""
+    return np.stack([_crop(photos[seed % len(photos)], size, seed) for seed in seeds])
 
 
 def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.uint8]:

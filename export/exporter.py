@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from dinov2rt._version import __version__
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import FileEntry, GraphEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.limits import Limits
 from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
@@ -28,9 +28,10 @@ from dinov2rt.export.golden import golden_cases, source_difference
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.checkpoint import EagerHead, load_heads
 from dinov2rt.export.heads.graph import attach_heads
-from dinov2rt.export.heads.limits import task_outputs
 from dinov2rt.export.heads.taps import attach_attention
-from dinov2rt.export.int8.search import Evidence, gather, round_weights, search
+from dinov2rt.export.int8.calibration import Calibration
+from dinov2rt.export.int8.form import make_form
+from dinov2rt.export.int8.search import Evidence, gather, search
 from dinov2rt.export.limits import MeasuredLimits, measure
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.options import (
@@ -47,6 +48,8 @@ from dinov2rt.export.trace import trace
 from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.place import built_beside
+from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
+from dinov2rt.runtime.verification import compare_all
 
 _TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
@@ -58,16 +61,11 @@ class _Reference:
     """Facts from the eager model: golden outputs, ranges of activations, and accuracy limits."""
 
     golden: FileEntry
+    cases: tuple[GoldenCase, ...]
     heads: tuple[EagerHead, ...]
     ranges: Ranges
     limits: dict[Precision, MeasuredLimits]
     evidence: Evidence | None
-
-    @property
-    def bf16_limits(self) -> Limits | None:
-        """Limits of an fp32 graph that a CPU computes in bfloat16; None if it has other outputs."""
-        limits = self.limits.get(Precision.BF16)
-        return None if limits is None or limits.tasks else limits.tokens
 
 
 def export_bundle(
@@ -97,6 +95,7 @@ def export_bundle(
     out = Path(os.path.realpath(out))  # "." and ".." cannot be renamed by that name
     check_target(out, force=force)
     check_int8(options)
+    photos = Calibration.load(options.calibration) if Precision.INT8 in options.precisions else None
     progress(f"loading {weights}")
     loaded = load_weights(weights, wanted, options.prefix, options.stated)
     architecture, normalization = loaded.architecture, loaded.architecture.normalization
@@ -109,7 +108,7 @@ def export_bundle(
         progress(f"input is normalised with {normalization}, not with ImageNet's statistics")
     with built_beside(out, replace=force) as partial:
         progress("computing golden outputs with the eager model")
-        reference = _write_golden(partial, loaded, options, heads)
+        reference = _write_golden(partial, loaded, options, heads, photos)
         if Precision.FP16 in options.precisions:
             name, largest = worst(reference.ranges)
             progress(f"largest value in fp16: {name} with {largest:.4g} of {FLOAT16_MAX:.0f}")
@@ -140,6 +139,7 @@ def _write_golden(
     weights: Weights,
     options: ExportOptions,
     heads: tuple[EagerHead, ...],
+    photos: Calibration | None,
 ) -> _Reference:
     """Store the eager model's golden outputs, and measure the limits for the graphs."""
     model = load_eager(weights.architecture, weights.state_dict)
@@ -148,26 +148,16 @@ def _write_golden(
         cases = golden_cases(model, options.input_format, options.extras, options.static)
     golden_outputs = Golden(cases, weights.architecture.normalization)
     golden_outputs.write(bundle / "golden.npz")
-    limits = {
-        precision: measure(model, cases, options.extras, precision)
-        for precision in _measured(options, cases)
-    }
+    measured = [*options.precisions]
+    if Precision.FP32 in measured and Precision.BF16 not in measured:
+        measured.append(Precision.BF16)  # CPUs compute the fp32 graph in it
+    limits = {each: measure(model, cases, options.extras, each) for each in measured}
     evidence = None
-    if Precision.INT8 in options.precisions:
+    if photos is not None:
         model.task_heads = ()  # the search looks at tokens, of hundreds of crops
-        evidence = gather(model, cases, options.input_format, options.extras)
+        evidence = gather(model, cases, options.input_format, options.extras, photos)
     golden = FileEntry.of(bundle, "golden.npz")
-    return _Reference(golden, heads, ranges, limits, evidence)
-
-
-def _measured(options: ExportOptions, cases: Sequence[GoldenCase]) -> tuple[Precision, ...]:
-    """The precisions that limits are measured for.
-
-    bf16 is among them if there is an fp32 graph of tokens alone, which CPUs can compute in bf16.
-    """
-    asked = options.precisions
-    has_bf16 = Precision.FP32 in asked and not task_outputs(cases)
-    return (*asked, *([Precision.BF16] if has_bf16 and Precision.BF16 not in asked else []))
+    return _Reference(golden, cases, heads, ranges, limits, evidence)
 
 
 def _write_graphs(
@@ -188,26 +178,46 @@ def _write_graphs(
         if precision is Precision.INT8 and reference.evidence is not None:
             progress("rounding weights to int8")
             eager = load_eager(weights.architecture, weights.state_dict)
-            rounded = round_weights(model, eager)
-            model, quantization = search(model, rounded, reference.evidence, bundle, progress)
-        entries.append(
-            GraphEntry(
-                precision=precision,
-                opset=options.opset,
-                input_name=options.input_format.value,
-                outputs=tuple(str(output.name) for output in model.graph.outputs),
-                pads=any(head.spec.is_dense for head in reference.heads),
-                layers=options.layers,
-                files=_save(model, bundle, precision),
-                ranges=reference.ranges if precision is Precision.FP16 else {},
-                limits=reference.limits[precision].tokens,
-                task_limits=reference.limits[precision].tasks,
-                unnormed=options.unnormed,
-                quantization=quantization,
-                bf16_limits=reference.bf16_limits if precision is Precision.FP32 else None,
-            )
+            form_of = partial(make_form, model, eager, reference.evidence.photos)
+            model, quantization = search(model, form_of, reference.evidence, bundle, progress)
+        in_bf16 = reference.limits[Precision.BF16] if precision is Precision.FP32 else None
+        entry = GraphEntry(
+            precision=precision,
+            opset=options.opset,
+            input_name=options.input_format.value,
+            outputs=tuple(str(output.name) for output in model.graph.outputs),
+            pads=any(head.spec.is_dense for head in reference.heads),
+            layers=options.layers,
+            files=_save(model, bundle, precision),
+            ranges=reference.ranges if precision is Precision.FP16 else {},
+            limits=reference.limits[precision].tokens,
+            task_limits=reference.limits[precision].tasks,
+            unnormed=options.unnormed,
+            quantization=quantization,
+            bf16_limits=in_bf16.tokens if in_bf16 else None,
+            bf16_task_limits=in_bf16.tasks if in_bf16 else {},
         )
+        if in_bf16 and in_bf16.tasks and not _holds_in_bf16(bundle, entry, reference.cases):
+            progress("no bf16 on a CPU: it does not hold the limits of heads, or cannot run here")
+            entry = dataclasses.replace(entry, bf16_limits=None, bf16_task_limits={})
+        entries.append(entry)
     return tuple(entries)
+
+
+def _holds_in_bf16(bundle: Path, graph: GraphEntry, cases: Sequence[GoldenCase]) -> bool:
+    """Whether heads hold their limits on a backbone in bf16; False where this CPU cannot tell.
+
+    The share of pixels that are off is counted in few golden cases, and so varies a lot.
+    """
+    in_bf16 = graph.in_bf16
+    if in_bf16 is None or cannot_run_bf16() is not None:
+        return False
+    file = bundle / graph.files[0].path
+    backend = OpenVinoBackend(file, threads=None, precision=Precision.BF16)
+    try:
+        return bool(compare_all(backend, in_bf16, cases))
+    finally:
+        backend.close()
 
 
 def _write_cuda_graph(

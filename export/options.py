@@ -25,7 +25,7 @@ class ExportOptions:
     graphs in half precision return float16 or bfloat16. `stated` takes precedence over files beside
     the weights. `prefix` is the prefix of the backbone's names in the checkpoint; if it is None,
     the export searches for it. An `opset` below the default is for runtimes that do not read the
-    default.
+    default. `calibration` are photographs for int8, see `Calibration.load`.
 
     Raises:
         InputError: there is no precision, a precision is given twice, `unnormed` is set without
@@ -44,6 +44,7 @@ class ExportOptions:
     heads: tuple[HeadSource, ...] = ()
     opset: int = OPSET
     static: StaticShape | None = None
+    calibration: tuple[Path, ...] = ()
 
     @property
     def extras(self) -> Extras:
@@ -56,6 +57,10 @@ class ExportOptions:
             raise InputError(f"int8 graphs are of opset {OPSET}; leave out --opset, or int8")
         if self.static is not None and Precision.INT8 in self.precisions:
             raise InputError("int8 graphs take every shape; leave out --static, or int8")
+        if self.calibration and Precision.INT8 not in self.precisions:
+            raise InputError(
+                "--calibration is for int8 graphs; add int8 to the precisions, or leave it out"
+            )
         if self.unnormed and not self.layers:
             raise InputError(
                 "unnormed needs intermediate layers; give layers, or x_prenorm for the tokens of "

@@ -241,8 +241,8 @@ def _no_bf16_limits(request: _Request) -> str:
         return "bf16 on a CPU is the fp32 graph, and the bundle holds none; export it as well"
     if graph.task_limits:
         return (
-            "bf16 on a CPU is for graphs of tokens alone, and this one gives "
-            f'{", ".join(graph.task_limits)} as well; use precision="fp32"'
+            f"the export did not show that {', '.join(graph.task_limits)} hold their limits in "
+            'bf16 on a CPU; use precision="fp32", or export again on a CPU with bfloat16'
         )
     return (
         "the bundle was exported before limits for bf16 on a CPU were measured; "

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from dinov2rt.export.int8.activations import Steps
 from dinov2rt.export.int8.products import products
 from dinov2rt.export.model import Dinov2
 
@@ -42,10 +43,24 @@ def to_nearest(weight: NDArray[np.float32]) -> Int8Weight:
     return Int8Weight(np.rint(weight / scale).astype(np.int8), scale)
 
 
+@dataclass(frozen=True, slots=True)
+class Int8Product:
+    """The weights of a product, and how its activations are rounded: statically, or None.
+
+    With `steps`, `weight` is for activations in units of `steps.scale`.
+    """
+
+    weight: Int8Weight
+    steps: Steps | None = None
+
+
 @torch.inference_mode()
 def round_products(
-    model: Dinov2, images: Tensor, weights: Mapping[str, NDArray[np.float32]]
-) -> dict[str, Int8Weight]:
+    model: Dinov2,
+    images: Tensor,
+    weights: Mapping[str, NDArray[np.float32]],
+    steps: Mapping[str, Steps] | None = None,
+) -> dict[str, Int8Product]:
     """`weights` [in, out], by product, e.g. `blocks.3.qkv`, rounded for what `model` gives them.
 
     Args:
@@ -53,19 +68,31 @@ def round_products(
         images: float32 [B, 3, H, W].
         weights: as they stand in the graph. Factors that were folded into output channels do not
             matter, as each output channel is rounded on its own.
+        steps: of static activations, by product; dynamic ones have none.
     """
-    rounded: dict[str, Int8Weight] = {}
+    rounded: dict[str, Int8Product] = {}
     names: dict[nn.Module, str] = {linear: name for name, linear in products(model).items()}
 
     def hook(linear: nn.Module, given: tuple[Tensor]) -> None:
-        tokens = given[0].flatten(0, -2)
-        rounded[names[linear]] = gptq(weights[names[linear]], tokens.T @ tokens)
+        name = names[linear]
+        tokens, own = given[0].flatten(0, -2), steps[name] if steps else None
+        rounded[name] = round_product(weights[name], tokens, own)
 
     with ExitStack() as hooks:
         for linear in names:
             hooks.callback(linear.register_forward_pre_hook(hook).remove)
         model.forward_features(images)
     return rounded
+
+
+def round_product(
+    weight: NDArray[np.float32], tokens: Tensor, steps: Steps | None = None
+) -> Int8Product:
+    """`weight` [in, out], rounded for `tokens` [N, in] that are rounded with `steps`."""
+    if steps is None:
+        return Int8Product(gptq(weight, tokens.T @ tokens))
+    scaled = tokens / torch.from_numpy(steps.scale)
+    return Int8Product(gptq(weight * steps.scale[:, None], scaled.T @ scaled), steps)
 
 
 def gptq(weight: NDArray[np.float32], moments: Tensor) -> Int8Weight:

@@ -14,6 +14,16 @@ def product_names(architecture: Architecture) -> tuple[str, ...]:
     return tuple(f"blocks.{index}.{leaf}" for index in range(architecture.depth) for leaf in LEAVES)
 
 
+def scaled_by_product(architecture: Architecture) -> dict[str, str]:
+    """Leaves whose activations are in proportion to what another product of the block gives.
+
+    Attention averages values, which are the last columns of `qkv`; SwiGLU multiplies by the last
+    columns of `up`.
+    """
+    swiglu = {"down": "up"} if architecture.ffn == "swiglu" else {}
+    return {"proj": "qkv", **swiglu}
+
+
 def products(model: Dinov2) -> dict[str, nn.Linear]:
     """The layers of the eager model that compute them, by name."""
     linears = [part for part in model.blocks.modules() if isinstance(part, nn.Linear)]

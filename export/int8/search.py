@@ -1,44 +1,37 @@
-"""Which products of an int8 graph stay float32: as few as the limits allow, found by measurement.
+"""Which products of an int8 graph round statically, or stay float32: found by measurement.
 
-Weights are rounded once (`gptq.py`), and products ranked once (`sensitivity.py`). Then the graph
-itself, with the first k of that rank in float32, runs in OpenVINO on crops of photographs, until
-the least k is found that holds the limits with a margin. What was found must hold the limits on
-other crops as well.
+Products are rounded and ranked once (`form.py`). Then the graph itself runs in OpenVINO on crops of
+photographs: with static activations, but dynamic ones in the first k products of the rank, until
+the least k is found that holds the limits with a margin. If no k does, all activations are dynamic,
+and the first k products stay float32. What was found must hold the limits on other crops as well.
 """
 
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx_ir as ir
-import torch
-from numpy.typing import NDArray
 
-from dinov2rt.bundle.accuracy import OutputAccuracy, compare, nearest_lost
-from dinov2rt.bundle.entries import QuantizationEntry
-from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import (
     INT8_CLS_COSINE,
     INT8_KEPT_NEAREST,
     INT8_LIMITS,
     INT8_TOKEN_COSINE_P1,
-    NEAREST_TIE,
     Limits,
 )
-from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
+from dinov2rt.bundle.precision import CalibrationEntry, Precision, QuantizationEntry
+from dinov2rt.bundle.signature import Extras, InputFormat
 from dinov2rt.errors import ExportError
-from dinov2rt.export.crops import photo_crops
-from dinov2rt.export.folding import split_qkv
 from dinov2rt.export.golden import eager_case
-from dinov2rt.export.int8.gptq import Int8Weight, round_products
-from dinov2rt.export.int8.graph import product_weights, to_int8
-from dinov2rt.export.int8.sensitivity import rank
+from dinov2rt.export.int8.activations import Activations
+from dinov2rt.export.int8.calibration import Calibration
+from dinov2rt.export.int8.form import RANGED_ON, Form, size_of
+from dinov2rt.export.int8.gptq import Int8Product
+from dinov2rt.export.int8.measurement import Crops, Measured, running
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.backends.openvino import OpenVinoBackend
+from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 
 _MARGIN = 0.5
 """How much of the error that the limits allow the search does: other images may be worse."""
@@ -48,63 +41,34 @@ _STRICTER = Limits(
     cosine_p1=1 - _MARGIN * (1 - INT8_TOKEN_COSINE_P1),
 )
 
-_RANKED_ON, _RANKED_PATCHES = range(4), (8, 8)
 # Rows and columns. Small crops are the harder case: one that is flat has nothing beside it.
 _PATCHES = ((16, 16), (7, 9))
 _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
 _GALLERY_PATCHES = (16, 16)
 _SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 200), range(200, 300)
-_ROUNDED_ON, _ROUNDED_PATCHES = range(20, 36), (16, 16)
 
-
-@dataclass(frozen=True, slots=True)
-class Crops:
-    """What the eager model says: in `cases` every token counts, in `gallery` CLS and neighbours."""
-
-    cases: tuple[GoldenCase, ...]
-    gallery: GoldenCase
+Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the search needs of the eager model: the rank, and crops to search and to check on."""
+    """What the eager model says of crops of `photos`: crops to search and to check on."""
 
-    ranked: tuple[str, ...]
+    photos: Calibration
     searched_on: Crops
     checked_on: Crops
 
-
-@dataclass(frozen=True, slots=True)
-class _Measured:
-    """A graph that was tried, on crops."""
-
-    outputs: tuple[OutputAccuracy, ...]
-    nearest_lost: NDArray[np.float64]
-
     @property
-    def holds(self) -> bool:
-        """Whether it keeps the limits that it was measured with, and the neighbours."""
-        return self.kept_nearest >= INT8_KEPT_NEAREST and all(
-            output.passed for output in self.outputs
-        )
-
-    @property
-    def same_nearest(self) -> float:
-        """The share of crops whose nearest neighbour is the one that eager finds."""
-        return float((self.nearest_lost == 0).mean())
-
-    @property
-    def kept_nearest(self) -> float:
-        """The share of crops whose nearest neighbour is as near as that, up to a tie."""
-        return float((self.nearest_lost <= NEAREST_TIE).mean())
-
-    @property
-    def cosines(self) -> tuple[float, float]:
-        """The smallest of a CLS token, and of the others at the first percentile."""
-        return (
-            min(output.cosine_min for output in self.outputs if output.cosine_p1 is None),
-            min(output.cosine_p1 for output in self.outputs if output.cosine_p1 is not None),
+    def entry(self) -> CalibrationEntry:
+        """What the manifest says about it."""
+        return CalibrationEntry(
+            paths=self.photos.paths,
+            images=len(self.photos.photos),
+            names_sha256=self.photos.names_sha256,
+            rounded_on=len(RANGED_ON),
+            searched_on=_crop_count(_SEARCHED_ON, _SEARCHED_GALLERY),
+            checked_on=_crop_count(_CHECKED_ON, _CHECKED_GALLERY),
         )
 
 
@@ -113,55 +77,88 @@ def gather(
     golden: Sequence[GoldenCase],
     input_format: InputFormat,
     extras: Extras,
+    photos: Calibration,
 ) -> Evidence:
-    """Rank the products of `model`, and compute what it says of the crops.
+    """Compute what `model` says of crops of `photos`.
 
     The `golden` cases are among those that are checked.
     """
 
     def case(seeds: range, patches: tuple[int, int]) -> GoldenCase:
-        size = _size(model, patches)
-        pixels = photo_crops(seeds, size)
+        size = size_of(model, patches)
+        pixels = photos.crops(seeds, size)
         return eager_case(model, f"{seeds} at {size}", pixels, input_format, extras)
 
     def crops(batches: Sequence[range], gallery: range) -> Crops:
         cases = tuple(case(seeds, patches) for patches in _PATCHES for seeds in batches)
         return Crops(cases, case(gallery, _GALLERY_PATCHES))
 
-    ranked_on = photo_crops(_RANKED_ON, _size(model, _RANKED_PATCHES))
-    ranked = rank(model, torch.from_numpy(model.normalization(ranked_on)))
     checked = crops(_CHECKED_ON, _CHECKED_GALLERY)
     return Evidence(
-        ranked,
+        photos,
         searched_on=crops(_SEARCHED_ON, _SEARCHED_GALLERY),
         checked_on=Crops((*checked.cases, *golden), checked.gallery),
     )
 
 
-def _size(model: Dinov2, patches: tuple[int, int]) -> ImageSize:
-    rows, cols = patches
-    return ImageSize(rows * model.architecture.patch_size, cols * model.architecture.patch_size)
+def _crop_count(batches: Sequence[range], gallery: range) -> int:
+    return len(_PATCHES) * sum(map(len, batches)) + len(gallery)
 
 
-def round_weights(model: ir.Model, eager: Dinov2) -> dict[str, Int8Weight]:
-    """The weights of all products of `model`, the float32 graph of `eager`, as int8."""
-    pixels = photo_crops(_ROUNDED_ON, _size(eager, _ROUNDED_PATCHES))
-    images = torch.from_numpy(eager.normalization(pixels))
-    return round_products(eager, images, product_weights(model))
+@dataclass(frozen=True, slots=True)
+class _Trials:
+    """Graphs that are tried, in a folder of their own, with everything else in `rest`."""
+
+    model: ir.Model
+    evidence: Evidence
+    scratch: Path
+    progress: Progress
+    rest: Precision
+
+    def build(self, form: Form, count: int) -> ir.Model:
+        products, total = form.products(count), len(form.ranked)
+        static = len(_static(products))
+        self.progress(
+            f"trying int8 with {static} of {total} products static, {len(products) - static} "
+            f"dynamic, {total - len(products)} in float32"
+        )
+        return form.build(self.model, count)
+
+    def least(self, form: Form) -> int:
+        """The least count of other products that holds the limits with the margin."""
+
+        def holds(count: int) -> bool:
+            with running(self.build(form, count), self.scratch, self.rest) as graph:
+                return graph.holds(self.evidence.searched_on, _STRICTER)
+
+        return _least(holds, len(form.ranked) - 1)
+
+    def check(self, graph: ir.Model) -> Measured:
+        """`graph` with `rest`; if that holds, it must hold in float32 as well, as on other CPUs."""
+        checked_on = self.evidence.checked_on
+        with running(graph, self.scratch, self.rest) as in_rest:
+            measured = in_rest.measure(checked_on, INT8_LIMITS)
+        if self.rest is Precision.FP32 or not measured.holds:
+            return measured
+        with running(graph, self.scratch, Precision.FP32) as in_float32:
+            also = in_float32.measure(checked_on, INT8_LIMITS)
+        return measured if also.holds else also
 
 
 def search(
     model: ir.Model,
-    weights: Mapping[str, Int8Weight],
+    form_of: Callable[[Activations], Form],
     evidence: Evidence,
     scratch: Path,
-    progress: Callable[[str], None] = lambda _: None,
+    progress: Progress = lambda _: None,
 ) -> tuple[ir.Model, QuantizationEntry]:
-    """The int8 graph with the fewest float32 products that holds the limits, and what it took.
+    """The int8 graph with the most static products that holds the limits, and what it took.
+
+    Static activations are the fastest, float32 products the slowest.
 
     Args:
         model: the float32 graph, not split; it stays as it is.
-        weights: those of its products, see `round_weights`.
+        form_of: makes a form of its products, see `make_form`.
         evidence: see `gather`.
         scratch: a folder in which each graph that is tried is written, to be run.
         progress: told what is being done.
@@ -169,30 +166,40 @@ def search(
     Raises:
         ExportError: it does not, however many stay float32.
     """
-    ranked = evidence.ranked
+    trials = _Trials(model, evidence, scratch, progress, fastest_rest())
+    for form in _forms(form_of):
+        for count in range(trials.least(form), len(form.ranked)):
+            graph = trials.build(form, count)
+            measured = trials.check(graph)
+            if measured.holds:
+                return graph, _entry(form, count, measured, trials)
+    raise ExportError(_refusal(form.ranked, measured))
 
-    def build(count: int) -> ir.Model:
-        progress(f"trying int8 with {count} of {len(ranked)} products in float32")
-        graph = model.clone()
-        to_int8(graph, weights, ranked[:count])
-        split_qkv(graph)
-        return graph
 
-    def holds(count: int) -> bool:
-        return _measure(build(count), evidence.searched_on, _STRICTER, scratch).holds
+def _forms(form_of: Callable[[Activations], Form]) -> Iterator[Form]:
+    """Static with dynamic products in place of the first; then dynamic with float32 ones."""
+    dynamic = functools.cache(lambda: form_of(Activations.DYNAMIC))
+    yield replace(form_of(Activations.STATIC), instead=lambda: dynamic().rounded)
+    yield dynamic()
 
-    for count in range(_least(holds, len(ranked) - 1), len(ranked)):
-        graph = build(count)
-        measured = _measure(graph, evidence.checked_on, INT8_LIMITS, scratch)
-        if measured.holds:
-            entry = QuantizationEntry(
-                tuple(sorted(ranked[:count])),
-                *measured.cosines,
-                measured.same_nearest,
-                measured.kept_nearest,
-            )
-            return graph, entry
-    raise ExportError(_refusal(ranked, measured))
+
+def _entry(form: Form, count: int, measured: Measured, trials: _Trials) -> QuantizationEntry:
+    cls_cosine_min, token_cosine_p1 = measured.cosines
+    products = form.products(count)
+    return QuantizationEntry(
+        float32=tuple(sorted(set(form.ranked) - products.keys())),
+        cls_cosine_min=cls_cosine_min,
+        token_cosine_p1=token_cosine_p1,
+        same_nearest=measured.same_nearest,
+        kept_nearest=measured.kept_nearest,
+        calibration=trials.evidence.entry,
+        rest=trials.rest,
+        static=tuple(sorted(_static(products))),
+    )
+
+
+def _static(products: Mapping[str, Int8Product]) -> list[str]:
+    return [name for name, product in products.items() if product.steps is not None]
 
 
 def _least(holds: Callable[[int], bool], most: int) -> int:
@@ -206,39 +213,7 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def _measure(model: ir.Model, crops: Crops, limits: Limits, scratch: Path) -> _Measured:
-    """Run `model` in OpenVINO on every crop."""
-    input_name = str(model.graph.inputs[0].name)
-    names = [str(output.name) for output in model.graph.outputs]
-    output_names = list(filter(is_token_output, names))
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        file = Path(folder, "int8.onnx")
-        ir.save(model, file, external_data="int8.onnx.data")
-        backend = OpenVinoBackend(file, threads=None)
-        try:
-            compared = [
-                compare(case.name, name, got, case.reference(name), limits)
-                for case in crops.cases
-                for name, got in backend.infer({input_name: case.images}, output_names).items()
-            ]
-            cls_tokens = _cls_tokens(backend, input_name, crops.gallery.images)
-        finally:
-            backend.close()
-    want = crops.gallery.reference("cls_token")
-    compared.append(compare(crops.gallery.name, "cls_token", cls_tokens, want, limits))
-    return _Measured(tuple(compared), nearest_lost(cls_tokens, want))
-
-
-def _cls_tokens(
-    backend: OpenVinoBackend, input_name: str, images: NDArray[Any]
-) -> NDArray[np.float32]:
-    """Those of many images, one at a time, since all at once take much memory."""
-    return np.concatenate(
-        [backend.infer({input_name: image[None]}, ["cls_token"])["cls_token"] for image in images]
-    )
-
-
-def _refusal(ranked: Sequence[str], measured: _Measured) -> str:
+def _refusal(ranked: Sequence[str], measured: Measured) -> str:
     cls_token, others = measured.cosines
     return (
         f"int8 does not hold {INT8_LIMITS} and {INT8_KEPT_NEAREST:.0%} of nearest neighbours with "

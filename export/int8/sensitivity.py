@@ -4,24 +4,25 @@ What is measured is the rounding of activations. That of weights is made up for 
 does a sixth of their harm (docs/adr/0009).
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dinov2rt.bundle.limits import INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1
+from dinov2rt.export.int8.activations import Steps, rounded_in_groups
 from dinov2rt.export.int8.products import products
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
-
-_LARGEST = 127
 
 
 @torch.inference_mode()
-def rank(model: Dinov2, images: Tensor) -> tuple[str, ...]:
+def rank(model: Dinov2, images: Tensor, steps: Mapping[str, Steps] | None) -> tuple[str, ...]:
     """All products, e.g. `blocks.3.qkv`, the one that int8 harms most for its size first.
 
     With one product at a time as int8, the rest of the model is computed on `images` float32
-    [B, 3, H, W]. Harm is the final tokens' 1 - cos as a share of what is allowed, and what float32
+    [B, 3, H, W]. Its activations are rounded with its `steps`, or dynamically without.
+    Harm is the final tokens' 1 - cos as a share of what is allowed, and what float32
     costs in its place is in proportion to the number of its weights.
     """
     levels = [model.prepare_tokens(images)]
@@ -31,29 +32,16 @@ def rank(model: Dinov2, images: Tensor) -> tuple[str, ...]:
     harm: dict[str, float] = {}
     for name, product in products(model).items():
         index = int(name.split(".")[1])
-        got = _with_int8(product, model, index, levels[index])
+        got = _with_int8(product, steps[name] if steps else None, model, index, levels[index])
         harm[name] = _harm(got, want) / product.weight.numel()
     return tuple(sorted(harm, key=harm.__getitem__, reverse=True))
 
 
-def rounded(tokens: Tensor) -> Tensor:
-    """Activations [..., in] as OpenVINO rounds them before it multiplies bytes.
-
-    Groups of `INT8_GROUP` channels of one token share a scale; they are symmetric. The last group
-    of a width that is no multiple is smaller. Tokens that are narrower than one are not rounded.
-    """
-    width = tokens.shape[-1]
-    if width < INT8_GROUP:
-        return tokens
-    padded = nn.functional.pad(tokens, (0, -width % INT8_GROUP))
-    groups = padded.reshape(*padded.shape[:-1], -1, INT8_GROUP)
-    scale = groups.abs().amax(-1, keepdim=True) / _LARGEST
-    scale = scale.clamp(min=torch.finfo(tokens.dtype).tiny)
-    return (torch.round(groups / scale) * scale).flatten(-2)[..., :width]
-
-
-def _with_int8(product: nn.Linear, model: Dinov2, index: int, tokens: Tensor) -> Tensor:
+def _with_int8(
+    product: nn.Linear, steps: Steps | None, model: Dinov2, index: int, tokens: Tensor
+) -> Tensor:
     """The final tokens where `product`, of the block `index` that takes `tokens`, is int8."""
+    rounded = rounded_in_groups if steps is None else steps.rounded
     hook = product.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
     try:
         for block in model.blocks[index:]:

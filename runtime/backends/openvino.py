@@ -103,7 +103,8 @@ def _claims_bf16() -> bool:
 class OpenVinoBackend:
     """One float32 or int8 graph, and requests for it, which calls take in turn.
 
-    OpenVINO gives all of its threads to one call at a time anyway. In bf16 it is the float32 graph.
+    OpenVINO gives all of its threads to one call at a time anyway. `precision`, fp32 or bf16, is
+    that of everything but int8 products.
     """
 
     concurrent_calls = 1

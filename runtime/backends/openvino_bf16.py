@@ -19,12 +19,16 @@ _AFFINE = ("Multiply", "Add")
 
 
 def keep_norms(model: Any) -> None:
-    """Give every norm a way to an output: one token of its result, which nobody asks for."""
+    """Give every norm a way to an output: one token of its result, which nobody asks for.
+
+    Norms that are rounded to bytes at once are left alone: OpenVINO does both in one step.
+    """
     from openvino import opset1  # import_openvino was here before
 
     norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     first, token_axis = np.int64(0), np.int64(1)
-    tokens = [opset1.gather(_scaled(norm), first, token_axis) for norm in norms]
+    outputs = [output for output in map(_scaled, norms) if not _becomes_bytes(output)]
+    tokens = [opset1.gather(output, first, token_axis) for output in outputs]
     model.add_results([opset1.result(token) for token in tokens])
 
 
@@ -36,6 +40,11 @@ def _scaled(norm: Any) -> Any:
         if len(users) != 1 or users[0].get_type_name() not in _AFFINE:
             return output
         output = users[0].output(0)
+
+
+def _becomes_bytes(output: Any) -> bool:
+    users = [user.get_node().get_type_name() for user in output.get_target_inputs()]
+    return "FakeQuantize" in users
 
 
 class PositionTables:

@@ -8,17 +8,19 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.openvino_bf16 import PositionTables, keep_norms
+from dinov2rt.runtime.backends.openvino_heads import Heads, heads_of
 
 INT8_GROUP = 128
 """Channels of a token that share a scale where an int8 graph multiplies: see docs/adr/0009."""
 
-_HINTS = {Precision.FP32: "f32", Precision.INT8: "f32", Precision.BF16: "bf16"}
+_HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 
 
 class Program:
-    """`model` compiled for the CPU; in bf16, some parts stay float32.
+    """`model` compiled for the CPU; in bf16 some parts stay float32.
 
-    Calls must not overlap.
+    `precision` is that of everything in an int8 graph but its int8 products. Calls must not
+    overlap.
     """
 
     def __init__(
@@ -28,7 +30,9 @@ class Program:
         self._tensor = openvino.Tensor
         self._inputs = {value.get_any_name() for value in model.inputs}
         self.positions: PositionTables | None = None
+        self.heads: Heads | None = None
         if precision is Precision.BF16:
+            self.heads = heads_of(core, model, options(threads, Precision.FP32))
             keep_norms(model)
         if precision is Precision.BF16 and model.is_dynamic():  # else the table is a constant
             self.positions = PositionTables(core, model, options(threads, Precision.FP32))
@@ -52,10 +56,16 @@ class Program:
             name: np.require(value, requirements=("C", "W"))
             for name, value in {**feed, **tables}.items()
         }
-        for name, array in arrays.items():
-            self.request.set_tensor(name, self._tensor(array, shared_memory=True))
+        tensors = {name: self._tensor(array, shared_memory=True) for name, array in arrays.items()}
+        for name, tensor in tensors.items():
+            self.request.set_tensor(name, tensor)
         self.request.infer()
-        return {name: self.request.get_tensor(name).data.copy() for name in outputs}
+        of_heads = [name for name in outputs if self.heads and name in self.heads.names]
+        own = [name for name in outputs if name not in of_heads]
+        got = {name: self.request.get_tensor(name).data.copy() for name in own}
+        if self.heads and of_heads:
+            got |= self.heads.run(self.request, {name: tensors[name] for name in feed}, of_heads)
+        return got
 
 
 def options(threads: int | None, precision: Precision) -> dict[str, str]:

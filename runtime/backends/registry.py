@@ -22,6 +22,7 @@ from dinov2rt.runtime.backends.modes import (
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.backends.onnxruntime_cuda import OnnxRuntimeCudaBackend
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend
+from dinov2rt.runtime.backends.openvino_int8 import open_int8
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.cpu import is_x86
 from dinov2rt.runtime.tensorrt.backend import open_plan
@@ -37,6 +38,10 @@ _TENSORRT_RTX = OptionalPackage(("tensorrt-rtx",), "TensorRT-RTX plans", "tensor
 
 def _open_openvino(request: GraphRequest, precision: Precision) -> Backend:
     return OpenVinoBackend(request.file, threads=request.threads, precision=precision)
+
+
+def _open_int8(request: GraphRequest) -> Backend:
+    return open_int8(request.file, request.graph, threads=request.threads)
 
 
 def _open_onnxruntime(request: GraphRequest, device: Device) -> Backend:
@@ -94,7 +99,7 @@ _OPENVINO_INT8 = GraphMode(
     Precision.INT8,
     _OPENVINO,
     cannot_run=openvino.cannot_run_int8,
-    open=partial(_open_openvino, precision=Precision.INT8),
+    open=_open_int8,
     use=Use.LESS_EXACT,
 )
 _CPU_FP32 = (_OPENVINO_FP32, _onnxruntime("cpu", Precision.FP32))

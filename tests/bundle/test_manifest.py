@@ -20,7 +20,7 @@ from dinov2rt.bundle.entries import (
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.manifest import MANIFEST_NAME, SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
-from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.precision import CalibrationEntry, Precision, QuantizationEntry
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import BundleError
@@ -447,6 +447,14 @@ def test_rebuild_command_repeats_the_export(graph: GraphEntry, options: str) -> 
         "rebuild with: dinov2rt export dinov2_vits14 --weights synthetic:0 "
         f"--precision fp32,fp16 {options}--out out --force"
     )
+
+
+def test_rebuild_command_repeats_the_calibration() -> None:
+    calibration = CalibrationEntry(("my photos", "a.jpg"), 9, "0" * 64, 16, 116, 116)
+    entry = QuantizationEntry((), 0.9996, 0.999, 1.0, 1.0, calibration)
+    int8 = replace(GRAPH, precision=Precision.INT8, quantization=entry)
+    command = replace(MANIFEST, graphs=(GRAPH, int8)).rebuild_command(Path("out"))
+    assert "--precision fp32,int8 --calibration 'my photos' a.jpg --out out --force" in command
 
 
 def test_rebuild_command_can_be_pasted_into_a_shell() -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.architecture import Architecture
-from dinov2rt.bundle.entries import QuantizationEntry
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.manifest import Manifest
-from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.precision import CalibrationEntry, Precision, QuantizationEntry
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.cli.arguments import require_export_room
 from dinov2rt.cli.options.export import (
@@ -74,6 +73,7 @@ def _export(
         attention=arguments.attention,
         opset=arguments.opset,
         static=None if arguments.static is None else StaticShape.parse(arguments.static),
+        calibration=tuple(arguments.calibration),
         heads=() if arguments.head is None else HeadSource.parse_all(arguments.head),
     )
     try:
@@ -159,21 +159,34 @@ def _outcome(
         *([f"weights: {weights.selection}"] if weights.selection else []),
         f"graph: {graph.input_name} -> {', '.join(graph.outputs)}",
         *map(str, reports),
-        *([_quantized(quantization, manifest.architecture)] if quantization else []),
+        *(_quantized(quantization, manifest.architecture) if quantization else []),
         *(f"not verified: {precision}: {reason}" for precision, reason in unverifiable.items()),
     ]
     return Outcome(document, "\n".join(lines), status_of(passed))
 
 
-def _quantized(entry: QuantizationEntry, architecture: Architecture) -> str:
+def _quantized(entry: QuantizationEntry, architecture: Architecture) -> list[str]:
     from dinov2rt.export.int8.products import product_names
 
-    return (
-        f"int8: {len(entry.float32)} of {len(product_names(architecture))} products stayed float32 "
-        "(the manifest names them); on other crops the smallest cosine of a CLS token is "
+    total = len(product_names(architecture))
+    static, float32 = len(entry.static), len(entry.float32)
+    lines = [
+        f"int8: of {total} products {static} round activations statically, "
+        f"{total - static - float32} dynamically, {float32} stayed float32 (the manifest names "
+        "them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
         f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "
         f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
+    ]
+    return lines + ([_measured_on(entry.calibration)] if entry.calibration else [])
+
+
+def _measured_on(entry: CalibrationEntry) -> str:
+    source = shown(" ".join(entry.paths)) if entry.paths else "those that ship with dinov2rt"
+    return (
+        f"int8: measured on {entry.images} photographs ({source}; names have SHA-256 "
+        f"{entry.names_sha256[:16]}…): weights rounded on {entry.rounded_on} crops, searched on "
+        f"{entry.searched_on}, checked on {entry.checked_on} others and the golden cases"
     )
 
 

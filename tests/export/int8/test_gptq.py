@@ -85,7 +85,8 @@ def test_on_photographs_that_were_not_seen_weights_do_less_harm_than_to_the_near
     datasets = require_for_tests("sklearn.datasets")
     weights = {name: linear.weight.numpy().T for name, linear in products(model).items()}
     images = torch.from_numpy(normalize(photo_crops(range(8), ImageSize(224, 224))))
-    rounded = round_products(model, images, weights)
+    products_rounded = round_products(model, images, weights)
+    rounded = {name: product.weight for name, product in products_rounded.items()}
     nearest = {name: to_nearest(weight) for name, weight in weights.items()}
     photos = np.stack([photo[100:324, 200:424] for photo in datasets.load_sample_images().images])
     unseen = torch.from_numpy(normalize(photos))

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from openvino import opset1, opset13
 
 import dinov2rt
-from dinov2rt.bundle.limits import TaskLimits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
@@ -195,13 +194,49 @@ def test_a_bundle_without_the_graph_says_what_to_do(pooling_bundle: Path) -> Non
 
 
 @needs_bf16
-def test_a_graph_with_more_than_tokens_is_refused(pooling_bundle: Path) -> None:
-    manifest = Manifest.read(pooling_bundle)
-    (graph,) = manifest.graphs
-    with_head = replace(graph, task_limits={"depth": TaskLimits(relative_l2=1e-5)})
-    replace(manifest, graphs=(with_head,)).write(pooling_bundle)
-    with pytest.raises(BackendError, match="for graphs of tokens alone, and this one gives depth"):
-        load(pooling_bundle, precision="bf16")
+def test_heads_that_did_not_hold_their_limits_at_the_export_are_refused(
+    bundle_heads: Path,
+) -> None:
+    """Of all heads, on small golden cases, one depth head has more pixels off than autocast."""
+    with pytest.raises(BackendError, match=r"did not show that .*depth_nyu_linear4.* hold their"):
+        load(bundle_heads, precision="bf16")
+    with load(bundle_heads, device="cpu") as model:
+        assert FASTER not in model.describe()
+
+
+@pytest.fixture(scope="module")
+def heads(bundle_heads: Path) -> OpenVinoBackend:
+    if reason := cannot_run_bf16():
+        pytest.skip(reason)
+    return OpenVinoBackend(bundle_heads / "fp32.onnx", threads=None, precision=Precision.BF16)
+
+
+def test_heads_stay_float32_beside_a_backbone_in_bfloat16(heads: OpenVinoBackend) -> None:
+    assert heads._any_shape is not None and heads._any_shape.heads is not None
+    products = ("FullyConnected", "MatMul", "Convolution")
+    own = executed(heads._any_shape.heads._request.get_compiled_model())
+    assert {node[2] for node in own if node[0] in products} == {"f32"}
+    found = executed(heads._any_shape.request.get_compiled_model())
+    assert {node[2] for node in found if node[0] in products} == {"bf16"}
+    assert not [node for node in found if node[0] in products and "heads." in node[1]]
+
+
+@pytest.mark.parametrize("shape", [(2, 42, 56), (1, 45, 31)])
+def test_answers_of_heads_are_near_those_in_float32(
+    heads: OpenVinoBackend, bundle_heads: Path, shape: tuple[int, ...]
+) -> None:
+    (graph,) = Manifest.read(bundle_heads).graphs
+    feed = {"pixels": images(*shape)}
+    float32 = OpenVinoBackend(bundle_heads / "fp32.onnx", threads=None)
+    want = float32.infer(feed, graph.outputs)
+    heads.prepare({"pixels": images(2, 42, 56)})  # once for any shape, once for this one
+    for name, got in heads.infer(feed, graph.outputs).items():
+        assert got.shape == want[name].shape
+        if got.dtype == np.uint8:
+            assert (got != want[name]).mean() < 0.1, name
+        else:
+            difference = np.linalg.norm(got - want[name])
+            assert difference < 0.05 * np.linalg.norm(want[name]), name
 
 
 def test_the_export_measures_its_limits(bundle_s_reg: Path) -> None:
