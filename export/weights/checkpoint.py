@@ -72,7 +72,7 @@ def load_weights(
     library = library_of(location, found.backbone.naming)
     if stated.follows_source:
         stated = following(stated, found.state_dict, library, str(location))
-    stated = stated.over(stated_beside(location))
+    stated = stated.over(stated_beside(location, stated))
     architecture = _architecture(found.state_dict, wanted, str(location), stated)
     if location.is_dir():
         check_config(location, architecture)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dinov2rt.bundle.normalization import IMAGENET, Normalization
+from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.errors import WeightsError
 from dinov2rt.files import read_regular
 
@@ -21,19 +21,25 @@ def normalization_of(weights: Path) -> Normalization | None:
     for pixels scaled to 0..1, mean and std are divided by 255 times the factor.
 
     Raises:
-        WeightsError: the file cannot be read, or says what cannot be computed.
+        WeightsError: the file cannot be read, says what cannot be computed, or names no mean and
+            std: their defaults differ between the image processors of transformers.
     """
     file = weights / _CONFIG
     if not file.is_file():
         return None
     config = _read(file)
+    if config.get("do_normalize", True) and not {"image_mean", "image_std"} <= config.keys():
+        raise WeightsError(
+            f"{file} names no image_mean and image_std, whose defaults depend on the version and "
+            "kind of image processor; add them to the file, or give --mean and --std"
+        )
     try:
         is_rescaled = config.get("do_rescale", True)
         factor = float(config.get("rescale_factor", _TO_ONE)) if is_rescaled else 1.0
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         if config.get("do_normalize", True):
-            mean = _colour(config.get("image_mean", IMAGENET.mean))
-            std = _colour(config.get("image_std", IMAGENET.std))
+            mean = _colour(config["image_mean"])
+            std = _colour(config["image_std"])
         scale = 255 * factor
         if abs(scale - 1) < 1e-6:  # 0.00392156862745098 is 1/255 up to its last digits
             return Normalization(mean, std)

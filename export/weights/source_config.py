@@ -10,7 +10,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import Normalization
 from dinov2rt.bundle.variants import name_of, variants
 from dinov2rt.errors import WeightsError
-from dinov2rt.export.weights.architecture import Stated
+from dinov2rt.export.weights.architecture import NOTHING_STATED, Stated
 from dinov2rt.export.weights.folders import read_json
 from dinov2rt.export.weights.preprocessor import normalization_of
 from dinov2rt.export.weights.state_dict import first_few
@@ -28,14 +28,16 @@ _TIMM_HEADS = 16
 Config = dict[str, Any]
 
 
-def stated_beside(location: Path) -> Stated:
+def stated_beside(location: Path, given: Stated = NOTHING_STATED) -> Stated:
     """What the files beside the weights at `location`, a folder or a file, say of them.
+
+    Mean and std are not read from them if they are `given`.
 
     Raises:
         WeightsError: a file cannot be read, or says what cannot be computed.
     """
     folder = location if location.is_dir() else location.parent
-    normalization = normalization_of(folder)
+    normalization = given.normalization or normalization_of(folder)
     if not (folder / CONFIG).is_file():
         return Stated(normalization=normalization)
     config = read_json(folder / CONFIG, otherwise=_WAY_OUT)

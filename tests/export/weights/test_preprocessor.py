@@ -23,11 +23,13 @@ from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.architecture import Stated
 from dinov2rt.export.weights.preprocessor import normalization_of
+from dinov2rt.export.weights.source_config import stated_beside
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 from dinov2rt.runtime.model import load
 
 HALVES = Normalization((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = Normalization((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+WRITTEN = {"image_mean": IMAGENET.mean, "image_std": IMAGENET.std}
 
 
 def config(folder: Path, **values: Any) -> Path:
@@ -40,8 +42,7 @@ def config(folder: Path, **values: Any) -> Path:
     [
         ({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}, HALVES),
         ({"image_mean": list(CLIP.mean), "image_std": list(CLIP.std)}, CLIP),
-        ({"rescale_factor": 0.00392156862745098}, IMAGENET),
-        ({}, IMAGENET),
+        ({"rescale_factor": 0.00392156862745098} | WRITTEN, IMAGENET),
         ({"do_normalize": False}, Normalization((0, 0, 0), (1, 1, 1))),
         (
             {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [127.5] * 3},
@@ -68,16 +69,26 @@ def test_without_a_configuration_they_are_the_official_ones(tmp_path: Path) -> N
         "{",
         "[]",
         '{"image_mean": "x"}',
-        '{"image_std": [0, 1, 1]}',
-        '{"image_mean": [1, 2]}',
-        '{"image_mean": [NaN, 0, 0]}',
-        '{"rescale_factor": 0}',
+        '{"image_mean": [0, 0, 0], "image_std": [0, 1, 1]}',
+        '{"image_mean": [1, 2], "image_std": [1, 1, 1]}',
+        '{"image_mean": [NaN, 0, 0], "image_std": [1, 1, 1]}',
+        '{"rescale_factor": 0, "image_mean": [0, 0, 0], "image_std": [1, 1, 1]}',
+        "{}",
+        '{"image_mean": [0, 0, 0]}',
+        '{"do_normalize": true, "image_std": [1, 1, 1]}',
     ],
 )
 def test_what_cannot_be_used_is_one_line_with_a_way_out(text: str, tmp_path: Path) -> None:
     (tmp_path / "preprocessor_config.json").write_text(text)
     with pytest.raises(WeightsError, match=r"(?s)^[^\n]*(correct|--mean)[^\n]*$"):
         normalization_of(tmp_path)
+
+
+def test_statistics_that_are_given_replace_those_of_a_file_that_names_none(tmp_path: Path) -> None:
+    folder = config(tmp_path, do_normalize=True)
+    with pytest.raises(WeightsError, match="names no image_mean and image_std"):
+        stated_beside(folder)
+    assert stated_beside(folder, Stated(normalization=HALVES)).normalization == HALVES
 
 
 @pytest.mark.parametrize(
