@@ -16,7 +16,7 @@ from dinov2rt.export.folding import (
     split_qkv,
 )
 from dinov2rt.export.graph import ExportGraph, constant_prefix
-from dinov2rt.export.int8.gptq import to_nearest
+from dinov2rt.export.int8.gptq import Int8Product, to_nearest
 from dinov2rt.export.int8.graph import product_weights, to_int8
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.surgery import array_of
@@ -97,8 +97,8 @@ def test_query_key_and_value_are_products_of_their_own(
     model = traced.clone()
     fold(model, variant)
     if int8:
-        weights = {name: to_nearest(value) for name, value in product_weights(model).items()}
-        to_int8(model, weights)
+        weights = product_weights(model).items()
+        to_int8(model, {name: Int8Product(to_nearest(value)) for name, value in weights})
     split = model.clone()
     split_qkv(split)
     products = [sum(n.op_type == "MatMul" for n in each.graph) for each in (model, split)]
