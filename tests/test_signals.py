@@ -33,7 +33,7 @@ def test_sigterm_is_an_interrupt_of_its_own_and_the_handler_is_put_back() -> Non
 
 
 SERVICE = """
-import signal, sys, threading
+import os, signal, sys, threading
 import numpy as np
 import PIL.Image, pyarrow.dataset, pyarrow.parquet
 import tensorrt_rtx
@@ -66,10 +66,11 @@ def serve(model):
 def note(number, frame):
     global signals
     signals += 1
-    print(signals, flush=True)
+    os.write(1, b"%d\\n" % signals)  # print is not reentrant: the next signal may come within it
 
 signal.signal(signal.SIGTERM, note)
-threads = [threading.Thread(target=serve, args=(model,)) for model in models]
+# An error in this thread ends the process, and with it the test.
+threads = [threading.Thread(target=serve, args=(model,), daemon=True) for model in models]
 for thread in threads:
     thread.start()
 print("ready", flush=True)
