@@ -14,40 +14,51 @@ from dinov2rt.bundle.signature import is_token_output
 
 
 class Heads:
-    """What computes all outputs of `model` that are no tokens, as a model of its own.
+    """A model of its own for all outputs of `model` that are not tokens.
 
-    `model` loses these outputs, and gives the tokens (and attention's queries and keys) that they
-    are computed from instead.
+    `model` loses these outputs. Instead it returns the values that the heads read: tokens, and the
+    queries and keys of attention.
     """
 
     def __init__(self, core: Any, model: Any, options: Mapping[str, str]) -> None:
+        results = [each for each in model.get_results() if not is_token_output(_name(each))]
+        self.names: frozenset[str] = frozenset(map(_name, results))
+        places = _places(model, results)
+        sources = {_place(place.get_source_output()): place.get_source_output() for place in places}
+        self._taps: dict[Any, str] = {each: f"tap_{index}" for index, each in enumerate(sources)}
+        alone = self._cut(model, results, places, sources)
+        self._return_taps(model, results, sources)
+        self._request = core.compile_model(alone, "CPU", dict(options)).create_infer_request()
+
+    def _cut(
+        self, model: Any, results: Sequence[Any], places: Sequence[Any], sources: Mapping[Any, Any]
+    ) -> Any:
+        """The nodes behind `places` as a model, in which inputs replace the `sources`."""
         import openvino
         from openvino import opset1
 
-        results = [each for each in model.get_results() if not is_token_output(_name(each))]
-        self.names = frozenset(map(_name, results))
-        places = _places(model, results)
-        sources = {_place(place.get_source_output()): place for place in places}
-        self._taps = {source: f"tap_{index}" for index, source in enumerate(sources)}
-        inputs, taps = [], []
-        for source, place in sources.items():
-            output = place.get_source_output()
-            taps.append(output)
-            given = opset1.parameter(output.get_partial_shape(), np.float32, self._taps[source])
-            given.output(0).set_names({self._taps[source]})
-            inputs.append(given)
-        of_source = dict(zip(sources, inputs, strict=True))
+        inputs = {}
+        for source, output in sources.items():
+            name = self._taps[source]
+            inputs[source] = opset1.parameter(output.get_partial_shape(), np.float32, name)
+            inputs[source].output(0).set_names({name})
         for place in places:
-            place.replace_source_output(of_source[_place(place.get_source_output())].output(0))
+            source = _place(place.get_source_output())
+            place.replace_source_output(inputs[source].output(0))
         wanted = [result.input_value(0) for result in results]
-        alone = openvino.Model(wanted, [*model.get_parameters(), *inputs], "heads").clone()
+        parameters = [*model.get_parameters(), *inputs.values()]
+        return openvino.Model(wanted, parameters, "heads").clone()
+
+    def _return_taps(self, model: Any, results: Sequence[Any], sources: Mapping[Any, Any]) -> None:
+        """Replace the `results` of `model` by the `sources`."""
+        from openvino import opset1
+
         for result in results:
             model.remove_result(result)
-        for output, name in zip(taps, self._taps.values(), strict=True):
-            output.add_names({name})
-        model.add_results([opset1.result(output) for output in taps])
+        for source, output in sources.items():
+            output.add_names({self._taps[source]})
+        model.add_results([opset1.result(output) for output in sources.values()])
         model.validate_nodes_and_infer_types()
-        self._request = core.compile_model(alone, "CPU", dict(options)).create_infer_request()
 
     def run(
         self, backbone: Any, tensors: Mapping[str, Any], outputs: Sequence[str]
@@ -62,7 +73,7 @@ class Heads:
 
 
 def heads_of(core: Any, model: Any, options: Mapping[str, str]) -> Heads | None:
-    """Take the heads out of `model`, if it has outputs other than tokens."""
+    """Move all outputs but tokens out of `model` into a model of their own, if there are any."""
     has_heads = any(not is_token_output(_name(result)) for result in model.get_results())
     return Heads(core, model, options) if has_heads else None
 
