@@ -14,15 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.results import BenchmarkRun
+from dinov2rt.benchmarks.studies.reliability.growing import print_rows
 from dinov2rt.benchmarks.studies.reliability.small_bundle import (
     write_small_bundle,
     write_small_checkpoint,
@@ -242,20 +242,13 @@ VICTIMS = {
 _HEADER = ("verb", "started", "killed", "ended before", "whole afterwards", "its time s")
 
 
-def table(found: dict[str, Kills]) -> Table:
-    """A row for each verb."""
-    rows = tuple(
-        (
-            verb,
-            str(kills.tried),
-            str(kills.killed),
-            str(kills.ended),
-            str(kills.tried - len(kills.failures)),
-            f"{kills.seconds:.1f}",
-        )
-        for verb, kills in found.items()
-    )
-    return Table("kills", _HEADER, rows)
+def row_of(verb: str, kills: Kills) -> tuple[str, ...]:
+    """Its row of the table; the failures go to standard error."""
+    for failure in kills.failures:
+        print(f"{verb}, {failure}", file=sys.stderr)
+    whole = kills.tried - len(kills.failures)
+    counts = map(str, (kills.tried, kills.killed, kills.ended, whole))
+    return (verb, *counts, f"{kills.seconds:.1f}")
 
 
 def try_verb(verb: str, times: int, seed: int) -> Kills:
@@ -266,21 +259,22 @@ def try_verb(verb: str, times: int, seed: int) -> Kills:
 
 
 def main() -> int:
-    """The table on standard output; 0 if all that was left is whole."""
+    """The table on standard output, a verb at a time; 0 if all that was left is whole."""
     parser = argparse.ArgumentParser(prog="kills")
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--verbs", default=",".join(VICTIMS))
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    verbs = arguments.verbs.split(",")
     found = {}
-    for verb in arguments.verbs.split(","):
-        times = max(1, round(arguments.kills * _SHARE[verb]))
-        found[verb] = try_verb(verb, times, arguments.seed)
-        print(f"{verb}: {found[verb].tried} tried", file=sys.stderr)
-    print(table(found))
-    for verb, kills in found.items():
-        for failure in kills.failures:
-            print(f"{verb}, {failure}", file=sys.stderr)
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for verb in verbs:
+            times = max(1, round(arguments.kills * _SHARE[verb]))
+            found[verb] = try_verb(verb, times, arguments.seed)
+            yield row_of(verb, found[verb])
+
+    print_rows(_HEADER, verbs, rows())
     return int(any(kills.failures for kills in found.values()))
 
 

@@ -13,12 +13,13 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.studies.reliability import collection_files, model_files
 from dinov2rt.benchmarks.studies.reliability.file_kind import Kind
+from dinov2rt.benchmarks.studies.reliability.growing import print_rows
 from dinov2rt.errors import Dinov2rtError
 from dinov2rt.foreign import shown
 
@@ -120,35 +121,30 @@ _CHANGES = (_flip, _flip, _extreme, _extreme, _cut, _repeat, _noise)
 _HEADER = ("file", "tried", "handled", "read as sound", "refused", "slowest s")
 
 
-def table(counts: dict[str, Count]) -> Table:
-    """A row for each kind of file."""
-    rows = tuple(
-        (
-            name,
-            str(count.tried),
-            str(count.tried - len(count.failures)),
-            str(count.read),
-            str(count.refused),
-            f"{count.slowest_s:.2f}",
-        )
-        for name, count in counts.items()
-    )
-    return Table("changed files", _HEADER, rows)
+def row_of(name: str, count: Count) -> tuple[str, ...]:
+    """Its row of the table; the failures go to standard error."""
+    for seed, failure in count.failures.items():
+        print(f"{name}, seed {seed}: {failure}", file=sys.stderr)
+    handled = count.tried - len(count.failures)
+    counts = map(str, (count.tried, handled, count.read, count.refused))
+    return (name, *counts, f"{count.slowest_s:.2f}")
 
 
 def main() -> int:
-    """The table on standard output; 0 if everything was handled."""
+    """The table on standard output, a kind at a time; 0 if everything was handled."""
     parser = argparse.ArgumentParser(prog="mutations")
     parser.add_argument("--seeds", type=int, default=300)
     parser.add_argument("--kinds", default=",".join(KINDS))
     arguments = parser.parse_args()
-    counts = {
-        name: try_kind(KINDS[name], range(arguments.seeds)) for name in arguments.kinds.split(",")
-    }
-    print(table(counts))
-    for name, count in counts.items():
-        for seed, failure in count.failures.items():
-            print(f"{name}, seed {seed}: {failure}", file=sys.stderr)
+    names = arguments.kinds.split(",")
+    counts = {}
+
+    def rows() -> Iterator[tuple[str, ...]]:
+        for name in names:
+            counts[name] = try_kind(KINDS[name], range(arguments.seeds))
+            yield row_of(name, counts[name])
+
+    print_rows(_HEADER, names, rows())
     return int(any(count.failures for count in counts.values()))
 
 

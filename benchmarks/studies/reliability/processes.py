@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,11 @@ class Ended:
 
     status: int
     said: str
+
+    @property
+    def aborted_for_memory(self) -> bool:
+        """Whether a library written in C++ ended the process for want of memory, and said so."""
+        return self.status == -signal.SIGABRT and "std::bad_alloc" in self.said
 
     def must(self, *statuses: int) -> None:
         """Refuse another status, or more than a line for what went wrong.

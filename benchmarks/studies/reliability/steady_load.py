@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import pickle
 import random
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from dinov2rt.benchmarks.report.tables import Table
+from dinov2rt.benchmarks.studies.reliability.growing import print_rows
 from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
 from dinov2rt.errors import Dinov2rtError
 from dinov2rt.optional import require
@@ -271,12 +270,13 @@ def main() -> int:
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--backends", default=",".join(BACKENDS))
     arguments = parser.parse_args()
+    backends = arguments.backends.split(",")
     with _bundle(arguments.bundle) as bundle:
-        rows = []
-        for backend in arguments.backends.split(","):
-            print(f"{backend} …", file=sys.stderr)
-            rows.append(study(bundle, parse_backend(backend), arguments.calls, arguments.threads))
-    print(Table("load", _HEADER, tuple(rows)))
+        rows = (
+            study(bundle, parse_backend(backend), arguments.calls, arguments.threads)
+            for backend in backends
+        )
+        print_rows(_HEADER, backends, rows)
     return 0
 
 

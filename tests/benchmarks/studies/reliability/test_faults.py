@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,13 @@ def test_a_fault_that_is_not_handled_is_told() -> None:
         with pytest.raises(AssertionError):
             ended.must(2)
     Ended(2, "dinov2rt: error: one line").must(0, 2)
+
+
+def test_only_an_abort_that_names_memory_is_one_for_want_of_memory() -> None:
+    bad_alloc = "terminate called after throwing an instance of 'std::bad_alloc'"
+    assert Ended(-signal.SIGABRT, bad_alloc).aborted_for_memory
+    assert not Ended(-signal.SIGABRT, "double free").aborted_for_memory
+    assert not Ended(-signal.SIGSEGV, bad_alloc).aborted_for_memory
 
 
 def test_half_a_file_is_told(tmp_path: Path) -> None:
