@@ -26,6 +26,7 @@ _LINE, _MARGIN, _SIDE, _FONT = 18, 8, 260, 12
 _MOST_CLASSES, _MOST_WRITTEN = 20, 60
 _OPACITY = 0.55
 _LEAST_HEIGHT = 224
+_STRONG = 0.98
 
 # Viridis (Smith and van der Walt, CC0) at nine even steps; straight lines between them.
 _VIRIDIS = np.array(
@@ -136,7 +137,8 @@ def draw_overview(
     Args:
         photo: [H, W, 3].
         colours: colours of the patches, [h, w, 3] in 0..1, see `patch_pca`.
-        attention: [heads, h, w]; its mean over the heads is drawn.
+        attention: [heads, h, w]; its mean over the heads is drawn. The two percent of patches with
+            the most attention have the last colour: single patches would leave the rest dark.
         depth: depth of the photo, [1, H, W].
         caption: a line above them.
     """
@@ -145,7 +147,8 @@ def draw_overview(
     columns = np.arange(width) * colours.shape[1] // width
     features = np.rint(255 * colours[rows][:, columns]).astype(np.uint8)
     mean = attention.mean(axis=0)
-    strength = resize_bilinear(mean / max(float(mean.max()), 1e-12), (height, width))
+    strong = float(np.quantile(mean, _STRONG))
+    strength = resize_bilinear(np.minimum(mean / max(strong, 1e-12), 1), (height, width))
     heat = photo.mean(axis=2, keepdims=True) * 0.35 + colour_map(strength) * strength[..., None]
     attended = np.clip(heat, 0, 255).astype(np.uint8)
     least = max(height, _LEAST_HEIGHT)

@@ -149,10 +149,9 @@ def resize_uint8(image: Pixels, size: ImageSize) -> Pixels:
     if size == ImageSize(*image.shape[:2]):
         return image
     rows, columns = _taps(image.shape[0], size.height), _taps(image.shape[1], size.width)
-    pixels = image.astype(np.int32)
-    across = (
-        pixels[:, columns.first] * columns.first_weight[:, None]
-        + pixels[:, columns.second] * columns.second_weight[:, None]
+    across = (  # int32 from here on: weights are
+        image[:, columns.first] * columns.first_weight[:, None]
+        + image[:, columns.second] * columns.second_weight[:, None]
     ) >> 4
     upper = (across[rows.first] * rows.first_weight[:, None, None]) >> 16
     lower = (across[rows.second] * rows.second_weight[:, None, None]) >> 16

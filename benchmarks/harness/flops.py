@@ -1,6 +1,7 @@
 """Counts the work of one call of a backbone; bounds its time by the machine's measured rates."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 
 from dinov2rt.benchmarks.results import Cell, Floor
@@ -12,6 +13,19 @@ from dinov2rt.errors import InputError
 _CHANNELS = 3
 _BYTES = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 _OUTPUT_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWork:
+    """The part of heads in the work of a call.
+
+    `size` is that of the images as the backbone sees them, with padding; `flops` are those of the
+    products and convolutions for the whole batch, and `output_bytes` those of all answers.
+    """
+
+    size: ImageSize
+    flops: int
+    output_bytes: int
 
 
 def flops(architecture: Architecture, batch: int, size: ImageSize) -> int:
@@ -43,16 +57,26 @@ def quadratic_flops(architecture: Architecture, batch: int, size: ImageSize) -> 
     return batch * architecture.depth * 4 * tokens**2 * architecture.embed_dim
 
 
-def min_bytes(architecture: Architecture, batch: int, size: ImageSize, precision: Precision) -> int:
+def min_bytes(
+    architecture: Architecture,
+    batch: int,
+    size: ImageSize,
+    precision: Precision,
+    output_bytes: int,
+) -> int:
     """Bytes that cross the memory bus at least, if everything else stays in a cache.
 
-    Weights once, in `precision`; images as uint8, which is their smallest form; all tokens after
-    the final norm once, in float32.
+    Weights once, in `precision`; images as uint8, which is their smallest form; and the outputs
+    once, `output_bytes`. The weights of heads are left out.
     """
-    tokens = architecture.num_prefix_tokens + size.grid(architecture.patch_size).num_patches
     images = batch * size.pixels * _CHANNELS
-    outputs = batch * tokens * architecture.embed_dim * _OUTPUT_BYTES
-    return num_weights(architecture) * _BYTES[precision] + images + outputs
+    return num_weights(architecture) * _BYTES[precision] + images + output_bytes
+
+
+def tokens_bytes(architecture: Architecture, batch: int, size: ImageSize) -> int:
+    """Bytes of all tokens after the final norm, in float32."""
+    tokens = architecture.num_prefix_tokens + size.grid(architecture.patch_size).num_patches
+    return batch * tokens * architecture.embed_dim * _OUTPUT_BYTES
 
 
 def num_weights(architecture: Architecture) -> int:
@@ -79,10 +103,12 @@ def floor(
     turns_ms: Sequence[float],
     matrix_gflops: Sequence[float],
     copy_gb_per_s: float,
+    heads: HeadWork | None = None,
 ) -> Floor:
     """The least time of a call at `cell` whose turns took `turns_ms`; see `Floor`.
 
-    `matrix_gflops` is the rate of the machine in each of these turns.
+    `matrix_gflops` is the rate of the machine in each of these turns. With `heads`, the call ends
+    at their answers and not at the tokens.
 
     Raises:
         InputError: there are not as many rates as turns.
@@ -92,8 +118,9 @@ def floor(
             f"{len(turns_ms)} turns beside {len(matrix_gflops)} of the matrix product; they come "
             "in pairs; measure again"
         )
-    gflop = flops(architecture, cell.batch, cell.size) / 1e9
-    gbyte = min_bytes(architecture, cell.batch, cell.size, precision) / 1e9
+    heads = heads or HeadWork(cell.size, 0, tokens_bytes(architecture, cell.batch, cell.size))
+    gflop = (flops(architecture, cell.batch, heads.size) + heads.flops) / 1e9
+    gbyte = min_bytes(architecture, cell.batch, cell.size, precision, heads.output_bytes) / 1e9
     copying_ms = 1e3 * gbyte / copy_gb_per_s
     computing_ms = [1e3 * gflop / rate for rate in matrix_gflops]
     least_ms = [max(copying_ms, each) for each in computing_ms]

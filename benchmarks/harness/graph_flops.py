@@ -3,12 +3,19 @@
 import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
+from numpy.typing import NDArray
+
+from dinov2rt.benchmarks.harness.flops import HeadWork
+from dinov2rt.bundle.geometry import ImageSize, Snap
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.normalization import IMAGENET
+from dinov2rt.bundle.signature import InputFormat
 
 _HEADS = "heads."
 """What the names of a head's nodes begin with."""
@@ -23,6 +30,25 @@ def head_flops(graph: Path, pixels: np.ndarray) -> int:
     return sum(_node_flops(event["args"]) for event in _events(graph, pixels))
 
 
+def head_work(
+    bundle: Path, pixels: NDArray[np.uint8], answers: Mapping[str, NDArray[Any]]
+) -> HeadWork | None:
+    """The heads' work for `pixels` [B, H, W, 3] and their `answers`; None without heads.
+
+    Scores of segmentation heads are not counted: a candidate may leave them out.
+    """
+    manifest = Manifest.read(bundle)
+    if not manifest.heads:
+        return None
+    graph, (batch, *sides, _) = manifest.graphs[0], pixels.shape
+    snap = Snap.PAD if graph.pads else Snap.CROP
+    return HeadWork(
+        size=ImageSize(*sides).snapped(snap, manifest.architecture.patch_size),
+        flops=batch * head_flops(bundle / graph.files[0].path, pixels[:1]),
+        output_bytes=sum(answers[head.output].nbytes for head in manifest.heads),
+    )
+
+
 def _events(graph: Path, pixels: np.ndarray) -> Iterator[dict[str, Any]]:
     """The profile's records of the heads' nodes, of a run without any fusion."""
     options = onnxruntime.SessionOptions()
@@ -32,7 +58,8 @@ def _events(graph: Path, pixels: np.ndarray) -> Iterator[dict[str, Any]]:
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")
         session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        session.run(None, {session.get_inputs()[0].name: pixels})
+        name = session.get_inputs()[0].name
+        session.run(None, {name: pixels if name == InputFormat.PIXELS else IMAGENET(pixels)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     for event in events:
         if event.get("cat") == "Node" and event["name"].startswith(_HEADS):

@@ -18,7 +18,8 @@ from dinov2rt.benchmarks.harness.accuracy_check import (
 )
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.entrants import Entrant, Say, enter, facts_of, own_candidates
-from dinov2rt.benchmarks.harness.flops import floor
+from dinov2rt.benchmarks.harness.flops import HeadWork, floor
+from dinov2rt.benchmarks.harness.graph_flops import head_work
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.harness.roof import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.harness.worker import CandidateError, Outputs, Worker
@@ -84,6 +85,7 @@ class _MachineLimit:
     """The machine's limit for one bundle: matrix products that take turns in every cell."""
 
     manifest: Manifest
+    bundle: Path
     products: dict[Precision, Worker]
     copy_gb_per_s: float
 
@@ -129,7 +131,7 @@ def _start_matrix_products(
             products[precision].load()
     if roof.copy_gb_per_s is None:
         raise AssertionError("a roof that was just measured has a copy rate")
-    return _MachineLimit(task.manifest, products, roof.copy_gb_per_s)
+    return _MachineLimit(task.manifest, task.bundle, products, roof.copy_gb_per_s)
 
 
 def _measure_cell(
@@ -152,6 +154,7 @@ def _measure_cell(
         rows[row.candidate] = row
         if row.failure is None:
             contestants.append(Contestant(entrant.worker))
+    heads = head_work(limit.bundle, pixels, want)
     products = {name: Contestant(worker) for name, worker in limit.products.items()}
     everyone = [*contestants, *products.values()]
     take_turns(everyone, seconds=request.seconds, min_turns=request.min_turns)
@@ -160,7 +163,7 @@ def _measure_cell(
         row = _timed(rows[candidate.name], contestant)
         rates = products.get(candidate.precision)  # not for int8: part of its graph is float32
         if row.latency is not None and rates is not None:
-            row = replace(row, floor=_floor(row, contestant, rates, limit, request.device))
+            row = replace(row, floor=_floor(row, contestant, rates, limit, heads, request.device))
         rows[candidate.name] = row
     return list(rows.values())
 
@@ -227,7 +230,12 @@ def _with_phases(latency: LatencyReport, worker: Worker) -> LatencyReport:
 
 
 def _floor(
-    row: Row, contestant: Contestant, product_: Contestant, limit: _MachineLimit, device: str
+    row: Row,
+    contestant: Contestant,
+    product_: Contestant,
+    limit: _MachineLimit,
+    heads: HeadWork | None,
+    device: str,
 ) -> Floor | None:
     """The least time that the machine allows, turn by turn; None if the matrix product failed."""
     if product_.failure is not None:
@@ -239,6 +247,7 @@ def _floor(
         turns_ms=_medians_ms(contestant),
         matrix_gflops=matrix_gflops(product_.turns, device),
         copy_gb_per_s=limit.copy_gb_per_s,
+        heads=heads,
     )
 
 

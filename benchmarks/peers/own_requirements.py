@@ -1,6 +1,7 @@
 """Checks why dinov2rt cannot run a bundle as a candidate, and for which bundles it is meant."""
 
 from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.requirements import NO_BF16_LIMITS
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.modes import BackendName, GraphKind, GraphMode, Mode, PlanMode, Use
 from dinov2rt.runtime.backends.registry import MODES
@@ -51,9 +52,7 @@ def _no_graph(task: Task, mode: GraphMode) -> str | None:
     if mode.graph_of(task.manifest) is not None:
         return mode.cannot_run()
     if mode.kind is GraphKind.FP32:
-        return mode.cannot_run() or (
-            f"the bundle has no limits for {mode.precision} on a CPU; export it again, with fp32"
-        )
+        return mode.cannot_run() or NO_BF16_LIMITS
     return (
         f"the bundle holds no {mode.precision} graph; export it with --precision {mode.precision}"
     )

@@ -23,6 +23,12 @@ def lacks(*packages: str) -> str | None:
     return f"{missing[0]} is not installed; pip install {' '.join(missing)}" if missing else None
 
 
+NO_BF16_LIMITS = (
+    "the bundle has no limits for bf16 on a CPU: its export did not measure them, or its heads did "
+    "not hold theirs; exporting it again with fp32 tells which"
+)
+
+
 def cannot_run_in_bf16(task: Task) -> str | None:
     """Why bfloat16 on a CPU cannot run: the CPU lacks it, or the bundle has no limits for it."""
     if task.device != "cpu":
@@ -31,7 +37,7 @@ def cannot_run_in_bf16(task: Task) -> str | None:
     if not cpu.multiplies_bf16:
         return f"{cpu.model} has neither AVX512_BF16 nor AMX-BF16; bfloat16 is no faster there"
     if not any(graph.in_bf16 for graph in task.manifest.graphs):
-        return "the bundle has no limits for bf16 on a CPU; export it again, with fp32"
+        return NO_BF16_LIMITS
     return None
 
 

@@ -120,11 +120,19 @@ def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
         precision_name(run.facts(row).precision),
         *_speed_columns(run, row),
         _error_column(row),
-        cosine(row.accuracy.cosine_min) if row.accuracy else NOTHING,
+        _cosine_column(row),
         percent(row.floor.fraction) if row.floor else NOTHING,
         row.floor.bound if row.floor else NOTHING,
         *_spread_columns(row),
     )
+
+
+def _cosine_column(row: Row) -> str:
+    """The smallest cosine; the answers of heads have an error, but no cosine."""
+    if row.accuracy is None:
+        return NOTHING
+    has_none = row.accuracy.cosine_min is None and row.accuracy.relative_l2 is not None
+    return NOTHING if has_none else cosine(row.accuracy.cosine_min)
 
 
 def _error_column(row: Row) -> str:

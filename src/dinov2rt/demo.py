@@ -32,8 +32,9 @@ _VARIANT = "dinov2_vits14"
 _WEIGHTS = "synthetic:0"
 _HEAD = "nyu-linear4"
 _CAPTION = (
-    "Features, attention, photo and depth of dinov2rt's demo. Backbone and head have synthetic "
-    "weights: none of this means anything."
+    "From the left: features of the patches (black: background), attention of the CLS token, the "
+    "photo, and its depth in metres. Backbone and head have synthetic weights: none of this means "
+    "anything."
 )
 _PHOTO = PHOTOS / "astronaut.jpg"
 _TARGET = "sm80"

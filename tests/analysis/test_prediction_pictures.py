@@ -83,3 +83,12 @@ def test_the_overview_shows_features_attention_photo_and_depth() -> None:
     assert len(caption) == 26
     assert tuple(picture[0, 0]) == tuple(np.rint(255 * colours[0, 0]).astype(int))
     np.testing.assert_array_equal(picture[:, 2 * (WIDTH + 8) :][:, :WIDTH], PHOTO)
+
+
+def test_one_patch_with_most_attention_does_not_darken_the_others() -> None:
+    attention = np.full((6, 20, 15), 0.01, np.float32)
+    attention[:, 3, 4] = 1
+    colours = np.zeros((20, 15, 3))
+    overview = draw_overview(PHOTO, colours, attention, DEPTH, "of synthetic weights")
+    attended = overview[-HEIGHT:, WIDTH + 8 :][:, :WIDTH]
+    assert attended[..., 1].min() > 200  # the last colour of the map, yellow

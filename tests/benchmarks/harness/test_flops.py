@@ -7,7 +7,14 @@ from support.unusual import UNUSUAL
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dinov2rt.benchmarks.harness.flops import floor, flops, min_bytes, num_weights
+from dinov2rt.benchmarks.harness.flops import (
+    HeadWork,
+    floor,
+    flops,
+    min_bytes,
+    num_weights,
+    tokens_bytes,
+)
 from dinov2rt.benchmarks.results import Cell
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
@@ -61,9 +68,12 @@ def test_weights_are_counted_without_the_mask_token(variant: Variant) -> None:
 
 def test_bytes_grow_with_the_batch_by_images_and_tokens_alone() -> None:
     variant, size = find_variant("dinov2_vits14_reg"), ImageSize(28, 42)
-    one, three = (min_bytes(variant, batch, size, Precision.FP32) for batch in (1, 3))
+    one, three = (
+        min_bytes(variant, batch, size, Precision.FP32, tokens_bytes(variant, batch, size))
+        for batch in (1, 3)
+    )
     assert three - one == 2 * (28 * 42 * 3 + (1 + 4 + 6) * 384 * 4)
-    half = min_bytes(variant, 1, size, Precision.FP16)
+    half = min_bytes(variant, 1, size, Precision.FP16, tokens_bytes(variant, 1, size))
     assert one - half == 2 * num_weights(variant)
 
 
@@ -78,6 +88,23 @@ def test_the_floor_is_the_longer_of_computing_and_copying() -> None:
     bound = limit(turns_ms=[2000.0], copy_gb_per_s=0.1)
     assert bound.bound == "bandwidth"
     assert bound.floor_ms == pytest.approx(1e4 * bound.gbyte)
+
+
+def test_heads_add_their_work_and_answer_instead_of_tokens() -> None:
+    variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 2, 231, 345)
+    padded = ImageSize(238, 350)
+    found = floor(
+        variant,
+        cell,
+        Precision.FP32,
+        turns_ms=[200.0],
+        matrix_gflops=[100.0],
+        copy_gb_per_s=10.0,
+        heads=HeadWork(padded, flops=3 * 10**9, output_bytes=8000),
+    )
+    assert found.gflop == pytest.approx(flops(variant, 2, padded) / 1e9 + 3)
+    images = 2 * 231 * 345 * 3
+    assert found.gbyte == pytest.approx((4 * num_weights(variant) + images + 8000) / 1e9)
 
 
 def test_the_fraction_of_the_limit_does_not_depend_on_changes_of_the_machines_speed() -> None:

@@ -11,12 +11,13 @@ import torch
 from support.small_cases import SMALL_CASES
 
 from dinov2rt.benchmarks.harness.accuracy_check import check_heads, task_limits_for
-from dinov2rt.benchmarks.harness.graph_flops import head_flops
+from dinov2rt.benchmarks.harness.graph_flops import head_flops, head_work
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.peers.candidate import Task
 from dinov2rt.benchmarks.peers.candidates import find
 from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
 from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import BundleError
@@ -151,3 +152,16 @@ def test_the_work_of_heads_is_counted(bundle_heads: Path) -> None:
         for side in (56, 112)
     )
     assert 2e9 < small < large < 4.5 * small
+
+
+def test_the_work_of_a_call_has_the_padded_size_and_all_answers(bundle_heads: Path) -> None:
+    pixels = photo_batch(2, ImageSize(50, 56))
+    answers_ = {
+        name: np.zeros((2, 50, 56), np.uint8) for name in Task(bundle_heads, "cpu", 1).outputs
+    }
+    work = head_work(bundle_heads, pixels, answers_)
+    assert work is not None
+    assert work.size == ImageSize(56, 56)
+    assert work.output_bytes == 2 * 50 * 56 * len(Manifest.read(bundle_heads).heads)
+    one = head_flops(bundle_heads / "fp32.onnx", photo_batch(1, work.size))
+    assert work.flops == pytest.approx(2 * one, rel=0.05)  # the image itself has fewer rows

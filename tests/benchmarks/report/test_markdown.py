@@ -115,6 +115,15 @@ def test_each_cell_has_a_table_with_every_candidate(lines: list[str]) -> None:
     assert fast[-1] == "30"
 
 
+def test_the_answers_of_heads_have_an_error_and_no_cosine(benchmark_run: BenchmarkRun) -> None:
+    (row, *others) = benchmark_run.rows
+    assert row.accuracy is not None
+    answered = replace(row, accuracy=replace(row.accuracy, cosine_min=None, relative_l2=7.7e-6))
+    lines = to_markdown(replace(benchmark_run, rows=(answered, *others))).splitlines()
+    line = next(line for line in lines if "7.7e-06" in line)
+    assert cells_of(line)[5:7] == ["7.7e-06", "–"]
+
+
 def test_what_failed_its_accuracy_has_a_reason_and_no_time(lines: list[str]) -> None:
     start = lines.index("### dinov2_vitb14 8x518x518")
     failed = cells_of(lines[start + 8])
