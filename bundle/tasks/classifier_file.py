@@ -1,7 +1,5 @@
 """The file of a user's classifier: `dinov2rt train-head` writes it, `export --head` reads it."""
 
-import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,15 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt import strict_json
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.tasks.head_file import read_own_head, write_own_head
 from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.files import read_regular
 from dinov2rt.foreign import quoted, shown
 
 FORMAT = "dinov2rt classifier 1"
-_MOST_BYTES = 2**31
 _MOST_LAYERS = 1000
 _TYPES = {"num_layers": int, "uses_mean": bool, "variant": str, "weights_sha256": str}
 
@@ -68,15 +64,13 @@ class OwnClassifier:
 def write_classifier(own: OwnClassifier, file: Path) -> None:
     """Write `own` to `file` as a .npz archive."""
     facts = {
-        "format": FORMAT,
         "class_names": own.class_names,
         "num_layers": own.num_layers,
         "uses_mean": own.uses_mean,
         "variant": own.variant,
         "weights_sha256": own.weights_sha256,
     }
-    with file.open("wb") as stream:
-        np.savez(stream, weight=own.weight, bias=own.bias, facts=np.array(json.dumps(facts)))
+    write_own_head(file, FORMAT, own.weight, own.bias, facts)
 
 
 def read_classifier(file: Path) -> OwnClassifier:
@@ -86,11 +80,7 @@ def read_classifier(file: Path) -> OwnClassifier:
         WeightsError: it cannot be read, or is not such a file.
     """
     try:
-        with np.load(io.BytesIO(read_regular(file, _MOST_BYTES)), allow_pickle=False) as archive:
-            if sum(member.file_size for member in archive.zip.infolist()) > _MOST_BYTES:
-                raise ValueError(f"more than {_MOST_BYTES} bytes when unpacked")
-            facts = strict_json.parse(str(archive["facts"]).encode())
-            weight, bias = (_floats(archive[name]) for name in ("weight", "bias"))
+        weight, bias, facts = read_own_head(file, FORMAT)
         return OwnClassifier(weight, bias, **_checked(facts))
     except Exception as error:  # zipfile, json and numpy each raise their own types
         raise WeightsError(
@@ -98,17 +88,8 @@ def read_classifier(file: Path) -> OwnClassifier:
         ) from error
 
 
-def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    floats = np.ascontiguousarray(values, np.float32)
-    if not np.isfinite(floats).all():
-        raise ValueError("it holds NaN or infinity")
-    return floats
-
-
 def _checked(facts: Any) -> dict[str, Any]:
     """The facts, each of its type."""
-    if facts.pop("format") != FORMAT:
-        raise ValueError("another format")
     names = facts["class_names"]
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("class_names is no list of names")

@@ -1,6 +1,5 @@
 """The file of a user's segmentation head, from `train-head --masks` to `export --head`."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,9 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
+from dinov2rt.bundle.tasks.head_file import read_own_head, write_own_head
 from dinov2rt.bundle.variants import name_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.files import require_regular
+from dinov2rt.foreign import quoted, shown
 
 FORMAT = "dinov2rt segmenter 1"
 MOST_CLASSES = 256
@@ -57,14 +57,12 @@ class OwnSegmenter:
 def write_segmenter(own: OwnSegmenter, file: Path) -> None:
     """Write `own` to `file` as a .npz archive."""
     facts = {
-        "format": FORMAT,
         "class_names": own.class_names,
         "palette": own.palette,
         "variant": own.variant,
         "weights_sha256": own.weights_sha256,
     }
-    with file.open("wb") as stream:
-        np.savez(stream, weight=own.weight, bias=own.bias, facts=np.array(json.dumps(facts)))
+    write_own_head(file, FORMAT, own.weight, own.bias, facts)
 
 
 def read_segmenter(file: Path) -> OwnSegmenter:
@@ -74,20 +72,17 @@ def read_segmenter(file: Path) -> OwnSegmenter:
         WeightsError: it cannot be read, is none, or is damaged.
     """
     try:
-        require_regular(file)
-        with np.load(file, allow_pickle=False) as archive:
-            facts = json.loads(str(archive["facts"]))
-            if facts.pop("format") != FORMAT:
-                raise ValueError("another format")
-            weight, bias = (
-                np.ascontiguousarray(archive[name], np.float32) for name in ("weight", "bias")
-            )
+        weight, bias, facts = read_own_head(file, FORMAT)
+        for name in ("variant", "weights_sha256"):
+            if not isinstance(facts[name], str):
+                raise ValueError(f"{name} is {quoted(facts[name])}")
         names = tuple(map(str, facts.pop("class_names")))
         palette = tuple(tuple(map(int, colour)) for colour in facts.pop("palette"))
         own = OwnSegmenter(weight, bias, names, palette, **facts)
     except Exception as error:  # zipfile, json and numpy each raise their own types
         raise WeightsError(
-            f"{file} is no segmentation head ({error}); write one with dinov2rt train-head --masks"
+            f"{file} is no segmentation head ({shown(error)}); write one with dinov2rt train-head "
+            "--masks"
         ) from error
     _check_whole(own, file)
     return own
@@ -98,8 +93,7 @@ def _check_whole(own: OwnSegmenter, file: Path) -> None:
     has_colours = len(own.palette) == classes and all(
         len(colour) == 3 and 0 <= min(colour) <= max(colour) <= 255 for colour in own.palette
     )
-    is_finite = np.isfinite(own.weight).all() and np.isfinite(own.bias).all()
-    if not (1 < classes <= MOST_CLASSES and has_colours and is_finite):
+    if not (1 < classes <= MOST_CLASSES and has_colours):
         raise WeightsError(f"{file} holds a damaged segmentation head; fit it again")
     if own.bias.shape != (classes,) or own.weight.shape[:1] != (classes,):
         raise WeightsError(f"{file} holds a damaged segmentation head; fit it again")

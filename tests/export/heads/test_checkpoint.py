@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dinov2rt.bundle.tasks.classifier_file import (
     read_classifier,
     write_classifier,
 )
+from dinov2rt.bundle.tasks.segmenter_file import read_segmenter
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import InputError, WeightsError
 from dinov2rt.export.heads.checkpoint import (
@@ -232,10 +234,33 @@ def test_a_classifier_that_is_not_finite_or_does_not_fit_is_refused(tmp_path: Pa
         loaded(f"classifier={tmp_path / 'd.npz'}", PLAIN)
 
 
+@pytest.mark.parametrize("read", [read_classifier, read_segmenter])
 def test_an_archive_that_unpacks_to_more_than_is_read_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    read: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dinov2rt.bundle.tasks.classifier_file._MOST_BYTES", 10_000)
+    monkeypatch.setattr("dinov2rt.bundle.tasks.head_file._MOST_BYTES", 10_000)
     np.savez_compressed(tmp_path / "c.npz", weight=np.zeros((100, 100), np.float32))
     with pytest.raises(WeightsError, match="more than 10000 bytes when unpacked"):
-        read_classifier(tmp_path / "c.npz")
+        read(tmp_path / "c.npz")
+
+
+def test_a_segmentation_head_is_checked_as_a_classifier_is(tmp_path: Path) -> None:
+    def write(facts: str, weight: float = 0.0) -> Path:
+        arrays = {"weight": np.full((2, 4), weight, np.float32), "bias": np.zeros(2, np.float32)}
+        np.savez(tmp_path / "s.npz", facts=np.array(facts), **arrays)
+        return tmp_path / "s.npz"
+
+    facts = (
+        '{"format": "dinov2rt segmenter 1", "class_names": ["a", "b"], '
+        '"palette": [[0, 0, 0], [1, 1, 1]], "variant": "dinov2_vits14", "weights_sha256": "0"}'
+    )
+    assert read_segmenter(write(facts)).class_names == ("a", "b")
+    for wrong, message in (
+        (facts.replace('"0"}', '"0", "variant": "x"}'), "twice|duplicate|more than once"),
+        (facts.replace('"dinov2_vits14"', "14"), "variant is 14"),
+        (facts.replace("segmenter 1", "segmenter 2"), "another format"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_segmenter(write(wrong))
+    with pytest.raises(WeightsError, match="NaN or infinity"):
+        read_segmenter(write(facts, np.nan))
