@@ -4,7 +4,7 @@ import contextlib
 import json
 import shlex
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -88,6 +88,19 @@ class Manifest:
         text = json.dumps(named | encode(self), indent=2, allow_nan=False) + "\n"
         with replacing(bundle / MANIFEST_NAME, BundleError) as partial:
             partial.write_text(text, encoding="utf-8")
+
+    def succeed(self, old: Self, bundle: Path, left: Iterable[str] = ()) -> None:
+        """Write it in place of `old`, and remove the files that it does not name any more.
+
+        Of `left`, paths of files that killed processes may have left, the same is true.
+
+        Raises:
+            BundleError: `bundle` cannot be written to.
+        """
+        self.write(bundle)
+        named = {file.path for file in self.files}
+        for gone in {*left, *(file.path for file in old.files)} - named:
+            (bundle / gone).unlink(missing_ok=True)
 
     @classmethod
     @contextlib.contextmanager

@@ -46,11 +46,7 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
             raise BuildError(f"{bundle}: another build of this plan has just ended; build again")
         kept = tuple(plan for plan in manifest.plans if identity_of(plan) != identity_of(entry))
         changed = dataclasses.replace(manifest, plans=(*kept, entry))
-        changed.write(bundle)
-        named = {file.path for file in changed.files}
-        before = {file.path for file in manifest.files} | _plans_like(bundle, entry)
-        for gone in before - named:
-            (bundle / gone).unlink(missing_ok=True)
+        changed.succeed(manifest, bundle, _plans_like(bundle, entry))
 
 
 def _plans_like(bundle: Path, entry: PlanEntry) -> set[str]:

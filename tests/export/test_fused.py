@@ -1,6 +1,7 @@
 """The graph for ONNX Runtime CUDA, checked on the CPU provider, which has its operators too."""
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,17 +14,25 @@ import onnx_ir as ir
 import pytest
 from support.placement import copies_between_providers, kernels_by_operator
 
+from dinov2rt.benchmarks.studies.reliability.small_bundle import age_cuda_graph
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import BundleError
-from dinov2rt.export.cuda.bundle_graph import CUDA_GRAPH, add_cuda_graph
+from dinov2rt.export.cuda.bundle_graph import add_cuda_graph
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
 from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
+
+
+def cuda_files(bundle: Path) -> list[Path]:
+    """The graph, its own tensors, and the weights that it shares."""
+    graph = Manifest.read(bundle).cuda_graph
+    assert graph is not None
+    return [bundle / file.path for file in graph.files]
 
 
 def on_cpu(bundle: Path) -> OnnxRuntimeBackend:
@@ -94,7 +103,7 @@ def test_padding_is_zero_after_normalisation(bundle_s_reg: Path, model) -> None:
 
 
 def test_nothing_is_copied_between_providers(bundle_s_reg: Path) -> None:
-    assert copies_between_providers(ir.load(bundle_s_reg / CUDA_GRAPH)) == []
+    assert copies_between_providers(ir.load(cuda_files(bundle_s_reg)[0])) == []
 
 
 @pytest.mark.parametrize("bundle", ["bundle_s", "bundle_s_reg"])
@@ -110,7 +119,7 @@ def test_the_analysis_finds_what_the_portable_graph_copies(
 
 def test_a_block_takes_13_kernels(bundle_s_reg: Path) -> None:
     """Attention is three of them: the product, the bias and transpose, and the kernel itself."""
-    graph = ir.load(bundle_s_reg / CUDA_GRAPH)
+    graph = ir.load(cuda_files(bundle_s_reg)[0])
     operators = Counter(kernels_by_operator(graph, "blocks.5"))
     assert operators == {
         "Attention": 1,
@@ -126,7 +135,11 @@ def test_unchanged_weights_are_stored_once(bundle_s_reg: Path) -> None:
     manifest = Manifest.read(bundle_s_reg)
     assert manifest.cuda_graph is not None
     names = [file.path for file in manifest.cuda_graph.files]
-    assert names == [CUDA_GRAPH, f"{CUDA_GRAPH}.data", "fp16.onnx.data"]
+    assert [re.sub("-[0-9a-f]{12}", "-HASH", name) for name in names] == [
+        "cuda-HASH.onnx",
+        "cuda-HASH.onnx.data",
+        "fp16.onnx.data",
+    ]
     own, shared = manifest.cuda_graph.files[1:]
     assert own.size_bytes < 0.5 * shared.size_bytes
     paths = [file.path for file in manifest.files]
@@ -155,7 +168,7 @@ def test_weights_that_underflow_half_keep_their_digits(
     )
     dataclasses.replace(manifest, graphs=graphs).write(bundle)
     add_cuda_graph(bundle)
-    fused = ir.load(bundle / CUDA_GRAPH)
+    fused = ir.load(cuda_files(bundle)[0])
     product = next(node for node in fused.graph if node.name == "blocks.3.proj/product")
     assert product.op_type == "FusedMatMul"
     weight = product.inputs[1]
@@ -185,11 +198,10 @@ def test_it_is_added_to_an_older_bundle_without_torch(
     bundle_s_reg: Path, copy_of: Callable[[Path], Path]
 ) -> None:
     bundle = copy_of(bundle_s_reg)
-    before = (bundle / CUDA_GRAPH).read_bytes()
-    manifest = Manifest.read(bundle)
+    manifest, own = Manifest.read(bundle), cuda_files(bundle)[:2]
     dataclasses.replace(manifest, cuda_graph=None).write(bundle)
-    (bundle / CUDA_GRAPH).unlink()
-    (bundle / f"{CUDA_GRAPH}.data").unlink()
+    for file in own:
+        file.unlink()
     code = (
         "import sys; sys.modules['torch'] = None\n"
         "from dinov2rt.cli import main\n"
@@ -197,12 +209,37 @@ def test_it_is_added_to_an_older_bundle_without_torch(
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert (bundle / CUDA_GRAPH).read_bytes() == before
     assert Manifest.read(bundle).cuda_graph == manifest.cuda_graph
+    assert cuda_files(bundle)[:2] == own
+    assert all(file.check(bundle, rebuild="") for file in manifest.files)
+
+
+def test_an_older_cuda_graph_stays_whole_until_the_manifest_names_the_new_one(
+    bundle_s_reg: Path, copy_of: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = copy_of(bundle_s_reg)
+    older = age_cuda_graph(bundle)
+    with monkeypatch.context() as patched:
+        patched.setattr(Manifest, "write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            add_cuda_graph(bundle)
+    assert Manifest.read(bundle) == older
+    assert all(file.check(bundle, rebuild="") for file in older.files)
+    (bundle / "cuda-0123456789ab.onnx").touch()  # of a build that was killed at another moment
+    add_cuda_graph(bundle)
+    assert verified(bundle)
+    assert {file.name for file in bundle.glob("cuda*")} == {
+        file.name for file in cuda_files(bundle)[:2]
+    }
+
+
+def interrupted(*_: object) -> None:
+    """In place of the last step, as if the process had been killed before it."""
+    raise KeyboardInterrupt
 
 
 def test_the_onnx_checker_reads_its_structure(bundle_s_reg: Path) -> None:
-    model = onnx.load(bundle_s_reg / CUDA_GRAPH, load_external_data=False)
+    model = onnx.load(cuda_files(bundle_s_reg)[0], load_external_data=False)
     assert [value.name for value in model.graph.input] == [
         "pixels",
         "padding",

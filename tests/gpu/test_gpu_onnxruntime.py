@@ -51,7 +51,7 @@ def assert_near(got: NDArray[np.float32], want: NDArray[np.float32]) -> None:
 def test_it_is_chosen_by_default_and_passes_its_limits(exported: Path) -> None:
     with load(exported, backend="onnxruntime") as model:
         assert "fp16 on onnxruntime" in model.describe().splitlines()[0]
-        assert model.graph.files[0].path == "cuda.onnx"
+        assert model.graph == model.manifest.cuda_graph
         report = model.verify()
     assert report, report
 

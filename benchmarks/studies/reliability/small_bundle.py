@@ -57,6 +57,28 @@ def write_small_checkpoint(folder: Path, seed: int) -> None:
     save_file(synthetic_state_dict(architecture, seed), folder / "model.safetensors")
 
 
+def age_cuda_graph(bundle: Path) -> Manifest:
+    """Make the graph for ONNX Runtime CUDA as an older version left it; return the manifest.
+
+    It has other content, and its files have names that do not depend on it.
+    """
+    manifest = Manifest.read(bundle)
+    assert manifest.cuda_graph is not None  # noqa: S101
+    graph, own, *shared = manifest.cuda_graph.files
+    model = onnx.load(bundle / graph.path, load_external_data=False)
+    model.doc_string = "older"
+    for entry in (each for tensor in model.graph.initializer for each in tensor.external_data):
+        if entry.value == own.path:
+            entry.value = "cuda.onnx.data"
+    onnx.save(model, bundle / "cuda.onnx")
+    (bundle / own.path).rename(bundle / "cuda.onnx.data")
+    (bundle / graph.path).unlink()
+    plain = (FileEntry.of(bundle, name) for name in ("cuda.onnx", "cuda.onnx.data"))
+    older = replace(manifest, cuda_graph=replace(manifest.cuda_graph, files=(*plain, *shared)))
+    older.write(bundle)
+    return older
+
+
 def _save_graph(file: Path, gain: float, width: int) -> None:
     repeats = width // 3
     nodes = [
