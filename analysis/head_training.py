@@ -1,14 +1,14 @@
 """Fits a linear classifier on features of labelled images, for `export --head`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.analysis.labels import examples, find_labels
-from dinov2rt.analysis.logistic import Matrix, fit_logistic
+from dinov2rt.analysis.logistic import Matrix, check_options, fit_logistic
 from dinov2rt.analysis.paired_accuracy import Accuracy, accuracy
 from dinov2rt.analysis.vectors import Collection, open_collection
 from dinov2rt.bundle.tasks.classifier_file import OwnClassifier
@@ -27,7 +27,6 @@ _COLUMNS = {
     "layers+mean": ("layer_cls_tokens", "patch_mean"),
 }
 _PURPOSE = "fitting a classifier"
-_ROWS_AT_A_TIME = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         if self.tokens not in TOKENS:
             raise unknown_name("tokens", self.tokens, TOKENS)
-        if not 0 < self.held_out < 1:
-            raise InputError(f"held out {self.held_out:g}; allowed is a share between 0 and 1")
-        if not self.penalty > 0:
-            raise InputError(f"C {self.penalty:g}; it must be greater than 0")
+        check_options(self.held_out, self.penalty, self.seed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,8 +62,15 @@ class TrainedHead:
     is_synthetic: bool
 
 
-def train_classifier(features: Path, labels: str, options: TrainOptions) -> TrainedHead:
+def train_classifier(
+    features: Path,
+    labels: str,
+    options: TrainOptions,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TrainedHead:
     """Fit a classifier on the features at `features`; for `labels` see `find_labels`.
+
+    `progress` is told each step.
 
     Raises:
         InputError: features or labels cannot be used, there are fewer than two classes, or a class
@@ -76,10 +79,13 @@ def train_classifier(features: Path, labels: str, options: TrainOptions) -> Trai
     """
     collection = open_collection([features])
     num_layers = _num_layers(collection, options.tokens)
+    progress(f"reading {len(collection)} features")
     keys, vectors = _read(collection, options.tokens)
     names = np.array(find_labels(keys, labels, Path(collection.metadata.get("root", ""))))
     _check_classes(names)
+    progress("fitting without the images held out, and measuring the accuracy on those")
     correct = _held_out(vectors, names, options)
+    progress(f"fitting on all {len(keys)} images")
     weight, bias, classes = fit_logistic(vectors, names, options.penalty)
     own = OwnClassifier(
         weight=weight,
@@ -117,24 +123,13 @@ def _read(collection: Collection, tokens: str) -> tuple[list[str], Matrix]:
     columns = _COLUMNS[tokens]
     keys: list[str] = []
     parts: list[Matrix] = []
-    for batch in collection.dataset.to_batches(
-        columns=["key", *columns], batch_size=_ROWS_AT_A_TIME
-    ):
-        keys += batch.column("key").to_pylist()
-        parts.append(np.concatenate([_matrix(batch.column(name)) for name in columns], axis=1))
+    for names, values in collection.values(columns):
+        keys += names.to_pylist()
+        parts.append(values.astype(np.float32, copy=False))
     vectors = np.concatenate(parts)
     if not np.isfinite(vectors).all():
         raise InputError("features hold NaN or infinity; check the bundle: dinov2rt verify")
     return keys, vectors
-
-
-def _matrix(column: Any) -> Matrix:
-    flat = column.flatten()
-    while flat.type.num_fields:  # of several tokens an image
-        flat = flat.flatten()
-    values = flat.to_numpy(zero_copy_only=False)
-    matrix: Matrix = values.reshape(len(column), -1).astype(np.float32)
-    return matrix
 
 
 def _check_classes(names: NDArray[np.str_]) -> None:

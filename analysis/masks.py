@@ -1,5 +1,6 @@
 """Masks of a user's own photographs: a class index for every pixel, brought to the patch grid."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -11,7 +12,7 @@ from dinov2rt.analysis.keyed_images import split_key
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.image_features import ImageFeatures
-from dinov2rt.foreign import shown
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.preprocess import Preprocess
 
@@ -41,12 +42,15 @@ class MaskFolder:
             InputError: there is none.
         """
         inside = PurePath(split_key(key)[1])
+        if not inside.name:
+            raise InputError(f"an image with the key {quoted(key)} has no mask; leave it out")
         below = self.folder / inside.with_suffix(".png")
         beside = self.folder / f"{inside.stem}.png"
         for file in (below, beside):
-            if file.is_file():
-                return file
-        places = " nor ".join(dict.fromkeys(map(str, (below, beside))))
+            with contextlib.suppress(OSError):  # a name that is too long
+                if file.is_file():
+                    return file
+        places = " nor ".join(dict.fromkeys(map(shown, (below, beside))))
         raise InputError(f"{shown(key)} has no mask: {places} is there; add it, or leave it out")
 
     def target(self, row: ImageFeatures) -> Mask:

@@ -1,13 +1,13 @@
 """Fits a linear segmentation head on patch tokens and masks, for `export --head`."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.analysis.logistic import Matrix, fit_logistic
+from dinov2rt.analysis.logistic import Matrix, check_options, fit_logistic
 from dinov2rt.analysis.masks import IGNORED, MaskFolder, read_mask
 from dinov2rt.analysis.vectors import Collection, open_collection
 from dinov2rt.bundle.geometry import Snap
@@ -46,10 +46,7 @@ class SegmentOptions:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not 0 < self.held_out < 1:
-            raise InputError(f"held out {self.held_out:g}; allowed is a share between 0 and 1")
-        if not self.penalty > 0:
-            raise InputError(f"C {self.penalty:g}; it must be greater than 0")
+        check_options(self.held_out, self.penalty, self.seed)
         if self.patches < 2:
             raise InputError(f"{self.patches} patches; allowed is a whole number from 2")
         if len(set(self.names)) < len(self.names):
@@ -132,10 +129,16 @@ class _Head:
         return counts
 
 
-def train_segmenter(features: Path, masks: Path, options: SegmentOptions) -> TrainedSegmenter:
+def train_segmenter(
+    features: Path,
+    masks: Path,
+    options: SegmentOptions,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TrainedSegmenter:
     """Fit a linear segmentation head on the patch tokens at `features` and the folder `masks`.
 
     A patch has the class of most of its pixels; patches with most pixels ignored are left out.
+    `progress` is told each step.
 
     Raises:
         InputError: features or masks cannot be used, or there are fewer than two classes or images.
@@ -144,9 +147,12 @@ def train_segmenter(features: Path, masks: Path, options: SegmentOptions) -> Tra
     collection = open_collection([features])
     folder = _folder(collection, masks)
     held_out = _held_out(len(collection), options)
+    progress(f"reading the features and masks of {len(collection)} images")
     patches = _read(collection, folder, options)
+    progress("fitting without the images held out, and measuring the accuracy on those")
     partial = patches.fit(~held_out, options.penalty)
     measured = _measured(collection, folder, partial, held_out, options)
+    progress(f"fitting on {len(patches.classes)} patches of all images")
     head = patches.fit(np.ones_like(held_out), options.penalty)
     own = OwnSegmenter(
         weight=head.weight,
@@ -162,7 +168,8 @@ def train_segmenter(features: Path, masks: Path, options: SegmentOptions) -> Tra
 
 def _folder(collection: Collection, masks: Path) -> MaskFolder:
     metadata = collection.metadata
-    if metadata.get("patch_tokens") != "yes":
+    has_patches = "patch_tokens" in collection.dataset.schema.names
+    if metadata.get("patch_tokens") != "yes" or not has_patches:
         raise InputError(
             "the features hold no patch tokens; compute them with dinov2rt run --patch-tokens"
         )

@@ -1,6 +1,6 @@
 """Reads features as unit vectors, whose dot product is the cosine, for search and evaluation."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.feature_columns import (
+    KEY,
+    Facts,
+    check_columns,
+    check_filled,
+    matrix,
+)
 from dinov2rt.extraction.parquet import reading_parquet
 from dinov2rt.extraction.reader import Paths, open_features, read_metadata
 from dinov2rt.foreign import shown
@@ -36,7 +43,7 @@ class Collection:
     """An opened feature dataset: pyarrow's `dataset`, and the `metadata` of model and options."""
 
     dataset: Any
-    metadata: Mapping[str, str]
+    metadata: Facts
 
     def __len__(self) -> int:
         return int(self.dataset.count_rows())
@@ -52,12 +59,28 @@ class Collection:
         Raises:
             InputError: a vector is zero, NaN or infinite, or the file is damaged.
         """
-        for batch in self._batches(["key", token.column]):
+        for keys, vectors in self.values([token.column]):
+            yield keys, unit_vectors(vectors, keys)
+
+    def values(self, columns: Sequence[str]) -> Iterator[tuple[Any, NDArray[Any]]]:
+        """Keys (an Arrow array) and the values of `columns` side by side, [n, F].
+
+        Raises:
+            InputError: a column is missing or holds something else, or the file is damaged.
+        """
+        for batch in self._batches([KEY, *columns]):
             if len(batch):
-                yield batch.column(0), unit_vectors(_matrix(batch.column(1)), batch.column(0))
+                parts = [matrix(self._place, batch.column(name)) for name in columns]
+                yield batch.column(KEY), np.concatenate(parts, axis=1)
+
+    @property
+    def _place(self) -> str:
+        return ", ".join(self.dataset.files)
 
     def _batches(self, columns: list[str]) -> Iterator[Any]:
-        place = ", ".join(self.dataset.files)
+        place = self._place
+        with reading_parquet(place):
+            check_columns(place, self.dataset.schema, columns)
         with reading_parquet(place):
             # Read-ahead is kept small, to leave the memory to the caller.
             batches = self.dataset.to_batches(
@@ -72,6 +95,7 @@ class Collection:
                 if batch is None:
                     return
                 batch.validate(full=True)  # text that is no UTF-8
+                check_filled(place, batch)
             yield batch
 
 
@@ -106,10 +130,3 @@ def unit_vectors(vectors: NDArray[Any], keys: Any) -> Float32Array:
         )
     unit: Float32Array = (wide / norms).astype(np.float32)
     return unit
-
-
-def _matrix(column: Any) -> NDArray[Any]:
-    """A fixed-size list column as a matrix [N, D]."""
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    matrix: NDArray[Any] = flat.reshape(len(column), -1)
-    return matrix

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,8 +15,16 @@ from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
+from dinov2rt.extraction.feature_columns import (
+    KEY,
+    TOKEN_COLUMNS,
+    check_columns,
+    check_filled,
+    check_row,
+)
 from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
 from dinov2rt.files import require_regular
+from dinov2rt.foreign import shown
 from dinov2rt.named_enum import NamedEnum
 from dinov2rt.optional import require
 
@@ -25,15 +34,9 @@ METADATA_PREFIX = "dinov2rt."
 LAYERS = "layers"
 """The setting that names the blocks of `layer_cls_tokens`, as in "8,9,10,11 of 12"."""
 
+_LAYERS_OF = re.compile(r"\d{1,4}(,\d{1,4})* of \d{1,4}")
 _ROW_GROUP_BYTES = 64 << 20
 _ROWS_AT_A_TIME = 64
-_TOKEN_COLUMNS = (
-    "cls_token",
-    "register_tokens",
-    "layer_cls_tokens",
-    "patch_mean",
-    "patch_tokens",
-)
 
 
 class FeatureType(NamedEnum):
@@ -88,8 +91,15 @@ def feature_schema(
 
 
 def layers_of(metadata: Mapping[str, str]) -> tuple[int, ...]:
-    """The blocks whose CLS tokens are in `layer_cls_tokens`, counted from 0; empty if none are."""
-    listed = metadata.get(LAYERS, "").partition(" ")[0]
+    """The blocks whose CLS tokens are in `layer_cls_tokens`, counted from 0; empty if none are.
+
+    Raises:
+        InputError: the metadata name no blocks there.
+    """
+    said = metadata.get(LAYERS, "")
+    if said and not _LAYERS_OF.fullmatch(said):
+        raise InputError(f"{shown(said)} are no layers of features; leave them out")
+    listed = said.partition(" ")[0]
     return tuple(map(int, listed.split(","))) if listed else ()
 
 
@@ -132,7 +142,11 @@ def read_failures(file: Path) -> list[Failure]:
         InputError: the file cannot be read.
     """
     with opened_parquet(file) as table:
-        return [Failure(**row) for row in table.read().to_pylist()]
+        rows = table.read().to_pylist()
+    try:
+        return [Failure(**row) for row in rows]
+    except TypeError as error:
+        raise InputError(f"{file} holds no errors of dinov2rt; remove it to go on") from error
 
 
 def read_rows(part: Path) -> Iterator[ImageFeatures]:
@@ -142,16 +156,18 @@ def read_rows(part: Path) -> Iterator[ImageFeatures]:
         InputError: the file cannot be read.
     """
     with opened_parquet(part) as table:
+        check_columns(part, table.schema_arrow, (KEY, *SIZE_COLUMNS, "cls_token", "patch_mean"))
         for batch in table.iter_batches(_ROWS_AT_A_TIME):
+            check_filled(part, batch)
             columns = {name: batch.column(name) for name in batch.schema.names}
-            for row in range(len(batch)):
-                yield _row({name: column[row] for name, column in columns.items()})
+            for at in range(len(batch)):
+                row = _row({name: column[at] for name, column in columns.items()})
+                check_row(part, row)
+                yield row
 
 
 def _row(cells: Mapping[str, Any]) -> ImageFeatures:
-    tokens: dict[str, Any] = {
-        name: _tokens(cells[name]) for name in _TOKEN_COLUMNS if name in cells
-    }
+    tokens: dict[str, Any] = {name: _tokens(cells[name]) for name in TOKEN_COLUMNS if name in cells}
     tokens.setdefault("register_tokens", np.zeros((0, len(tokens["cls_token"])), np.float32))
     height, width, from_height, from_width, rows, cols = (cells[name] for name in SIZE_COLUMNS)
     scaled_from = (

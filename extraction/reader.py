@@ -6,6 +6,7 @@ from typing import Any
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.feature_columns import Facts, check_columns
 from dinov2rt.extraction.parquet import METADATA_PREFIX, opened_parquet, reading_parquet
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
@@ -73,20 +74,23 @@ def open_features(paths: Paths) -> Any:
     return dataset.dataset([str(part) for part in parts], format="parquet")
 
 
-def read_metadata(part: Path) -> dict[str, str]:
+def read_metadata(part: Path) -> Facts:
     """The model and settings of the features in the file `part`; empty if it has no features.
 
     Raises:
         InputError: it cannot be read.
     """
     with opened_parquet(part) as file:
-        metadata = file.schema_arrow.metadata or {}
-        texts = {key.decode(): value.decode() for key, value in metadata.items()}
-    return {
-        key.removeprefix(METADATA_PREFIX): value
+        return _metadata(file.schema_arrow)
+
+
+def _metadata(schema: Any) -> Facts:
+    texts = {key.decode(): value.decode() for key, value in (schema.metadata or {}).items()}
+    return Facts(
+        (key.removeprefix(METADATA_PREFIX), value)
         for key, value in texts.items()
         if key.startswith(METADATA_PREFIX)
-    }
+    )
 
 
 def num_rows(part: Path) -> int:
@@ -106,9 +110,9 @@ def read_scaled(part: Path) -> list[ImageSize]:
         InputError: it cannot be read.
     """
     names = ["scaled_from_height", "scaled_from_width"]
-    with opened_parquet(part) as file:
-        heights, widths = (column.drop_null().to_pylist() for column in file.read(columns=names))
-    return [ImageSize(*sides) for sides in zip(heights, widths, strict=True)]
+    heights, widths = _columns(part, names)
+    sides = zip(heights, widths, strict=True)
+    return [ImageSize(*both) for both in sides if None not in both]
 
 
 def read_keys(part: Path) -> list[str]:
@@ -117,9 +121,15 @@ def read_keys(part: Path) -> list[str]:
     Raises:
         InputError: it cannot be read.
     """
+    (keys,) = _columns(part, ["key"])
+    return keys
+
+
+def _columns(part: Path, names: list[str]) -> list[list[Any]]:
     with opened_parquet(part) as file:
-        keys: list[str] = file.read(columns=["key"]).column(0).to_pylist()
-        return keys
+        check_columns(part, file.schema_arrow, names)
+        table = file.read(columns=names)
+        return [table.column(name).to_pylist() for name in names]
 
 
 def _parts(path: Path) -> list[Path]:
@@ -134,7 +144,9 @@ def _parts(path: Path) -> list[Path]:
 def _check_model(parts: list[Path]) -> None:
     first = read_metadata(parts[0])
     for part in parts:
-        metadata = read_metadata(part)
+        with opened_parquet(part) as file:
+            metadata = _metadata(file.schema_arrow)
+            check_columns(part, file.schema_arrow)
         if "variant" not in metadata:
             raise InputError(f"{part} holds no features of dinov2rt; leave it out")
         for key in MODEL_KEYS:

@@ -90,7 +90,7 @@ def merged(
     """The `rows` of retried images merged with the `earlier` rows, in the chunk's order."""
     retried = _retried(chunk)
     places = {as_unicode(key): place for place, key in enumerate(chunk.keys)}
-    kept = (row for row in earlier if row.key not in retried)
+    kept = (row for row in earlier if row.key in places and row.key not in retried)
     return heapq.merge(kept, rows, key=lambda row: places[as_unicode(row.key)])
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.heads import HeadEntry, Task
 from dinov2rt.bundle.signature import scores_name
-from dinov2rt.bundle.tasks.classes import class_table
+from dinov2rt.bundle.tasks.classes import ClassTable, class_table
 from dinov2rt.errors import BundleError, InputError
 from dinov2rt.runtime.inputs import ImageGroup
 from dinov2rt.runtime.predictions import (
@@ -131,9 +131,10 @@ def _answers(
 
 def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Prediction:
     value = outputs[head.output]
+    _check_kind(head, value)
     if head.task is Task.DEPTH:
         if head.depth_range is None:
-            raise InputError(f"the manifest states no range for head {head.name}; export it again")
+            raise BundleError(f"the manifest states no range for head {head.name}; export it again")
         return Depth(value, head.depth_range)
     if head.task is Task.CLASSIFICATION:
         names = class_names(head)
@@ -145,6 +146,16 @@ def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Pre
     return Segmentation(value, names, palette_of(head), lowres)
 
 
+def _check_kind(head: HeadEntry, value: Any) -> None:
+    """Refuse an output that is of another task than the manifest says."""
+    axes = 3 if head.is_dense else 2
+    is_classes = np.issubdtype(value.dtype, np.integer)
+    if value.ndim != axes or is_classes != (head.task is Task.SEGMENTATION):
+        raise BundleError(
+            f"the output {head.output} is not that of head {head.name}; export the bundle again"
+        )
+
+
 def _check_classes(head: HeadEntry, returned: int, named: int) -> None:
     if returned > named:
         raise BundleError(
@@ -154,21 +165,32 @@ def _check_classes(head: HeadEntry, returned: int, named: int) -> None:
 
 
 def class_names(head: HeadEntry) -> tuple[str, ...]:
-    """Names of the classes of `head`, by index."""
-    return head.class_names or class_table(head.data).names
+    """Names of the classes of `head`, by index.
+
+    Raises:
+        BundleError: the manifest names none, and data that is unknown.
+    """
+    return head.class_names or _table(head).names
+
+
+def _table(head: HeadEntry) -> ClassTable:
+    try:
+        return class_table(head.data)
+    except InputError as error:
+        raise BundleError(f"head {head.name} has {error}; export the bundle again") from error
 
 
 def palette_of(head: HeadEntry) -> NDArray[np.uint8]:
     """Colours of the classes of `head`, uint8 [K, 3], RGB, by index.
 
     Raises:
-        InputError: the classes have none.
+        BundleError: the classes have none.
     """
     if _is_palette(head):
         return np.array(head.palette, np.uint8)
-    palette = None if head.class_names else class_table(head.data).palette
+    palette = None if head.class_names else _table(head).palette
     if palette is None:
-        raise InputError(f"the classes of head {head.name} have no palette; export it again")
+        raise BundleError(f"the classes of head {head.name} have no palette; export it again")
     return palette
 
 

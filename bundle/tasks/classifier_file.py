@@ -15,6 +15,7 @@ from dinov2rt.foreign import quoted, shown
 
 FORMAT = "dinov2rt classifier 1"
 _MOST_LAYERS = 1000
+_LEAST_CLASSES = 2
 _TYPES = {"num_layers": int, "uses_mean": bool, "variant": str, "weights_sha256": str}
 
 
@@ -47,6 +48,11 @@ class OwnClassifier:
                 f"the classifier was fitted on features of {self.variant}, not of "
                 f"{name_of(architecture)}; "
                 f"export {self.variant} with it, or fit one on features of {name_of(architecture)}"
+            )
+        if self.num_layers > architecture.depth:
+            raise WeightsError(
+                f"the classifier reads {self.num_layers} layers, and {name_of(architecture)} has "
+                f"{architecture.depth}; fit it again"
             )
         features = (self.num_layers + self.uses_mean) * architecture.embed_dim
         if self.bias.shape != (len(self.class_names),):
@@ -93,9 +99,11 @@ def _checked(facts: Any) -> dict[str, Any]:
     names = facts["class_names"]
     if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ValueError("class_names is no list of names")
+    if len(names) < _LEAST_CLASSES:
+        raise ValueError(f"{len(names)} classes")
     for name, kind in _TYPES.items():
         if type(facts[name]) is not kind:
             raise ValueError(f"{name} is {quoted(facts[name])}")
     if not 1 <= facts["num_layers"] <= _MOST_LAYERS:
         raise ValueError(f"num_layers is {facts['num_layers']}")
-    return {**facts, "class_names": tuple(names)}
+    return {name: facts[name] for name in _TYPES} | {"class_names": tuple(names)}

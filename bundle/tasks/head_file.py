@@ -48,7 +48,10 @@ def read_own_head(
 
 
 def _floats(values: NDArray[Any]) -> NDArray[np.float32]:
-    floats = np.ascontiguousarray(values, np.float32)
+    if not np.issubdtype(values.dtype, np.floating):
+        raise ValueError(f"it holds {values.dtype}")
+    with np.errstate(over="ignore"):  # infinity says so below
+        floats = np.ascontiguousarray(values, np.float32)
     if not np.isfinite(floats).all():
         raise ValueError("it holds NaN or infinity")
     return floats

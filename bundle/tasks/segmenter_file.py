@@ -76,9 +76,12 @@ def read_segmenter(file: Path) -> OwnSegmenter:
         for name in ("variant", "weights_sha256"):
             if not isinstance(facts[name], str):
                 raise ValueError(f"{name} is {quoted(facts[name])}")
-        names = tuple(map(str, facts.pop("class_names")))
-        palette = tuple(tuple(map(int, colour)) for colour in facts.pop("palette"))
-        own = OwnSegmenter(weight, bias, names, palette, **facts)
+        names = tuple(facts["class_names"])
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("class_names is no list of names")
+        palette = tuple(tuple(map(int, colour)) for colour in facts["palette"])
+        made_by = (facts["variant"], facts["weights_sha256"])
+        own = OwnSegmenter(weight, bias, names, palette, *made_by)
     except Exception as error:  # zipfile, json and numpy each raise their own types
         raise WeightsError(
             f"{file} is no segmentation head ({shown(error)}); write one with dinov2rt train-head "

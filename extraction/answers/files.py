@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.answers.prediction import Answered
+from dinov2rt.extraction.answers.record import Record, checked
 from dinov2rt.extraction.chunks import Chunk
 from dinov2rt.files import read_regular, replacing
 from dinov2rt.foreign import escaped
@@ -99,7 +100,7 @@ class PredictionFolder:
         """The records of the images of `chunks` that are done, in order."""
         for chunk in chunks:
             for key in filter(self.has, chunk.keys):
-                yield _read_json(self._record(key))
+                yield _read_record(self._record(key))
 
     def place(self, folder: str, key: str, suffix: str) -> Path:
         """The path of a file about the image `key`."""
@@ -191,6 +192,17 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise InputError(f"{file} holds no JSON object; remove it to have it again")
     return document
+
+
+def _read_record(file: Path) -> Record:
+    try:
+        return checked(_read_json(file))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{file} is no record of answers ({error}); remove it to have it again"
+        ) from error
 
 
 def _save_npy(file: Path, values: NDArray[Any]) -> None:

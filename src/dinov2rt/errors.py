@@ -77,6 +77,10 @@ class PlanWarning(UserWarning):
     """A TensorRT plan runs with a limitation, e.g. it is unverified, or a graph replaces it."""
 
 
+class FitWarning(UserWarning):
+    """A head was fitted, but not as well as it might be."""
+
+
 class PlanInputError(InputError):
     """An input that a plan cannot take, though the graph that it was built from could."""
 

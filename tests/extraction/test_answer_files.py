@@ -67,3 +67,38 @@ def test_a_damaged_settings_file_or_record_is_named(tmp_path: Path, content: byt
     (folder.folder / SETTINGS).write_bytes(content)
     with pytest.raises(InputError, match=r"settings\.json .*; remove it to have it again"):
         folder.open()
+
+
+SOUND = {"image": "a.jpg", "height": 14, "width": 14, "heads": {}}
+CLASS = {"index": 1, "name": "cat", "probability": 0.5}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        SOUND | {"image": 5},
+        SOUND | {"height": "14"},
+        SOUND | {"width": 2**40},
+        SOUND | {"height": -1},
+        SOUND | {"heads": "linear"},
+        SOUND | {"heads": {"linear": []}},
+        SOUND | {"heads": {"linear": {}}},
+        SOUND | {"heads": {"linear": {"classes": [5]}}},
+        SOUND | {"heads": {"linear": {"classes": [CLASS | {"name": 5}]}}},
+        SOUND | {"heads": {"linear": {"classes": [CLASS | {"index": True}]}}},
+        SOUND | {"heads": {"linear": {"classes": [CLASS | {"probability": "x"}]}}},
+        SOUND | {"heads": {"depth": {"nearest_m": "x", "farthest_m": 1.0}}},
+        SOUND | {"heads": {"depth": {"nearest_m": 1.0}}},
+        SOUND | {"heads": {"depth": {"nearest_m": 1.0, "farthest_m": 1.0, "file": []}}},
+    ],
+    ids=str,
+)
+def test_a_record_of_others_is_named(tmp_path: Path, record: dict[str, object]) -> None:
+    folder = PredictionFolder(tmp_path / "out", {})
+    folder.open()
+    folder.write(answered("a.jpg"))
+    file = tmp_path / "out" / RECORDS / "a.jpg.json"
+    file.write_text(json.dumps(record))
+    with pytest.raises(InputError, match=r"a\.jpg\.json is no record of answers"):
+        list(folder.records([Chunk(0, ImageFiles(("a.jpg",)))]))

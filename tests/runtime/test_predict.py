@@ -2,7 +2,9 @@
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,3 +132,24 @@ def test_more_classes_than_names_are_refused(model: Model, head: str, value: np.
     (entry,) = (entry for entry in model.manifest.heads if entry.name == head)
     with pytest.raises(BundleError, match=rf"head {head} returns \d+ classes, and the manifest na"):
         _answer({entry.output: value}, entry, scores=False)
+
+
+@pytest.mark.parametrize(
+    ("head", "value", "changes", "reason"),
+    [
+        ("linear", np.zeros((1, 2, 2), np.float32), {}, "is not that of head linear"),
+        ("nyu-linear", np.zeros((1, 2), np.float32), {}, "is not that of head nyu-linear"),
+        ("nyu-linear", np.zeros((1, 2, 2), np.uint8), {}, "is not that of head nyu-linear"),
+        ("ade20k-ms", np.zeros((1, 2, 2), np.float32), {}, "is not that of head ade20k-ms"),
+        ("linear", np.zeros((1, 5), np.float32), {"data": "nosuch"}, "unknown classes 'nosuch'"),
+        ("nyu-linear", np.zeros((1, 2, 2), np.float32), {"depth_range": None}, "states no range"),
+        ("ade20k-ms", np.zeros((1, 2, 2), np.uint8), {"data": "imagenet1k"}, "have no palette"),
+    ],
+)
+def test_a_manifest_that_contradicts_its_graph_is_refused_as_a_bundle(
+    model: Model, head: str, value: np.ndarray, changes: dict[str, Any], reason: str
+) -> None:
+    """One line for the bundle, and not one for every image."""
+    (entry,) = (entry for entry in model.manifest.heads if entry.name == head)
+    with pytest.raises(BundleError, match=reason):
+        _answer({entry.output: value}, replace(entry, **changes), scores=False)

@@ -200,6 +200,8 @@ def test_a_classifier_of_ones_own_is_written_read_and_bound_to_its_backbone(tmp_
         ({"uses_mean": 1}, "uses_mean is 1"),
         ({"class_names": "abc"}, "class_names is no list of names"),
         ({"class_names": ["a", 2, "c"]}, "class_names is no list of names"),
+        ({"class_names": []}, "0 classes"),
+        ({"class_names": ["a"]}, "1 classes"),
         ({"format": "other"}, "another format"),
         ({"variant": None}, "variant is None"),
     ],
@@ -232,6 +234,17 @@ def test_a_classifier_that_is_not_finite_or_does_not_fit_is_refused(tmp_path: Pa
     write_classifier(own([0, 0]), tmp_path / "d.npz")
     with pytest.raises(WeightsError, match=r"the classifier's bias is \[2\], must be \[3\]"):
         loaded(f"classifier={tmp_path / 'd.npz'}", PLAIN)
+    write_classifier(replace(own([0] * 3), num_layers=13), tmp_path / "e.npz")
+    with pytest.raises(WeightsError, match="reads 13 layers, and dinov2_vits14 has 12"):
+        loaded(f"classifier={tmp_path / 'e.npz'}", PLAIN)
+
+
+@pytest.mark.parametrize("values", [[1j] * 3, ["1"] * 3, [1e300] * 3, [1] * 3])
+def test_numbers_of_a_head_are_floats_that_fit(values: list[object], tmp_path: Path) -> None:
+    facts = json.dumps({"format": FORMAT})
+    np.savez(tmp_path / "c.npz", weight=np.ones((3, 768)), bias=np.array(values), facts=facts)
+    with pytest.raises(WeightsError, match=r"is no classifier .it holds "):
+        read_classifier(tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize("read", [read_classifier, read_segmenter])

@@ -23,6 +23,7 @@ from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extractor import is_synthetic
 from dinov2rt.extraction.job import num_images
 from dinov2rt.files import replacing
+from dinov2rt.foreign import shown
 from dinov2rt.named_enum import unknown_name
 from dinov2rt.runtime.images import write_png
 from dinov2rt.runtime.model import Model
@@ -194,7 +195,7 @@ def _lines(records: list[dict[str, Any]]) -> Iterator[str]:
     """A line for each of the first images and heads."""
     for record in records[:10]:
         for head, answer in record["heads"].items():
-            yield f"{record['image']}: {head}: {_said(answer)}"
+            yield f"{shown(record['image'])}: {shown(head)}: {_said(answer)}"
 
 
 def _said(answer: dict[str, Any]) -> str:
@@ -202,7 +203,7 @@ def _said(answer: dict[str, Any]) -> str:
         return f"{answer['nearest_m']:.2f} to {answer['farthest_m']:.2f} m"
     first = answer["classes"][:3]
     return ", ".join(
-        f"{each['name']} {each.get('probability', each.get('share')):.1%}" for each in first
+        f"{shown(each['name'])} {each.get('probability', each.get('share')):.1%}" for each in first
     )
 
 

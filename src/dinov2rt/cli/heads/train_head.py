@@ -7,11 +7,14 @@ from dinov2rt.analysis.head_training import TOKENS, TrainOptions, train_classifi
 from dinov2rt.analysis.segment_training import SegmentOptions, train_segmenter
 from dinov2rt.bundle.tasks.classifier_file import write_classifier
 from dinov2rt.bundle.tasks.segmenter_file import write_segmenter
+from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.errors import InputError
-from dinov2rt.files import replacing
+from dinov2rt.files import read_regular, replacing
+from dinov2rt.foreign import shown
 
 _SUFFIX = ".npz"
+_MOST_BYTES_OF_NAMES = 2**20
 _WORST = 5
 """Classes that are named, of those with the least intersection over union."""
 
@@ -81,7 +84,7 @@ def _run(arguments: Namespace) -> Outcome:
 def _train_classifier(arguments: Namespace) -> Outcome:
     out, tokens = arguments.out, arguments.tokens or "cls+mean"
     options = TrainOptions(tokens, arguments.held_out, arguments.penalty, arguments.seed)
-    trained = train_classifier(arguments.features, arguments.labels, options)
+    trained = train_classifier(arguments.features, arguments.labels, options, progress)
     with replacing(out) as partial:
         write_classifier(trained.classifier, partial)
     own, held_out = trained.classifier, trained.held_out
@@ -98,7 +101,7 @@ def _train_classifier(arguments: Namespace) -> Outcome:
         f"{out}: {len(own.class_names)} classes from {trained.images} images",
         f"accuracy on images held out: {held_out.share:.1%} "
         f"(95% interval {held_out.low:.1%} to {held_out.high:.1%}); the head is fitted on all",
-        f"export it with: dinov2rt export {own.variant} --head classifier={out}",
+        f"export it with: dinov2rt export {shown(own.variant)} --head classifier={out}",
     ]
     return Outcome(document, "\n".join(lines))
 
@@ -111,7 +114,7 @@ def _train_segmenter(arguments: Namespace) -> Outcome:
         arguments.seed,
         names=() if arguments.class_names is None else _names(arguments.class_names),
     )
-    trained = train_segmenter(arguments.features, arguments.masks, options)
+    trained = train_segmenter(arguments.features, arguments.masks, options, progress)
     with replacing(out) as partial:
         write_segmenter(trained.segmenter, partial)
     own, held_out = trained.segmenter, trained.held_out
@@ -130,17 +133,20 @@ def _train_segmenter(arguments: Namespace) -> Outcome:
         f"{trained.images} images",
         f"on images held out: mean IoU {held_out.mean_iou:.1%}, {held_out.pixels:.1%} of pixels "
         "right; the head is fitted on all",
-        f"least IoU: {', '.join(f'{name} {iou:.1%}' for name, iou in worst)}",
-        f"export it with: dinov2rt export {own.variant} --head segmenter={out}",
+        f"least IoU: {', '.join(f'{shown(name)} {iou:.1%}' for name, iou in worst)}",
+        f"export it with: dinov2rt export {shown(own.variant)} --head segmenter={out}",
     ]
     return Outcome(document, "\n".join(lines))
 
 
 def _names(file: Path) -> tuple[str, ...]:
     try:
-        return tuple(line.strip() for line in file.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_regular(file, _MOST_BYTES_OF_NAMES).decode()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error.strerror}); give a file") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{file} cannot be read as text; give one name a line") from error
+    return tuple(line.strip() for line in text.splitlines())
 
 
 TRAIN_HEAD = Verb(
