@@ -7,7 +7,6 @@ seconds for every variant, where torch needs many minutes for the symbolic shape
 import contextlib
 import copy
 import logging
-import re
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
@@ -25,10 +24,15 @@ from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.taps import split_tokens
 from dinov2rt.export.position import CONSTANT_PARAMETERS
 from dinov2rt.export.surgery import Writer
+from dinov2rt.export.trace_cleanup import (
+    copy_dimensions,
+    drop_trace_leftovers,
+    forget_inner_shapes,
+    name_nodes,
+)
 
 _EXAMPLE_BATCH, _EXAMPLE_TOKENS = 2, 35
 _INPUT_SHAPE = ("batch", 3, "height", "width")
-_MODULE = re.compile(r"'([a-z][\w.]*)'")  # torch's own hooks begin with an underscore
 
 Rename = Callable[[str], str]
 
@@ -51,11 +55,11 @@ def trace(graph: ExportGraph, opset: int = OPSET) -> ir.Model:
     head = _export_once(graph.head, tokens, "tokens", of_tokens, opset)
     for traced, module in ((model, graph.embedding), (head, graph.head)):
         _set_weights(traced.graph, module)
-    _copy_dimensions(block.graph)
+    copy_dimensions(block.graph)
     _join(model.graph, graph, block.graph, head.graph)
     RemoveUnusedNodesPass()(model)
     name_dimensions(model, graph.architecture, graph.extras)
-    _forget_inner_shapes(model.graph)
+    forget_inner_shapes(model.graph)
     return model
 
 
@@ -126,8 +130,8 @@ def _export(
     for axis, dimension in dynamic.items():
         if shape is None or shape[axis] != dimension:
             raise ExportError(f"axis {axis} of {name} was exported as {shape}, not dynamic")
-    _name_nodes(program.model.graph, root="embedding" if name == "images" else "")
-    _drop_trace_leftovers(program.model)
+    name_nodes(program.model.graph, root="embedding" if name == "images" else "")
+    drop_trace_leftovers(program.model)
     return program.model
 
 
@@ -260,55 +264,6 @@ def _token_axis(name: str, architecture: Architecture) -> tuple[str | int, ...]:
     if name == X_PRENORM:
         return ("num_tokens",)
     return ("num_patches",) if name.endswith("patch_tokens") else ()
-
-
-def _forget_inner_shapes(graph: ir.Graph) -> None:
-    """Drop inner shapes: with a front end that pads, they would be wrong."""
-    ends = {id(output) for output in graph.outputs}
-    for node in graph:
-        for value in node.outputs:
-            if id(value) not in ends:
-                value.shape = None
-
-
-def _copy_dimensions(block: ir.Graph) -> None:
-    """Make Reshape copy batch and tokens (0 in ONNX) instead of computing them by Shape nodes."""
-    for node in [node for node in block if node.op_type == "Reshape"]:
-        shape = node.outputs[0].shape
-        if shape is None or node.outputs[0].dtype != ir.DataType.FLOAT:
-            continue
-        target = ir.tensor([0, 0, *(int(str(dim)) for dim in shape[2:])], dtype=ir.DataType.INT64)
-        name = f"{node.name}_shape"
-        value = ir.val(name, dtype=target.dtype, shape=[len(shape)], const_value=target)
-        block.initializers.add(value)
-        node.replace_input_with(1, value)
-        node.attributes["allowzero"] = ir.AttrInt64("allowzero", 0)
-
-
-def _name_nodes(graph: ir.Graph, root: str) -> None:
-    """Name each node after the module that it came from, e.g. `qkv/MatMul_3`."""
-    module = ""
-    for index, node in enumerate(graph):
-        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-        if scopes is not None:  # a node without one belongs to the module of the one before it
-            module = ["", *_MODULE.findall(scopes.rpartition(",")[0])][-1]
-        node.name = f"{module or root}/{node.op_type}_{index}"
-
-
-def _drop_trace_leftovers(model: ir.Model) -> None:
-    """Remove source paths, stack traces, and attributes with default values."""
-    model.metadata_props.clear()
-    model.graph.metadata_props.clear()
-    for node in model.graph:
-        node.metadata_props.clear()
-        node.doc_string = None
-        if node.op_type == "Attention":  # TensorRT documents two of them as unsupported
-            for attribute in ("softcap", "qk_matmul_output_mode", "is_causal"):
-                node.attributes.pop(attribute, None)
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in (*model.graph.inputs, *model.graph.initializers.values()):
-        value.metadata_props.clear()
 
 
 @contextlib.contextmanager
