@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
@@ -29,7 +30,6 @@ from dinov2rt.export.int8.search import Evidence, _least, search
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.surgery import Writer, add_initializer
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
-from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_int8
 from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
@@ -155,7 +155,7 @@ def run_product(
     bias: np.ndarray,
     steps: Steps | None = None,
 ) -> np.ndarray:
-    """`tokens @ weight + bias` as int8 graphs say it, in OpenVINO."""
+    """`tokens @ weight + bias` as int8 graphs say it, in OpenVINO, or as written."""
     shape = ["batch", "tokens", tokens.shape[2]]
     given = ir.val("tokens", dtype=ir.DataType.FLOAT, shape=shape)
     graph = ir.Graph([given], [], nodes=[], opset_imports={"": 21}, name="product")
@@ -168,18 +168,30 @@ def run_product(
     to_int8(model, {"m.down": Int8Product(weight, steps)})
     ir.save(model, folder / "p.onnx")
     # OpenVINO takes static activations of a whole block alone, see the next test.
-    backend = (
-        OpenVinoBackend(folder / "p.onnx", threads=1)
-        if steps is None
-        else OnnxRuntimeBackend(folder / "p.onnx", device="cpu", threads=1)
-    )
+    if steps is not None:
+        return as_written(folder / "p.onnx", {"tokens": tokens}, ["m.down/Add"])["m.down/Add"]
+    backend = OpenVinoBackend(folder / "p.onnx", threads=1)
     return backend.infer({"tokens": tokens}, ["m.down/Add"])["m.down/Add"]
+
+
+def as_written(
+    file: Path, inputs: dict[str, np.ndarray], names: list[str]
+) -> dict[str, np.ndarray]:
+    """The outputs when each operator of the graph is computed alone.
+
+    When ONNX Runtime fuses them, its int8 products saturate at 16 bits on CPUs without VNNI.
+    """
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    return dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def relative(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got - want) / np.linalg.norm(want))
 
 
+@pytest.mark.skipif(cannot_run_int8() is not None, reason="without VNNI static products saturate")
 def test_openvino_computes_what_the_graph_says(
     folded: ir.Model, form_of: FormOf, evidence: Evidence, tmp_path: Path
 ) -> None:
@@ -187,8 +199,8 @@ def test_openvino_computes_what_the_graph_says(
     (case,) = evidence.searched_on.cases
     graph = form_of(Activations.STATIC).build(folded, 0)
     got = outputs(graph, case, tmp_path)
-    reference = OnnxRuntimeBackend(tmp_path / "graph.onnx", device="cpu", threads=1)
-    for name, want in reference.infer({"images": case.images}, list(case.outputs)).items():
+    written = as_written(tmp_path / "graph.onnx", {"images": case.images}, list(case.outputs))
+    for name, want in written.items():
         off = relative(want, case.reference(name))
         assert relative(got[name], want) < 0.5 * off < 0.02, name
 
