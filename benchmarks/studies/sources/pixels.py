@@ -23,11 +23,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from dinov2rt.export.golden import PHOTOS
 from dinov2rt.export.weights.source_steps import source_steps
 from dinov2rt.runtime.images import load_image
+
+try:
+    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+except ImportError:  # in transformers 5.0 the one that resizes with Pillow has the plain name
+    from transformers.models.bit.image_processing_bit import (  # type: ignore[assignment]
+        BitImageProcessor as BitImageProcessorPil,
+    )
 
 Pixels = NDArray[np.uint8]
 Config = Mapping[str, Any]

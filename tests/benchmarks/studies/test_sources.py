@@ -53,8 +53,6 @@ def test_pixels_are_those_of_timm(name: str, odd_photos: Path) -> None:
 
 def test_statistics_give_the_numbers_of_transformers(tmp_path: Path) -> None:
     """With a rescale factor, and without rescaling."""
-    from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
-
     photo = PHOTOS / "chelsea.jpg"
     own = load_image(photo, "short-side:256,floor-crop:224")[None]
     for facts in (
@@ -63,7 +61,9 @@ def test_statistics_give_the_numbers_of_transformers(tmp_path: Path) -> None:
         {"do_rescale": False, "image_mean": [127.5] * 3, "image_std": [60.0] * 3},
         {"do_normalize": False},
     ):
-        processor = BitImageProcessorPil(**pixels.TRANSFORMERS["short side 256, crop 224"] | facts)
+        processor = pixels.BitImageProcessorPil(
+            **pixels.TRANSFORMERS["short side 256, crop 224"] | facts
+        )
         processor.save_pretrained(tmp_path)
         found = normalization_of(tmp_path)
         assert isinstance(found, Normalization)
