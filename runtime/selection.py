@@ -232,7 +232,8 @@ def _no_graph(request: _Request, mode: GraphMode) -> str:
         )
     if mode.kind is GraphKind.FP32:
         return mode.cannot_run() or _no_bf16_limits(request)
-    return f"the bundle holds no {mode.precision} graph"
+    precisions = ",".join([*(graph.precision for graph in request.manifest.graphs), mode.precision])
+    return f"the bundle holds no {mode.precision} graph; export it with --precision {precisions}"
 
 
 def _no_bf16_limits(request: _Request) -> str:

@@ -5,16 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import variants
+from dinov2rt.runtime.backends.modes import BackendName
+from dinov2rt.runtime.backends.registry import GRAPH_MODES, PLAN_MODES
 
 EXPORT = "export"
 """The task that needs no GPU: all variants are exported in parallel."""
 
-_BACKENDS = (
-    ("onnxruntime", "fp32"),
-    ("onnxruntime", "fp16"),
-    ("tensorrt", "fp16"),
-)
 _GOLDEN_SIDE = max(variant.native_size.height for variant in variants())
 """The longest side of a golden image; a plan must allow it to be verified."""
 
@@ -90,12 +88,18 @@ def _accuracy_steps(out: Path, variant: str, asked: Asked) -> Iterator[Step]:
     bundle = _bundle(out, variant)
     if asked.has_tensorrt:
         yield from _build_steps(bundle, variant, asked)
-    for backend, precision in _BACKENDS:
-        if backend == "tensorrt" and not asked.has_tensorrt:
-            continue
+    for backend, precision in _ways_to_run(asked):
         choice = ("--device", "cuda", "--backend", backend, "--precision", precision)
         yield Step(variant, f"verify {backend} {precision}", ("verify", str(bundle), *choice))
     yield Step(variant, "verify auto", ("verify", str(bundle)))
+
+
+def _ways_to_run(asked: Asked) -> Iterator[tuple[BackendName, Precision]]:
+    """The backends and precisions in which a bundle runs on the GPU; plans are built in fp16."""
+    modes = [mode for mode in GRAPH_MODES if mode.device == "cuda"]
+    yield from dict.fromkeys((mode.backend, mode.precision) for mode in modes)
+    if asked.has_tensorrt:
+        yield from dict.fromkeys((mode.backend, Precision.FP16) for mode in PLAN_MODES)
 
 
 def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:

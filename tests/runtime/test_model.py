@@ -250,7 +250,8 @@ def test_describe_says_what_runs_and_why_nothing_better(
         here,
         "passed over onnxruntime cuda fp16, fused: the bundle holds no fused graph; "
         f"add it with: dinov2rt build {pooling_bundle} --target onnxruntime-cuda",
-        "passed over onnxruntime cuda fp16: the bundle holds no fp16 graph",
+        "passed over onnxruntime cuda fp16: the bundle holds no fp16 graph; "
+        "export it with --precision fp32,fp16",
         f"passed over onnxruntime cuda fp32: onnxruntime {onnxruntime.__version__} here has no "
         "CUDAExecutionProvider; pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU",
     ]

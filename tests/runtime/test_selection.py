@@ -19,6 +19,7 @@ from dinov2rt.runtime.selection import Choice, select
 
 NAME = f"onnxruntime {onnxruntime.__version__}"
 OPENVINO = f"openvino {metadata.version('openvino')}, cpu"
+NO_FP16 = "the bundle holds no fp16 graph; export it with --precision fp32,fp16"
 NO_CUDA = (
     f"{NAME} here has no CUDAExecutionProvider; "
     "pip install 'dinov2rt[cuda]' on a machine with an NVIDIA GPU"
@@ -94,7 +95,10 @@ def test_auto_takes_what_runs_and_says_why_nothing_better(pooling_bundle: Path) 
     assert choice.backend.description == OPENVINO
     assert choice.passed_over == (
         ("onnxruntime cuda fp16, fused", no_fused_graph(pooling_bundle)),
-        ("onnxruntime cuda fp16", "the bundle holds no fp16 graph"),
+        (
+            "onnxruntime cuda fp16",
+            "the bundle holds no fp16 graph; export it with --precision fp32,fp16",
+        ),
         ("onnxruntime cuda fp32", NO_CUDA),
     )
 
@@ -155,7 +159,7 @@ def test_a_device_by_name_is_never_replaced(pooling_bundle: Path) -> None:
     assert str(error.value) == (
         "nothing that was asked for runs here "
         f"(onnxruntime cuda fp16, fused: {no_fused_graph(pooling_bundle)}; "
-        "onnxruntime cuda fp16: the bundle holds no fp16 graph; "
+        f"onnxruntime cuda fp16: {NO_FP16}; "
         f"onnxruntime cuda fp32: {NO_CUDA})"
     )
 
@@ -164,8 +168,7 @@ def test_a_precision_by_name_is_never_replaced(pooling_bundle: Path) -> None:
     with pytest.raises(BackendError) as error:
         chosen(pooling_bundle, device="cpu", precision="fp16")
     assert str(error.value) == (
-        "nothing that was asked for runs here "
-        "(onnxruntime cpu fp16: the bundle holds no fp16 graph)"
+        f"nothing that was asked for runs here (onnxruntime cpu fp16: {NO_FP16})"
     )
 
 

@@ -1,7 +1,6 @@
 """`dinov2rt export`: a checkpoint becomes a bundle, which is verified at once."""
 
 from argparse import Namespace
-from collections.abc import Iterator
 from pathlib import Path
 
 from dinov2rt.bundle.accuracy import AccuracyReport
@@ -23,9 +22,8 @@ from dinov2rt.cli.output import mib, progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import BackendError, ExportError, InputError
 from dinov2rt.foreign import shown
-from dinov2rt.runtime.backends.modes import BackendName
-from dinov2rt.runtime.backends.onnxruntime import cannot_run
-from dinov2rt.runtime.backends.openvino import cannot_run_bf16
+from dinov2rt.runtime.backends.modes import GraphKind, GraphMode
+from dinov2rt.runtime.backends.registry import GRAPH_MODES
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu, verify_static_graph
 
@@ -37,8 +35,7 @@ def _run(arguments: Namespace) -> Outcome:
     out = arguments.out or Path("artifacts", arguments.variant)
     require_export_room("exporting a bundle")
     manifest = _export(variant, out, layers, precisions, arguments)
-    unverifiable = _unverifiable(manifest)
-    return _outcome(out, manifest, _verify(out, manifest, unverifiable), unverifiable)
+    return _outcome(out, manifest, *_verify(out, manifest))
 
 
 def _export(
@@ -86,23 +83,16 @@ def _export(
         ) from error
 
 
-def _unverifiable(manifest: Manifest) -> dict[Precision, str]:
-    """The graphs that cannot be run here, and why."""
-    missing = cannot_run("cpu")
-    if missing:
-        return dict.fromkeys((graph.precision for graph in manifest.graphs), missing)
-    reason = "ONNX Runtime has no bf16 on a CPU; verify its graph where its plan is built"
-    return {graph.precision: reason for graph in manifest.graphs if graph.precision == "bf16"}
-
-
 def _verify(
-    out: Path, manifest: Manifest, unverifiable: dict[Precision, str]
-) -> tuple[AccuracyReport, ...]:
+    out: Path, manifest: Manifest
+) -> tuple[tuple[AccuracyReport, ...], dict[Precision, str]]:
+    """The reports of all graphs that can run on this CPU, and why the others cannot."""
+    modes, unverifiable = _modes(manifest)
     reports = []
-    for precision, backend in _runs(manifest, unverifiable):
-        progress(f"verifying {precision} with {backend}")
+    for mode in modes:
+        progress(f"verifying {mode.precision} with {mode.backend}")
         try:
-            with load(out, device="cpu", backend=backend, precision=precision) as model:
+            with load(out, device="cpu", backend=mode.backend, precision=mode.precision) as model:
                 reports.append(model.verify())
         except (
             BackendError
@@ -115,18 +105,29 @@ def _verify(
     if manifest.cuda_graph is not None and Precision.FP16 not in unverifiable:
         progress("verifying the graph for ONNX Runtime CUDA, on the CPU")
         reports.append(verify_cuda_graph_on_cpu(out, manifest))
-    return tuple(reports)
+    return tuple(reports), unverifiable
 
 
-def _runs(
-    manifest: Manifest, unverifiable: dict[Precision, str]
-) -> Iterator[tuple[Precision, BackendName]]:
-    """The graphs that can run on this CPU; the fp32 graph in bfloat16 as well."""
-    for precision in (graph.precision for graph in manifest.graphs):
-        if precision not in unverifiable:
-            yield precision, "openvino" if precision is Precision.INT8 else "onnxruntime"
-    if any(graph.in_bf16 for graph in manifest.graphs) and cannot_run_bf16() is None:
-        yield Precision.BF16, "openvino"
+def _modes(manifest: Manifest) -> tuple[list[GraphMode], dict[Precision, str]]:
+    """How each precision of the bundle is verified on this CPU, and why another cannot be."""
+    ways = [m for m in GRAPH_MODES if m.device == "cpu" and m.graph_of(manifest) is not None]
+    chosen, unverifiable = list[GraphMode](), dict[Precision, str]()
+    for precision in dict.fromkeys(mode.precision for mode in ways):
+        reasons = {mode: mode.cannot_run() for mode in ways if mode.precision is precision}
+        able = [mode for mode, reason in reasons.items() if reason is None]
+        # OpenVINO packs a copy of the weights, which for ViT-g may be too much beside the export.
+        able.sort(key=lambda mode: mode.backend == "openvino")
+        if able:
+            chosen.append(able[0])
+        else:
+            unverifiable[precision] = next(filter(None, reasons.values()))
+    of_precision = {mode.precision for mode in ways if mode.kind is GraphKind.OF_PRECISION}
+    for graph in manifest.graphs:
+        if graph.precision not in of_precision:
+            unverifiable[graph.precision] = (
+                f"no backend computes {graph.precision} graphs on a CPU; verify its plan on the GPU"
+            )
+    return chosen, unverifiable
 
 
 def _outcome(
