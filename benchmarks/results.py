@@ -16,7 +16,7 @@ from dinov2rt.files import read_regular, replacing
 from dinov2rt.foreign import in_one_line
 from dinov2rt.strict_json import parse
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _MOST_BYTES = 2**27
 
@@ -91,19 +91,19 @@ class Accuracy:
 
 
 @dataclass(frozen=True, slots=True)
-class Floor:
-    """The least time for the cell that the machine's measured rates allow.
+class Roofline:
+    """The least time for the cell at the machine's peak rates, by the roofline model.
 
     It is the larger of `gflop` / matrix rate and `gbyte` / copy bandwidth; `bound` names the larger
     one ("compute" or "bandwidth"). The matrix rate comes from a large matrix product that takes
-    turns with the candidates: `matrix_gflops` and `floor_ms` are medians over the turns. `fraction`
+    turns with the candidates: `matrix_gflops` and `least_ms` are medians over the turns. `fraction`
     is the median, over the turns, of the least time divided by the candidate's time.
     """
 
     gflop: float
     gbyte: float
     matrix_gflops: float
-    floor_ms: float
+    least_ms: float
     bound: str
     fraction: float
 
@@ -112,7 +112,7 @@ class Floor:
 class Row:
     """The result of one candidate at one cell.
 
-    `latency` and `floor` are None if the candidate could not run, or if it failed the accuracy
+    `latency` and `roofline` are None if the candidate could not run, or if it failed the accuracy
     check and the run was not in one process; `failure` is then the reason.
     """
 
@@ -120,7 +120,7 @@ class Row:
     candidate: str
     accuracy: Accuracy | None = None
     latency: LatencyReport | None = None
-    floor: Floor | None = None
+    roofline: Roofline | None = None
     failure: str | None = None
 
 
@@ -163,13 +163,13 @@ class Missing:
 
 
 @dataclass(frozen=True, slots=True)
-class Roof:
+class PeakRates:
     """The machine's peak rates, measured before the first cell.
 
     `matrix_gflops` is the rate of a large matrix product, by precision, and `matrix_library` the
     library that reached it. Except in runs in one process, that library's product also takes turns
-    with the candidates (`Floor`). `copy_gb_per_s` counts bytes read plus bytes written; it is None
-    in old runs, which measured it wrongly.
+    with the candidates (`Roofline`). `copy_gb_per_s` counts bytes read plus bytes written; it is
+    None in old runs, which measured it wrongly.
     """
 
     matrix_gflops: dict[str, float]
@@ -242,7 +242,7 @@ class BenchmarkRun:
     version: str
     settings: Settings
     environment: Environment
-    roof: Roof
+    peak_rates: PeakRates
     bundles: tuple[BundleFacts, ...]
     candidates: tuple[CandidateFacts, ...]
     missing: tuple[Missing, ...]

@@ -81,8 +81,8 @@ def process_on_ray(
         BackendError: no such cluster, or it cannot be started or gives up.
         MissingDependencyError: Ray is not installed.
     """
-    ray = require("ray", extra="ray", purpose="the engine ray")
-    data = require("ray.data", extra="ray", purpose="the engine ray")
+    ray = require("ray", extra="ray", purpose="the executor ray")
+    data = require("ray.data", extra="ray", purpose="the executor ray")
     with _connected(ray, cluster):
         _silence(data.DataContext.get_current())
         rows = [{"chunk": pickle.dumps(chunk)} for chunk in chunks]

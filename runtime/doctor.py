@@ -31,7 +31,7 @@ _PACKAGES = (
     OptionalPackage(("huggingface-hub",), "weights from the Hugging Face hub", "hub"),
     OptionalPackage(("pyarrow",), "reading and writing Parquet", "parquet"),
     OptionalPackage(("fsspec",), "bundles behind a URL", "remote"),
-    OptionalPackage(("ray",), "run --engine ray", "ray"),
+    OptionalPackage(("ray",), "run --executor ray", "ray"),
     OptionalPackage(("faiss-cpu",), "search", "search"),
     OptionalPackage(("scikit-learn",), "knn", "eval"),
     OptionalPackage(("torch",), "exporting, verify --eager", "export"),

@@ -14,8 +14,8 @@ from support.installed import require_for_tests
 from support.small_cases import SMALL_CASES
 from support.unusual import UNUSUAL, export_unusual
 
-from dinov2rt.benchmarks.harness.roof import measure_roof
-from dinov2rt.benchmarks.results import Roof
+from dinov2rt.benchmarks.harness.peak_rates import measure_peak_rates
+from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.bundle.entries import FileEntry, GraphEntry, WeightsEntry
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.bundle.golden import Golden, GoldenCase
@@ -66,9 +66,9 @@ def trt() -> Any:
 
 
 @pytest.fixture(scope="session")
-def roof() -> Roof:
+def peak_rates() -> PeakRates:
     """What this machine can do at most, on one core."""
-    return measure_roof("cpu", 1)
+    return measure_peak_rates("cpu", 1)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from dinov2rt.benchmarks.gpu.contestants import CELLS, Contestant, contestants_f
 from dinov2rt.benchmarks.gpu.timing import TURNS, copy_gb_per_s, matrix_gflops, measure
 from dinov2rt.benchmarks.harness.environment import describe_environment
 from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.results import (
     SCHEMA_VERSION,
     BenchmarkRun,
@@ -36,7 +36,7 @@ from dinov2rt.benchmarks.results import (
     Cell,
     Environment,
     Missing,
-    Roof,
+    PeakRates,
     Row,
     Settings,
 )
@@ -55,15 +55,15 @@ class Run:
         self.out: Path = out
         self.deadline: float = deadline
         self.all_peers: bool = all_peers
-        self.tasks: dict[str, Task] = {
-            Manifest.read(bundle).name: Task(bundle, "cuda", threads=1) for bundle in bundles
+        self.workloads: dict[str, Workload] = {
+            Manifest.read(bundle).name: Workload(bundle, "cuda", threads=1) for bundle in bundles
         }
         self.environment: Environment = describe_environment("cuda")
         rate = matrix_gflops(_MATRIX_SIDE)
-        self.roof: Roof = Roof(
+        self.peak_rates: PeakRates = PeakRates(
             {"fp16": rate}, {"fp16": "torch"}, copy_gb_per_s(), (_MATRIX_SIDE,) * 3
         )
-        self.rows: dict[str, list[Row]] = {name: [] for name in self.tasks}
+        self.rows: dict[str, list[Row]] = {name: [] for name in self.workloads}
         self.facts: dict[tuple[str, str], CandidateFacts] = {}
         self.missing: list[Missing] = []
 
@@ -71,20 +71,20 @@ class Run:
         """Measure every cell, the most important first, until the budget is spent."""
         longest_s = 0.0
         for batch, side in CELLS:
-            for variant, task in self.tasks.items():
+            for variant, workload in self.workloads.items():
                 cell = Cell(variant, batch, side, side)
                 if time.monotonic() + longest_s > self.deadline:
                     _say(f"{cell}: does not fit into the budget")
                     self.missing.append(Missing(variant, "every candidate", f"{cell}: no time"))
                     continue
                 began = time.monotonic()
-                self._measure(cell, task)
+                self._measure(cell, workload)
                 self.write(variant)
                 longest_s = max(longest_s, time.monotonic() - began)
 
-    def _measure(self, cell: Cell, task: Task) -> None:
+    def _measure(self, cell: Cell, workload: Workload) -> None:
         contestants: list[Contestant] = []
-        for contestant in contestants_for(cell, task, all_peers=self.all_peers):
+        for contestant in contestants_for(cell, workload, all_peers=self.all_peers):
             _say(f"{cell}: loading {contestant.name}")
             try:
                 contestant.open(cell)
@@ -94,7 +94,7 @@ class Run:
                 self.rows[cell.variant].append(row)
             facts = contestant.facts(cell.variant)
             self.facts.setdefault((cell.variant, contestant.name), facts)  # its first load counts
-        for row in measure(cell, task.manifest, contestants, self.roof):
+        for row in measure(cell, workload.manifest, contestants, self.peak_rates):
             self.rows[cell.variant].append(row)
             if row.latency is not None:
                 _say(
@@ -113,8 +113,8 @@ class Run:
 
     def write(self, variant: str) -> None:
         """Write the results of one variant."""
-        bundle = self.tasks[variant].bundle
-        manifest = self.tasks[variant].manifest
+        bundle = self.workloads[variant].bundle
+        manifest = self.workloads[variant].manifest
         digest = hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()
         weights = manifest.weights
         BenchmarkRun(
@@ -124,7 +124,7 @@ class Run:
             version=__version__,
             settings=Settings(1, "cuda", DESCRIPTION, 0.0, TURNS, one_process=True),
             environment=self.environment,
-            roof=self.roof,
+            peak_rates=self.peak_rates,
             bundles=(BundleFacts(variant, weights.source, weights.sha256, digest),),
             candidates=tuple(f for (name, _), f in self.facts.items() if name == variant),
             missing=tuple(each for each in self.missing if each.variant == variant),
@@ -153,7 +153,7 @@ def main() -> int:
         deadline = _STARTED + given.budget
         run = Run(given.out, given.bundles, deadline, all_peers=given.all_peers)
         run.measure_all()
-        for variant in run.tasks:
+        for variant in run.workloads:
             run.write(variant)
     except Dinov2rtError as error:
         print(error, file=sys.stderr)

@@ -15,7 +15,7 @@ from torch.utils.dlpack import from_dlpack
 
 from dinov2rt._version import __version__
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.pytorch import AllTokens, TorchRunner, load_all_tokens
 from dinov2rt.benchmarks.results import CandidateFacts, Cell
 from dinov2rt.bundle.manifest import Manifest
@@ -124,13 +124,15 @@ PEERS = (
 """The peers, the most important first: equal accuracy (autocast), and the fastest (half)."""
 
 
-def contestants_for(cell: Cell, task: Task, *, all_peers: bool = False) -> Iterator[Contestant]:
+def contestants_for(
+    cell: Cell, workload: Workload, *, all_peers: bool = False
+) -> Iterator[Contestant]:
     """The reference, dinov2rt, and the most important peers at the cell, or all peers."""
-    yield TorchContestant(REFERENCE, task.manifest)
-    yield OwnContestant(task.bundle)
+    yield TorchContestant(REFERENCE, workload.manifest)
+    yield OwnContestant(workload.bundle)
     for form in PEERS:
         if all_peers or (form.for_one if cell.batch == 1 else form.for_many):
-            yield TorchContestant(form, task.manifest)
+            yield TorchContestant(form, workload.manifest)
 
 
 class OwnContestant:

@@ -10,8 +10,8 @@ import torch
 
 from dinov2rt.benchmarks.gpu.contestants import Contestant
 from dinov2rt.benchmarks.harness.accuracy_check import check, limits_for
-from dinov2rt.benchmarks.harness.flops import floor
-from dinov2rt.benchmarks.results import Cell, Roof, Row
+from dinov2rt.benchmarks.harness.flops import roofline
+from dinov2rt.benchmarks.results import Cell, PeakRates, Row
 from dinov2rt.benchmarks.statistics import summarise
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
@@ -23,7 +23,7 @@ _COPY_BYTES = 2**31
 
 
 def measure(
-    cell: Cell, manifest: Manifest, contestants: Sequence[Contestant], roof: Roof
+    cell: Cell, manifest: Manifest, contestants: Sequence[Contestant], peak_rates: PeakRates
 ) -> Iterator[Row]:
     """A row for each contestant: checks accuracy first, then measures times in turns."""
     reference = next(each for each in contestants if each.is_reference)
@@ -49,7 +49,7 @@ def measure(
         compute_ms = median(device_ms[each.name])
         phases = each.phases()
         assert phases is not None  # noqa: S101 (all of them run on a GPU)
-        rates = [roof.matrix_gflops["fp16"]] * TURNS
+        rates = [peak_rates.matrix_gflops["fp16"]] * TURNS
         yield replace(
             rows[each.name],
             latency=replace(
@@ -58,13 +58,13 @@ def measure(
                 host_to_device_ms=phases.host_to_device_ms,
                 device_to_host_ms=phases.device_to_host_ms,
             ),
-            floor=floor(
+            roofline=roofline(
                 manifest.architecture,
                 cell,
                 Precision.FP16,
                 turns_ms=device_ms[each.name],
                 matrix_gflops=rates,
-                copy_gb_per_s=roof.copy_gb_per_s or 1.0,
+                copy_gb_per_s=peak_rates.copy_gb_per_s or 1.0,
             ),
         )
 

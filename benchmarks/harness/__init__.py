@@ -1,1 +1,1 @@
-"""Measures candidates side by side: processes, accuracy, turns, and the machine's limit."""
+"""Measures candidates side by side: processes, accuracy, turns, and the roofline."""

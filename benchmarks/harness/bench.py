@@ -12,9 +12,9 @@ from dinov2rt.benchmarks.harness.entrants import Say, own_candidates
 from dinov2rt.benchmarks.harness.environment import describe_environment
 from dinov2rt.benchmarks.harness.gpu_state import GpuState, watched
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
+from dinov2rt.benchmarks.harness.peak_rates import measure_peak_rates, unmeasured_peak_rates
 from dinov2rt.benchmarks.harness.photo_batch import DESCRIPTION
-from dinov2rt.benchmarks.harness.roof import measure_roof, unmeasured_roof
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.results import (
     SCHEMA_VERSION,
     BenchmarkRun,
@@ -33,7 +33,7 @@ def bench(
     """Measure `bundles` one after the other.
 
     Yields the run so far: with its settings before anything is measured, with the
-    machine's limits before the first cell, then after every cell. The last one is whole.
+    machine's peak rates before the first cell, then after every cell. The last one is whole.
 
     Raises:
         InputError: two bundles are of one variant, nothing of dinov2rt is for one of them, or a
@@ -44,12 +44,14 @@ def bench(
     run = _empty_run(bundles, request, command)
     yield run
     say("measuring what this machine can do at most")
-    run = replace(run, roof=measure_roof(request.device, request.threads, request.matrix_library))
+    run = replace(
+        run, peak_rates=measure_peak_rates(request.device, request.threads, request.matrix_library)
+    )
     yield run
     done, so_far = Measured(), Measured()
     with watched() as gpu:
         for bundle in bundles:
-            for so_far in measure_bundle(bundle, request, run.roof, say):
+            for so_far in measure_bundle(bundle, request, run.peak_rates, say):
                 yield _with(run, done + so_far)
             done += so_far
     yield _with(replace(run, environment=_under_load(run.environment, gpu)), done)
@@ -78,7 +80,7 @@ def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> Bench
     _check_variants_differ(facts)
     _check_sizes(bundles, request)
     for bundle in bundles:
-        own_candidates(request.own, Task(bundle, request.device, request.threads))
+        own_candidates(request.own, Workload(bundle, request.device, request.threads))
     return BenchmarkRun(
         schema=SCHEMA_VERSION,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -92,7 +94,7 @@ def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> Bench
             min_turns=request.min_turns,
         ),
         environment=describe_environment(request.device),
-        roof=unmeasured_roof(request.device),
+        peak_rates=unmeasured_peak_rates(request.device),
         bundles=facts,
         candidates=(),
         missing=(),

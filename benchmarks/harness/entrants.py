@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from dinov2rt.benchmarks.harness.worker import CandidateError, Loaded, Memory, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Workload
 from dinov2rt.benchmarks.results import CandidateFacts, Missing
 from dinov2rt.benchmarks.statistics import LOADS
 from dinov2rt.bundle.manifest import Manifest
@@ -29,51 +29,51 @@ class Entrant:
         return self.worker.candidate
 
 
-def own_candidates(own: Sequence[Candidate], task: Task) -> tuple[Candidate, ...]:
+def own_candidates(own: Sequence[Candidate], workload: Workload) -> tuple[Candidate, ...]:
     """The candidates of dinov2rt, out of `own`, that fit the bundle and the device.
 
     Raises:
         InputError: no candidate fits; the message gives the reasons.
     """
-    found = tuple(candidate for candidate in own if candidate.is_for(task))
+    found = tuple(candidate for candidate in own if candidate.is_for(workload))
     if not found:
-        reasons = {str(candidate.cannot_run(task)): None for candidate in own}
+        reasons = {str(candidate.cannot_run(workload)): None for candidate in own}
         raise InputError(
-            f"no requested backend of dinov2rt can run {task.bundle} on {task.device}: "
+            f"no requested backend of dinov2rt can run {workload.bundle} on {workload.device}: "
             f"{'; '.join(reasons)}"
         )
     return found
 
 
 def enter(
-    task: Task, candidates: Sequence[Candidate], stack: ExitStack, say: Say
+    workload: Workload, candidates: Sequence[Candidate], stack: ExitStack, say: Say
 ) -> tuple[list[Entrant], list[Missing]]:
     """Load `candidates` one after the other; they stay loaded until `stack` is closed.
 
     Candidates that cannot run or load are returned as missing.
     """
-    entrants, missing, variant = [], [], task.manifest.name
+    entrants, missing, variant = [], [], workload.manifest.name
     for candidate in candidates:
-        reason = candidate.cannot_run(task)
+        reason = candidate.cannot_run(workload)
         if reason is not None:
             missing.append(Missing(variant, candidate.name, reason))
             continue
         say(f"{variant}: loading {candidate.name}")
         try:
-            entrants.append(_load(candidate, task, stack))
+            entrants.append(_load(candidate, workload, stack))
         except CandidateError as error:
             is_own = not candidate.is_peer
             missing.append(Missing(variant, candidate.name, str(error), failed=is_own))
     return entrants, missing
 
 
-def _load(candidate: Candidate, task: Task, stack: ExitStack) -> Entrant:
+def _load(candidate: Candidate, workload: Workload, stack: ExitStack) -> Entrant:
     times = []
     for _ in range(0 if candidate.is_peer else LOADS - 1):
-        with Worker(candidate, task) as worker:
+        with Worker(candidate, workload) as worker:
             times.append(worker.load())
     with ExitStack() as attempt:  # a candidate that fails to load must not keep its memory
-        worker = attempt.enter_context(Worker(candidate, task))
+        worker = attempt.enter_context(Worker(candidate, workload))
         times.append(worker.load())
         stack.enter_context(attempt.pop_all())
     return Entrant(

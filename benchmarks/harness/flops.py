@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from dinov2rt.benchmarks.results import Cell, Floor
+from dinov2rt.benchmarks.results import Cell, Roofline
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
@@ -95,7 +95,7 @@ def num_weights(architecture: Architecture) -> int:
     return embedding + prefix_and_positions + architecture.depth * block + 2 * dim
 
 
-def floor(
+def roofline(
     architecture: Architecture,
     cell: Cell,
     precision: Precision,
@@ -104,8 +104,8 @@ def floor(
     matrix_gflops: Sequence[float],
     copy_gb_per_s: float,
     heads: HeadWork | None = None,
-) -> Floor:
-    """The least time of a call at `cell` whose turns took `turns_ms`; see `Floor`.
+) -> Roofline:
+    """The least time of a call at `cell` whose turns took `turns_ms`; see `Roofline`.
 
     `matrix_gflops` is the rate of the machine in each of these turns. With `heads`, the call ends
     at their answers and not at the tokens.
@@ -125,11 +125,11 @@ def floor(
     computing_ms = [1e3 * gflop / rate for rate in matrix_gflops]
     least_ms = [max(copying_ms, each) for each in computing_ms]
     shares = [least / turn for least, turn in zip(least_ms, turns_ms, strict=True)]
-    return Floor(
+    return Roofline(
         gflop=gflop,
         gbyte=gbyte,
         matrix_gflops=median(matrix_gflops),
-        floor_ms=median(least_ms),
+        least_ms=median(least_ms),
         bound="bandwidth" if copying_ms > median(computing_ms) else "compute",
         fraction=median(shares),
     )

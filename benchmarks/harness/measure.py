@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -18,20 +17,20 @@ from dinov2rt.benchmarks.harness.accuracy_check import (
 )
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.entrants import Entrant, Say, enter, facts_of, own_candidates
-from dinov2rt.benchmarks.harness.flops import HeadWork, floor
+from dinov2rt.benchmarks.harness.flops import HeadWork, roofline
 from dinov2rt.benchmarks.harness.graph_flops import head_work
+from dinov2rt.benchmarks.harness.peak_rates import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.harness.roof import matrix_gflops, matrix_product
 from dinov2rt.benchmarks.harness.worker import CandidateError, Outputs, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Workload
 from dinov2rt.benchmarks.results import (
     Accuracy,
     CandidateFacts,
     Cell,
-    Floor,
     LatencyReport,
     Missing,
-    Roof,
+    PeakRates,
+    Roofline,
     Row,
 )
 from dinov2rt.benchmarks.statistics import summarise
@@ -81,8 +80,8 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _MachineLimit:
-    """The machine's limit for one bundle: matrix products that take turns in every cell."""
+class _Peaks:
+    """What the rooflines of one bundle need: matrix products that take turns in every cell."""
 
     manifest: Manifest
     bundle: Path
@@ -90,7 +89,9 @@ class _MachineLimit:
     copy_gb_per_s: float
 
 
-def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iterator[Measured]:
+def measure_bundle(
+    bundle: Path, request: Request, peak_rates: PeakRates, say: Say
+) -> Iterator[Measured]:
     """Measure one bundle; yields the results so far after every cell.
 
     Raises:
@@ -98,46 +99,47 @@ def measure_bundle(bundle: Path, request: Request, roof: Roof, say: Say) -> Iter
         CandidateError: the reference cannot be loaded, so that accuracy cannot be checked.
         BundleError: the accuracy limits for the precision of a candidate are unknown.
     """
-    task = Task(bundle, request.device, request.threads)
-    variant, candidates = task.manifest.name, own_candidates(request.own, task)
+    workload = Workload(bundle, request.device, request.threads)
+    variant, candidates = workload.manifest.name, own_candidates(request.own, workload)
     with ExitStack() as stack:
-        reference = stack.enter_context(Worker(request.reference, task))
+        reference = stack.enter_context(Worker(request.reference, workload))
         say(f"{variant}: loading {request.reference.name}, which the others are compared with")
         reference.load()
-        entrants, missing = enter(task, (*candidates, *request.peers), stack, say)
-        limit = _start_matrix_products(task, entrants, roof, stack)
+        entrants, missing = enter(workload, (*candidates, *request.peers), stack, say)
+        peaks = _start_matrix_products(workload, entrants, peak_rates, stack)
         rows: list[Row] = []
         for cell in _cells(variant, request):
             say(f"{cell}: {', '.join(entrant.candidate.name for entrant in entrants)}")
-            rows += _measure_cell(cell, entrants, limit, reference, request)
-            facts = tuple(facts_of(task.manifest, entrant) for entrant in entrants)
+            rows += _measure_cell(cell, entrants, peaks, reference, request)
+            facts = tuple(facts_of(workload.manifest, entrant) for entrant in entrants)
             yield Measured(tuple(rows), facts, tuple(missing))
 
 
 def _cells(variant: str, request: Request) -> Iterator[Cell]:
-    for size, batch in product(request.sizes, request.batches):
-        yield Cell(variant, batch, size.height, size.width)
+    for size in request.sizes:
+        for batch in request.batches:
+            yield Cell(variant, batch, size.height, size.width)
 
 
 def _start_matrix_products(
-    task: Task, entrants: Sequence[Entrant], roof: Roof, stack: ExitStack
-) -> _MachineLimit:
-    """Start a matrix product in each precision of `entrants` that `roof` has a rate for."""
+    workload: Workload, entrants: Sequence[Entrant], peak_rates: PeakRates, stack: ExitStack
+) -> _Peaks:
+    """Start a matrix product in each precision of `entrants` that `peak_rates` has a rate for."""
     products = {}
     for precision in dict.fromkeys(entrant.candidate.precision for entrant in entrants):
-        if precision in roof.matrix_library:
-            product_ = matrix_product(roof.matrix_library[precision], precision)
-            products[precision] = stack.enter_context(Worker(product_, task))
+        if precision in peak_rates.matrix_library:
+            product = matrix_product(peak_rates.matrix_library[precision], precision)
+            products[precision] = stack.enter_context(Worker(product, workload))
             products[precision].load()
-    if roof.copy_gb_per_s is None:
-        raise AssertionError("a roof that was just measured has a copy rate")
-    return _MachineLimit(task.manifest, task.bundle, products, roof.copy_gb_per_s)
+    if peak_rates.copy_gb_per_s is None:
+        raise AssertionError("peak rates that were just measured have a copy rate")
+    return _Peaks(workload.manifest, workload.bundle, products, peak_rates.copy_gb_per_s)
 
 
 def _measure_cell(
     cell: Cell,
     entrants: Sequence[Entrant],
-    limit: _MachineLimit,
+    peaks: _Peaks,
     reference: Worker,
     request: Request,
 ) -> list[Row]:
@@ -150,12 +152,12 @@ def _measure_cell(
     rows: dict[str, Row] = {}
     contestants = []
     for entrant in entrants:
-        row = _checked(cell, entrant, pixels, want, limit.manifest)
+        row = _checked(cell, entrant, pixels, want, peaks.manifest)
         rows[row.candidate] = row
         if row.failure is None:
             contestants.append(Contestant(entrant.worker))
-    heads = head_work(limit.bundle, pixels, want)
-    products = {name: Contestant(worker) for name, worker in limit.products.items()}
+    heads = head_work(peaks.bundle, pixels, want)
+    products = {name: Contestant(worker) for name, worker in peaks.products.items()}
     everyone = [*contestants, *products.values()]
     take_turns(everyone, seconds=request.seconds, min_turns=request.min_turns)
     for contestant in contestants:
@@ -163,7 +165,9 @@ def _measure_cell(
         row = _timed(rows[candidate.name], contestant)
         rates = products.get(candidate.precision)  # not for int8: part of its graph is float32
         if row.latency is not None and rates is not None:
-            row = replace(row, floor=_floor(row, contestant, rates, limit, heads, request.device))
+            row = replace(
+                row, roofline=_roofline(row, contestant, rates, peaks, heads, request.device)
+            )
         rows[candidate.name] = row
     return list(rows.values())
 
@@ -229,24 +233,24 @@ def _with_phases(latency: LatencyReport, worker: Worker) -> LatencyReport:
     return latency if phases is None else replace(latency, **asdict(phases))
 
 
-def _floor(
+def _roofline(
     row: Row,
     contestant: Contestant,
-    product_: Contestant,
-    limit: _MachineLimit,
+    product: Contestant,
+    peaks: _Peaks,
     heads: HeadWork | None,
     device: str,
-) -> Floor | None:
-    """The least time that the machine allows, turn by turn; None if the matrix product failed."""
-    if product_.failure is not None:
+) -> Roofline | None:
+    """The roofline, turn by turn; None if the matrix product failed."""
+    if product.failure is not None:
         return None
-    return floor(
-        limit.manifest.architecture,
+    return roofline(
+        peaks.manifest.architecture,
         row.cell,
         contestant.worker.candidate.precision,
         turns_ms=_medians_ms(contestant),
-        matrix_gflops=matrix_gflops(product_.turns, device),
-        copy_gb_per_s=limit.copy_gb_per_s,
+        matrix_gflops=matrix_gflops(product.turns, device),
+        copy_gb_per_s=peaks.copy_gb_per_s,
         heads=heads,
     )
 

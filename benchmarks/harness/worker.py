@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.clock import busy_s, peak_rss_mib, stolen_s, timed
 from dinov2rt.benchmarks.harness.gpu_state import memory_held_mib
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Workload
 from dinov2rt.errors import Dinov2rtError, first_line
 from dinov2rt.runtime.gpu.phases import Phases
 
@@ -85,12 +85,14 @@ class Memory:
 class Worker:
     """The parent's end. Every method waits for the process and raises its failure."""
 
-    def __init__(self, candidate: Candidate, task: Task) -> None:
+    def __init__(self, candidate: Candidate, workload: Workload) -> None:
         self.candidate = candidate
         # spawn: a forked child would inherit the parent's libraries and threads
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, candidate, task), daemon=True)
+        self._process = context.Process(
+            target=_serve, args=(theirs, candidate, workload), daemon=True
+        )
         self._process.start()
         theirs.close()
 
@@ -154,15 +156,15 @@ class Worker:
 class _Session:
     """The child's end: executes the methods of `Worker`."""
 
-    def __init__(self, candidate: Candidate, task: Task) -> None:
+    def __init__(self, candidate: Candidate, workload: Workload) -> None:
         self._candidate = candidate
-        self._task = task
+        self._workload = workload
         self._runner: Runner | None = None
         self._prepared: Any = None
 
     def load(self) -> Loaded:
         import_ms, _ = timed(self._candidate.import_libraries)
-        load_ms, runner = timed(lambda: self._candidate.open(self._task))
+        load_ms, runner = timed(lambda: self._candidate.open(self._workload))
         self._runner = runner
         return Loaded(runner.version, import_ms, load_ms)
 
@@ -217,8 +219,8 @@ class _Session:
         return self._runner
 
 
-def _serve(connection: Connection, candidate: Candidate, task: Task) -> None:
-    session = _Session(candidate, task)
+def _serve(connection: Connection, candidate: Candidate, workload: Workload) -> None:
+    session = _Session(candidate, workload)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     while True:
         try:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.heads import Task as HeadTask
+from dinov2rt.bundle.heads import Task
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import output_names, scores_name
@@ -17,7 +17,7 @@ from dinov2rt.runtime.gpu.phases import Phases
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Workload:
     """The work of a candidate: load the weights of a bundle, on one device."""
 
     bundle: Path
@@ -43,7 +43,7 @@ class Task:
             for head in manifest.heads
             for name in (
                 (head.output, scores_name(head.output))
-                if head.task is HeadTask.SEGMENTATION
+                if head.task is Task.SEGMENTATION
                 else (head.output,)
             )
         )
@@ -66,7 +66,7 @@ class Runner(Protocol):
         """Make one call; return when the results are ready."""
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
-        """The results by name: those of `Task.outputs` that this candidate has.
+        """The results by name: those of `Workload.outputs` that this candidate has.
 
         They are `cls_token` [B, D], `register_tokens` [B, R, D], `patch_tokens` [B, P, D], or with
         heads `logits` [B, K], `depth` [B, H, W] and `segmentation` [B, H, W], uint8.
@@ -84,7 +84,7 @@ class RunnerWithPhases(Protocol):
         """The phases of one call; None if they are not timed here."""
 
 
-def for_any(_: Task) -> bool:
+def for_any(_: Workload) -> bool:
     """The `is_for` of a candidate that runs any bundle."""
     return True
 
@@ -108,7 +108,7 @@ class Candidate:
     title: str
     precision: Precision
     is_peer: bool
-    cannot_run: Callable[[Task], str | None]
-    open: Callable[[Task], Runner]
+    cannot_run: Callable[[Workload], str | None]
+    open: Callable[[Workload], Runner]
     import_libraries: Callable[[], None] = import_all
-    is_for: Callable[[Task], bool] = for_any
+    is_for: Callable[[Workload], bool] = for_any

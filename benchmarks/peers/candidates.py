@@ -9,7 +9,7 @@ from functools import partial
 from itertools import product
 from typing import Protocol
 
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task, import_all
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload, import_all
 from dinov2rt.benchmarks.peers.own_requirements import cannot_run_own, own_is_for
 from dinov2rt.benchmarks.peers.requirements import (
     cannot_compile,
@@ -40,40 +40,40 @@ def find(names: Sequence[str]) -> tuple[Candidate, ...]:
     return tuple(known[name] for name in names)
 
 
-def _open_eager(task: Task, *, autocast: Precision | None) -> Runner:
+def _open_eager(workload: Workload, *, autocast: Precision | None) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_eager
 
-    return open_eager(task, autocast=autocast)
+    return open_eager(workload, autocast=autocast)
 
 
-def _open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> Runner:
+def _open_compiled(workload: Workload, *, mode: str, autocast: Precision | None) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_compiled
 
-    return open_compiled(task, mode=mode, autocast=autocast)
+    return open_compiled(workload, mode=mode, autocast=autocast)
 
 
-def _open_transformers(task: Task, *, precision: Precision) -> Runner:
+def _open_transformers(workload: Workload, *, precision: Precision) -> Runner:
     from dinov2rt.benchmarks.peers.pytorch import open_transformers
 
-    return open_transformers(task, precision=precision)
+    return open_transformers(workload, precision=precision)
 
 
-def _open_onnxruntime(task: Task) -> Runner:
+def _open_onnxruntime(workload: Workload) -> Runner:
     from dinov2rt.benchmarks.peers.onnxruntime import OnnxRuntimePeer
 
-    return OnnxRuntimePeer(task)
+    return OnnxRuntimePeer(workload)
 
 
-def _open_openvino(task: Task, *, precision: Precision) -> Runner:
+def _open_openvino(workload: Workload, *, precision: Precision) -> Runner:
     from dinov2rt.benchmarks.peers.openvino import OpenVinoPeer
 
-    return OpenVinoPeer(task, precision)
+    return OpenVinoPeer(workload, precision)
 
 
-def _open_own(task: Task, *, backend: BackendName, precision: Precision) -> Runner:
+def _open_own(workload: Workload, *, backend: BackendName, precision: Precision) -> Runner:
     from dinov2rt.benchmarks.peers.own import OwnRunner
 
-    return OwnRunner(task, backend=backend, precision=precision)
+    return OwnRunner(workload, backend=backend, precision=precision)
 
 
 def _import_own(backend: BackendName, precision: Precision) -> None:
@@ -85,11 +85,11 @@ def _import_own(backend: BackendName, precision: Precision) -> None:
 
 
 class _CannotRun(Protocol):
-    def __call__(self, task: Task, *, autocast: Precision | None) -> str | None: ...
+    def __call__(self, workload: Workload, *, autocast: Precision | None) -> str | None: ...
 
 
 class _Open(Protocol):
-    def __call__(self, task: Task, *, autocast: Precision | None) -> Runner: ...
+    def __call__(self, workload: Workload, *, autocast: Precision | None) -> Runner: ...
 
 
 _AUTOCAST: tuple[tuple[Precision | None, str, str], ...] = (

@@ -3,7 +3,7 @@
 import tempfile
 from pathlib import Path
 
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.plain_export import Shape, exports_any_size, plain_export
 
 
@@ -14,10 +14,10 @@ class GraphFiles:
     those without, an ONNX file serves every batch of its size, and an OpenVINO file only its shape.
     """
 
-    def __init__(self, task: Task, form: str) -> None:
-        self._task = task
+    def __init__(self, workload: Workload, form: str) -> None:
+        self._workload = workload
         self._form = form
-        self._any_size = exports_any_size(task)
+        self._any_size = exports_any_size(workload)
         self._folder = tempfile.TemporaryDirectory(prefix="dinov2rt-bench-")
 
     def file(self, shape: Shape) -> Path:
@@ -29,7 +29,7 @@ class GraphFiles:
         suffix = {"onnx": "onnx", "openvino": "xml"}[self._form]
         file = Path(self._folder.name) / f"{self._name(shape)}.{suffix}"
         if not file.exists():
-            plain_export(self._form, self._task, shape, file)
+            plain_export(self._form, self._workload, shape, file)
         return file
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries
@@ -29,14 +29,14 @@ class OnnxRuntimePeer:
 
     version: str = f"onnxruntime {onnxruntime.__version__}"
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._files = GraphFiles(task, "onnx")
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._files = GraphFiles(workload, "onnx")
         self._opened: tuple[Path | None, Any] = (None, None)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The normalized images, float32 [B, 3, H, W]."""
-        images = self._task.manifest.normalization(pixels)
+        images = self._workload.manifest.normalization(pixels)
         self._files.file(images.shape)
         return images
 
@@ -48,7 +48,7 @@ class OnnxRuntimePeer:
 
     def outputs(self, result: list[NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        return dict(zip(self._task.outputs, result, strict=True))
+        return dict(zip(self._workload.outputs, result, strict=True))
 
     def close(self) -> None:
         """Close the sessions and delete the files."""
@@ -58,16 +58,16 @@ class OnnxRuntimePeer:
     def _session(self, file: Path) -> Any:
         if file != self._opened[0]:
             self._opened = (None, None)  # freed before the next one is opened
-            self._opened = (file, _open_session(file, self._task))
+            self._opened = (file, _open_session(file, self._workload))
         return self._opened[1]
 
 
-def _open_session(file: Path, task: Task) -> Any:
-    provider, provider_options = _PROVIDERS[task.device]
-    if task.device == "cuda":
+def _open_session(file: Path, workload: Workload) -> Any:
+    provider, provider_options = _PROVIDERS[workload.device]
+    if workload.device == "cuda":
         load_cuda_libraries(onnxruntime)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = task.threads
+    options.intra_op_num_threads = workload.threads
     session = onnxruntime.InferenceSession(file, options, providers=[(provider, provider_options)])
     if provider not in session.get_providers():  # ONNX Runtime silently falls back to the CPU
         raise BackendError(f"onnxruntime {onnxruntime.__version__} cannot start {provider} here")

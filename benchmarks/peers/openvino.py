@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.graph_files import GraphFiles
 from dinov2rt.benchmarks.peers.quiet_openvino import openvino
 from dinov2rt.bundle.precision import Precision
@@ -24,15 +24,15 @@ class OpenVinoPeer:
 
     version: str = f"openvino {openvino.__version__}"
 
-    def __init__(self, task: Task, precision: Precision) -> None:
-        self._task, self._precision = task, precision
-        self._files = GraphFiles(task, "openvino")
+    def __init__(self, workload: Workload, precision: Precision) -> None:
+        self._workload, self._precision = workload, precision
+        self._files = GraphFiles(workload, "openvino")
         self._core = openvino.Core()
         self._compiled: tuple[Path | None, Any] = (None, None)
 
     def prepare(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The normalized images, float32 [B, 3, H, W]."""
-        images = self._task.manifest.normalization(pixels)
+        images = self._workload.manifest.normalization(pixels)
         self._files.file(images.shape)
         return images
 
@@ -42,7 +42,7 @@ class OpenVinoPeer:
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
         """By name."""
-        return dict(zip(self._task.outputs, result.values(), strict=True))
+        return dict(zip(self._workload.outputs, result.values(), strict=True))
 
     def close(self) -> None:
         """Free the models and delete the files."""
@@ -64,7 +64,7 @@ class OpenVinoPeer:
     def _options(self) -> dict[str, str]:
         options = {
             "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_NUM_THREADS": str(self._task.threads),
+            "INFERENCE_NUM_THREADS": str(self._workload.threads),
         }
         if self._precision is Precision.BF16:  # its own choice, on a CPU that has bfloat16
             return options

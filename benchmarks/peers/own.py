@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt._version import __version__
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.modes import BackendName
@@ -23,17 +23,17 @@ _ANY_CELL = 2**40
 class OwnRunner:
     """A loaded bundle. It takes uint8 pixels, so that its normalization is timed."""
 
-    def __init__(self, task: Task, *, backend: BackendName, precision: Precision) -> None:
+    def __init__(self, workload: Workload, *, backend: BackendName, precision: Precision) -> None:
         self._model = load(
-            task.bundle,
-            device=task.device,
+            workload.bundle,
+            device=workload.device,
             backend=backend,
             precision=precision,
-            threads=task.threads,
+            threads=workload.threads,
             max_pixels=_ANY_CELL,
         )
         heads = self._model.manifest.heads
-        self._names = tuple(head.output for head in heads) or task.outputs
+        self._names = tuple(head.output for head in heads) or workload.outputs
         # As the official code, where a head answers for every pixel; one pass for all heads.
         self._snap = Snap.PAD if any(head.is_dense for head in heads) else Snap.CROP
         self._prepared: set[tuple[int, ...]] = set()

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import IMAGENET, Normalization
 from dinov2rt.bundle.precision import Precision
@@ -131,12 +131,12 @@ class TorchRunner:
         return stack
 
 
-def open_eager(task: Task, *, autocast: Precision | None) -> TorchRunner:
+def open_eager(workload: Workload, *, autocast: Precision | None) -> TorchRunner:
     """The eager model, float32 or under autocast."""
-    return _runner(task, load_outputs(task).to(_device(task)), autocast=autocast)
+    return _runner(workload, load_outputs(workload).to(_device(workload)), autocast=autocast)
 
 
-def open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> TorchRunner:
+def open_compiled(workload: Workload, *, mode: str, autocast: Precision | None) -> TorchRunner:
     """The eager model through torch.compile, compiled anew for each shape.
 
     If compilation fails, also by a graph break or by too many shapes, the call fails; by default,
@@ -144,25 +144,25 @@ def open_compiled(task: Task, *, mode: str, autocast: Precision | None) -> Torch
     """
     torch.compiler.config.recompile_limit = _SHAPES_AT_MOST
     torch.compiler.config.fail_on_recompile_limit_hit = True
-    module = load_outputs(task).to(_device(task))
+    module = load_outputs(workload).to(_device(workload))
     compiled = torch.compile(module, mode=mode, dynamic=False, fullgraph=True)
-    return _runner(task, compiled, autocast=autocast)
+    return _runner(workload, compiled, autocast=autocast)
 
 
-def open_transformers(task: Task, *, precision: Precision) -> TorchRunner:
+def open_transformers(workload: Workload, *, precision: Precision) -> TorchRunner:
     """The model of transformers, with its own resampling of the position table.
 
     All of it is in `precision`, as after `from_pretrained(..., dtype=...)`.
     """
     import transformers
 
-    if task.manifest.heads:
-        return _open_transformers_head(task, precision=precision)
+    if workload.manifest.heads:
+        return _open_transformers_head(workload, precision=precision)
     from dinov2rt.benchmarks.peers.transformers import huggingface_model
 
-    architecture, dtype = task.manifest.architecture, _DTYPES[precision]
-    model = huggingface_model(architecture, weights_of(task.manifest).state_dict)
-    model = model.to(_device(task), dtype)
+    architecture, dtype = workload.manifest.architecture, _DTYPES[precision]
+    model = huggingface_model(architecture, weights_of(workload.manifest).state_dict)
+    model = model.to(_device(workload), dtype)
 
     def forward(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images.to(dtype)).last_hidden_state
@@ -170,35 +170,35 @@ def open_transformers(task: Task, *, precision: Precision) -> TorchRunner:
         registers = (tokens[:, 1:first_patch],) if architecture.num_registers else ()
         return tokens[:, 0], *registers, tokens[:, first_patch:]
 
-    runner = _runner(task, forward, autocast=None)
+    runner = _runner(workload, forward, autocast=None)
     runner.version = f"transformers {transformers.__version__}, {runner.version}"
     return runner
 
 
-def _open_transformers_head(task: Task, *, precision: Precision) -> TorchRunner:
+def _open_transformers_head(workload: Workload, *, precision: Precision) -> TorchRunner:
     """The model of transformers for the bundle's only head."""
     import transformers
 
     from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
 
-    manifest, dtype = task.manifest, _DTYPES[precision]
+    manifest, dtype = workload.manifest, _DTYPES[precision]
     (head,) = heads_of(manifest)
     model = HuggingFaceHead(manifest.architecture, weights_of(manifest).state_dict, head)
-    model = model.to(_device(task), dtype)
-    runner = _runner(task, lambda images: model(images.to(dtype)), autocast=None)
+    model = model.to(_device(workload), dtype)
+    runner = _runner(workload, lambda images: model(images.to(dtype)), autocast=None)
     name = type(model.model).__name__
     runner.version = f"{name} of transformers {transformers.__version__}, {runner.version}"
     return runner
 
 
-def load_outputs(task: Task) -> nn.Module:
-    """The eager model with the outputs `Task.outputs` of the bundle, on the CPU."""
-    manifest = task.manifest
+def load_outputs(workload: Workload) -> nn.Module:
+    """The eager model with the outputs `Workload.outputs` of the bundle, on the CPU."""
+    manifest = workload.manifest
     if not manifest.heads:
         return load_all_tokens(manifest)
     model = load_eager(manifest.architecture, weights_of(manifest).state_dict)
     model.task_heads = heads_of(manifest)
-    return AllAnswers(model, task.outputs).eval()
+    return AllAnswers(model, workload.outputs).eval()
 
 
 def load_all_tokens(manifest: Manifest) -> AllTokens:
@@ -207,27 +207,27 @@ def load_all_tokens(manifest: Manifest) -> AllTokens:
 
 
 def _runner(
-    task: Task, forward: Callable[[Tensor], Any], *, autocast: Precision | None
+    workload: Workload, forward: Callable[[Tensor], Any], *, autocast: Precision | None
 ) -> TorchRunner:
-    torch.set_num_threads(task.threads)
+    torch.set_num_threads(workload.threads)
     # A float32 row must compute in float32, but on a GPU convolutions are TF32 by default. These
     # are the older switches: torch.compile reads them, and fails after the newer ones.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
     return TorchRunner(
         version=f"torch {torch.__version__}",
-        device=task.device,
-        names=task.outputs,
+        device=workload.device,
+        names=workload.outputs,
         forward=forward,
         autocast=None if autocast is None else _DTYPES[autocast],
-        normalization=task.manifest.normalization,
+        normalization=workload.manifest.normalization,
     )
 
 
-def _device(task: Task) -> str:
-    if task.device == "cuda" and not torch.cuda.is_available():
+def _device(workload: Workload) -> str:
+    if workload.device == "cuda" and not torch.cuda.is_available():
         raise BackendError(
             f"torch {torch.__version__} finds no CUDA device; install a CUDA build of torch "
             'on a machine with an NVIDIA GPU, or use device="cpu"'
         )
-    return task.device
+    return workload.device

@@ -126,14 +126,17 @@ def refuse_unlike(old: BenchmarkRun, new: BenchmarkRun) -> None:
 
 def _conditions(run: BenchmarkRun) -> dict[str, Any]:
     """The conditions that must be equal in two runs, by name, if both runs have them."""
-    machine, roof = run.environment, run.roof
+    machine, peak_rates = run.environment, run.peak_rates
     return {
         **{f"environment.{name}": getattr(machine, name) for name in _MACHINE},
         **{f"environment.details.{name}": machine.details.get(name) for name in _MACHINE_SETTINGS},
         **{f"settings.{name}": value for name, value in asdict(run.settings).items()},
         # times are compared by the matrix rate, which depends on the product and who computes it
-        "roof.matrix_shape": roof.matrix_shape,
-        **{f"roof.matrix_library.{name}": value for name, value in roof.matrix_library.items()},
+        "peak_rates.matrix_shape": peak_rates.matrix_shape,
+        **{
+            f"peak_rates.matrix_library.{name}": value
+            for name, value in peak_rates.matrix_library.items()
+        },
         **{
             f"weights of {bundle.variant}": f"{bundle.weights_source} ({bundle.weights_sha256})"
             for bundle in run.bundles

@@ -13,8 +13,8 @@ from dinov2rt.benchmarks.report.tables import (
     environment_table,
     latency_table,
     missing_table,
+    peak_rates_table,
     phase_table,
-    roof_table,
     weights_table,
 )
 from dinov2rt.benchmarks.report.tiles import CLS_COSINE, tiles
@@ -54,7 +54,7 @@ def to_html(run: BenchmarkRun, cls_cosine: float = CLS_COSINE) -> str:
         cold_start=[cold_start_table(run, variant) for variant in variants],
         method=method(run.settings),
         reading=reading(run.settings),
-        facts=(environment_table(run), roof_table(run), weights_table(run)),
+        facts=(environment_table(run), peak_rates_table(run), weights_table(run)),
     )
 
 

@@ -11,8 +11,8 @@ from dinov2rt.benchmarks.report.tables import (
     environment_table,
     latency_table,
     missing_table,
+    peak_rates_table,
     phase_table,
-    roof_table,
     weights_table,
 )
 from dinov2rt.benchmarks.report.titles import title
@@ -43,7 +43,7 @@ def _environment(run: BenchmarkRun) -> Iterable[str]:
     yield "## What was measured and how"
     yield method(run.settings)
     yield _bullets(reading(run.settings))
-    yield str(roof_table(run))
+    yield str(peak_rates_table(run))
     yield str(weights_table(run))
 
 

@@ -27,7 +27,7 @@ WORDS = (
         "over the size of the output, and the angle between both, where 1 is exact",
     ),
     (
-        "the limit",
+        "the roofline",
         "the least time that the arithmetic and the memory traffic can take on this machine",
     ),
 )
@@ -64,7 +64,7 @@ def reading(settings: Settings) -> tuple[str, ...]:
         "the turns.",
         "The ratio to the fastest peer compares turns that ran side by side, and is to the fastest "
         "peer of the same precision; below 1 is faster than it.",
-        "The limit is the least time for the cell's arithmetic at the rate of a large matrix "
+        "The roofline is the least time for the cell's arithmetic at the rate of a large matrix "
         f"product, {product}, or for its bytes at the copy bandwidth, whichever is longer; the "
         f"share {share}.",
         "Accuracy is that of the very candidate at the cell, against eager float32 on the same "

@@ -69,9 +69,9 @@ def rate_ratio(old: BenchmarkRun, new: BenchmarkRun, row: Row) -> float | None:
 def _matrix_rates(run: BenchmarkRun, cell: Cell) -> dict[str, float]:
     """The matrix rates that took turns with the rows of a cell, in GFLOP/s by precision."""
     return {
-        run.facts(row).precision: row.floor.matrix_gflops
+        run.facts(row).precision: row.roofline.matrix_gflops
         for row in run.rows
-        if row.cell == cell and row.floor
+        if row.cell == cell and row.roofline
     }
 
 

@@ -52,10 +52,10 @@ def plot_groups(run: BenchmarkRun) -> tuple[PlotGroup, ...]:
             _each_variant(run, _throughput_by_batch),
         ),
         PlotGroup(
-            "Distance from the machine's limit",
+            "Share of the roofline",
             "The least time that the measured matrix rate and memory bandwidth allow, over the "
             "time taken; 100 % cannot be passed but by error of measurement.",
-            _each_variant(run, _limit),
+            _each_variant(run, _roofline),
         ),
         PlotGroup(
             "Accuracy against speed",
@@ -154,8 +154,8 @@ def _throughput_bar(row: Row) -> Bar:
     return Bar(row.candidate, _throughput(row))
 
 
-def _limit(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:
-    rows = [row for row in rows if row.floor]
+def _roofline(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:
+    rows = [row for row in rows if row.roofline]
     if not rows:
         return None
     places = {cell: -float(i) for i, cell in enumerate(dict.fromkeys(row.cell for row in rows))}
@@ -164,18 +164,20 @@ def _limit(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:
         candidates = _by_candidate(run, rows)
         for index, (candidate, own) in enumerate(candidates):
             shift = 0.5 * (0.5 - (index + 0.5) / len(candidates))  # so that none hides another
-            points = [(row.floor.fraction, places[row.cell] + shift) for row in own if row.floor]
+            points = [
+                (row.roofline.fraction, places[row.cell] + shift) for row in own if row.roofline
+            ]
             marks.dots(axes, candidate, points)
         axes.axvline(1, linestyle="--", linewidth=1)
-        axes.set_xlim(0, max(1.05, *(1.05 * row.floor.fraction for row in rows if row.floor)))
+        axes.set_xlim(0, max(1.05, *(1.05 * row.roofline.fraction for row in rows if row.roofline)))
         axes.set_ylim(min(places.values()) - 0.5, 0.5)
         axes.set_yticks(list(places.values()), [shape(cell) for cell in places])
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: percent(value)))
-        axes.set_xlabel("share of the machine's limit")
+        axes.set_xlabel("share of the roofline")
         axes.set_ylabel("batch × height×width")
 
     title, height_in = rows[0].cell.variant, max(HEIGHT_IN, 0.5 * len(places) + 0.8)
-    return _plot("limit", title, "Share of the limit.", rows, paint, run, height_in=height_in)
+    return _plot("roofline", title, "Share of the roofline.", rows, paint, run, height_in=height_in)
 
 
 def _accuracy_and_speed(run: BenchmarkRun, rows: list[Row], marks: Marks) -> Plot | None:

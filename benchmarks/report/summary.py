@@ -129,7 +129,7 @@ def sentences(run: BenchmarkRun) -> tuple[str, ...]:
     if not found:
         standings = ["Nowhere were dinov2rt and a peer of the same precision both timed."]
     standings += (*_other_precision_lines(run), *_lone_precision_lines(run))
-    return (*standings, *_limit_lines(run), *_accuracy_lines(run), *_missing_lines(run))
+    return (*standings, *_roofline_lines(run), *_accuracy_lines(run), *_missing_lines(run))
 
 
 def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
@@ -192,8 +192,10 @@ def _named(duel: Duel) -> str:
     return f"{duel.cell}, {significant(duel.ratio.median)} times {duel.peer.candidate}"
 
 
-def _limit_lines(run: BenchmarkRun) -> Iterable[str]:
-    fractions = [row.floor.fraction for row in run.rows if row.floor and not run.facts(row).is_peer]
+def _roofline_lines(run: BenchmarkRun) -> Iterable[str]:
+    fractions = [
+        row.roofline.fraction for row in run.rows if row.roofline and not run.facts(row).is_peer
+    ]
     if fractions:
         low, high = percent(min(fractions)), percent(max(fractions))
         yield (

@@ -30,7 +30,7 @@ _LATENCY_HEADER = (
     "time ÷ fastest peer (95 %)",
     "relative L2",
     "smallest cosine",
-    "of the limit",
+    "of the roofline",
     "bound by",
     "p90 ms",
     "p99 ms",
@@ -121,8 +121,8 @@ def _latency_row(run: BenchmarkRun, row: Row) -> tuple[str, ...]:
         *_speed_columns(run, row),
         _error_column(row),
         _cosine_column(row),
-        percent(row.floor.fraction) if row.floor else NOTHING,
-        row.floor.bound if row.floor else NOTHING,
+        percent(row.roofline.fraction) if row.roofline else NOTHING,
+        row.roofline.bound if row.roofline else NOTHING,
         *_spread_columns(row),
     )
 
@@ -230,29 +230,31 @@ def environment_table(run: BenchmarkRun) -> Table:
     return Table("Machine and software", ("what", "value"), tuple(facts.items()), labels=2)
 
 
-def roof_table(run: BenchmarkRun) -> Table:
+def peak_rates_table(run: BenchmarkRun) -> Table:
     """The machine's peak rates: before the first cell, and beside the candidates."""
-    roof, rates = run.roof, list[tuple[str, str]]()
-    for precision, rate in roof.matrix_gflops.items():
-        what = f"matrix rate in {precision_name(precision)}, by {roof.matrix_library[precision]}"
+    peak_rates, rates = run.peak_rates, list[tuple[str, str]]()
+    for precision, rate in peak_rates.matrix_gflops.items():
+        what = (
+            f"matrix rate in {precision_name(precision)}, by {peak_rates.matrix_library[precision]}"
+        )
         rates.append((f"{what}, before the first cell", f"{significant(rate)} GFLOP/s"))
         beside = () if run.settings.one_process else _rates_beside(run, precision)
         if beside:
             least, most = significant(min(beside)), significant(max(beside))
             rates.append((f"{what}, beside the candidates", f"{least} to {most} GFLOP/s"))
-    measured = roof.copy_gb_per_s
+    measured = peak_rates.copy_gb_per_s
     copy = (
         "copy bandwidth, reading plus writing",
         "not measured" if measured is None else f"{significant(measured)} GB/s",
     )
-    return Table("The machine's limit", ("what", "measured"), (*rates, copy), labels=2)
+    return Table("Peak rates of the machine", ("what", "measured"), (*rates, copy), labels=2)
 
 
 def _rates_beside(run: BenchmarkRun, precision: str) -> list[float]:
     return [
-        row.floor.matrix_gflops
+        row.roofline.matrix_gflops
         for row in run.rows
-        if row.floor and run.facts(row).precision == precision
+        if row.roofline and run.facts(row).precision == precision
     ]
 
 

@@ -36,7 +36,7 @@ def tiles(run: BenchmarkRun, cls_cosine: float = CLS_COSINE) -> tuple[Tile, ...]
     return (
         *_at_accuracy(run, cls_cosine),
         *(tile for precision in own_precisions(run) for tile in _of_precision(run, precision)),
-        *_distance_from_limit(run),
+        *_share_of_roofline(run),
     )
 
 
@@ -126,8 +126,10 @@ def _speed_up(own: Sequence[Row], others: Sequence[Row | None]) -> float | None:
     return median(ratios) if ratios else None
 
 
-def _distance_from_limit(run: BenchmarkRun) -> Iterable[Tile]:
-    fractions = [row.floor.fraction for row in run.rows if row.floor and not run.facts(row).is_peer]
+def _share_of_roofline(run: BenchmarkRun) -> Iterable[Tile]:
+    fractions = [
+        row.roofline.fraction for row in run.rows if row.roofline and not run.facts(row).is_peer
+    ]
     if fractions:
         yield Tile(
             percent(median(fractions)),

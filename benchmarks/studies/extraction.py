@@ -37,7 +37,7 @@ _BATCHES = (1, 8, 32)
 _PARTS = 20
 _WATCHED_S = 0.2
 _DECODED = 20
-_ONE_CORE = ("--engine", "ray", "--cores", "1", "--workers")
+_ONE_CORE = ("--executor", "ray", "--cores", "1", "--workers")
 
 
 @dataclass(frozen=True, slots=True)

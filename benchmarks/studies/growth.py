@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.clock import rss_mib, timed
 from dinov2rt.benchmarks.harness.flops import flops, quadratic_flops
+from dinov2rt.benchmarks.harness.peak_rates import matrix_gflops, matrix_product, measure_peak_rates
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.harness.roof import matrix_gflops, matrix_product, measure_roof
 from dinov2rt.benchmarks.harness.worker import Worker
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import Dinov2rtError, InputError
@@ -98,12 +98,12 @@ class MapRate:
 
 def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> list[Point]:
     """Measure all (batch, side) in turns, with a matrix product after every call."""
-    task = Task(Path(), "cpu", model.options.threads or usable_cores())
-    library = measure_roof(task.device, task.threads).matrix_library[Precision.FP32]
+    workload = Workload(Path(), "cpu", model.options.threads or usable_cores())
+    library = measure_peak_rates(workload.device, workload.threads).matrix_library[Precision.FP32]
     times: dict[tuple[int, int], list[_Sample]] = {shape: [] for shape in shapes}
     for batch, side in shapes:
         model(photo_batch(batch, ImageSize(side, side)))
-    with Worker(matrix_product(library, Precision.FP32), task) as product:
+    with Worker(matrix_product(library, Precision.FP32), workload) as product:
         product.load()
         while any(not _is_enough(taken, seconds) for taken in times.values()):
             for (batch, side), taken in times.items():
@@ -111,7 +111,7 @@ def curve(model: Model, shapes: Sequence[tuple[int, int]], seconds: float) -> li
                     pixels = photo_batch(batch, ImageSize(side, side))
                     model(pixels)  # not timed: the matrix product has evicted the caches
                     time_ms, _ = timed(lambda pixels=pixels: model(pixels))  # type: ignore[misc]
-                    (rate,) = matrix_gflops([product.turn(_PRODUCT_S)], task.device)
+                    (rate,) = matrix_gflops([product.turn(_PRODUCT_S)], workload.device)
                     taken.append(_Sample(time_ms, rate))
     return [_point(model, *shape, taken) for shape, taken in times.items()]
 

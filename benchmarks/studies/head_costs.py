@@ -22,7 +22,7 @@ from dinov2rt.benchmarks.harness.flops import flops
 from dinov2rt.benchmarks.harness.graph_flops import head_flops
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.harness.worker import Worker
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.candidates import find
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
@@ -97,7 +97,7 @@ def measure(
         workers: dict[tuple[str, str], Worker] = {}
         for name, bundle in bundles.items():
             for candidate in (ours, eager):
-                worker = stack.enter_context(Worker(candidate, Task(bundle, "cpu", threads)))
+                worker = stack.enter_context(Worker(candidate, Workload(bundle, "cpu", threads)))
                 worker.load()
                 workers[candidate.name, name] = worker
         for size in sizes:

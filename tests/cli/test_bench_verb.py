@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.results import BenchmarkRun, Roof
+from dinov2rt.benchmarks.results import BenchmarkRun, PeakRates
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.cli import main
 from dinov2rt.cli.bench import parse_counts
@@ -18,16 +18,16 @@ IN_BF16 = ("dinov2rt-openvino-bf16", "eager-bf16") if cannot_run_bf16() is None 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def measured_once(roof: Roof) -> Iterator[list[str]]:
+def measured_once(peak_rates: PeakRates) -> Iterator[list[str]]:
     """The machine's limits, which another test measures; the devices that they were asked for."""
     asked: list[str] = []
 
-    def measure_roof(device: str, *_: object) -> Roof:
+    def measure_peak_rates(device: str, *_: object) -> PeakRates:
         asked.append(device)
-        return roof
+        return peak_rates
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.benchmarks.harness.bench.measure_roof", measure_roof)
+        patch.setattr("dinov2rt.benchmarks.harness.bench.measure_peak_rates", measure_peak_rates)
         patch.setattr("dinov2rt.benchmarks.harness.entrants.LOADS", 2)  # each is a new process
         yield asked
 
@@ -68,7 +68,7 @@ def test_every_row_has_time_accuracy_and_its_distance_from_the_limit(result: Pat
         assert row.latency is not None and len(row.latency.turns_ms) >= 6
         assert row.latency.min_ms <= row.latency.p50_ms
         if row.candidate not in IN_BF16:  # no rate of a product is measured in bf16 on a CPU
-            assert row.floor is not None and 0 < row.floor.fraction < 2
+            assert row.roofline is not None and 0 < row.roofline.fraction < 2
         if row.candidate == "eager":
             assert row.accuracy.relative_l2 == 0  # the reference is the same model
         elif row.candidate in IN_BF16:

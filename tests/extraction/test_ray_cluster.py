@@ -1,4 +1,4 @@
-"""The engine ray, on a real cluster of two nodes on this machine."""
+"""The executor ray, on a real cluster of two nodes on this machine."""
 
 import json
 import threading
@@ -55,10 +55,10 @@ def cluster() -> Iterator[Any]:
         nodes.shutdown()
 
 
-def extract(bundle: Path, crops: Path, out: Path, *engine: str) -> int:
+def extract(bundle: Path, crops: Path, out: Path, *executor: str) -> int:
     options = ["--device", "cpu", "--backend", "onnxruntime", "--threads", "1", "--batch", "2"]
     parts = ["--part-images", str(PART_IMAGES), "--out", str(out)]
-    return main(["run", str(bundle), str(crops), *options, *parts, *engine])
+    return main(["run", str(bundle), str(crops), *options, *parts, *executor])
 
 
 def assert_same_rows(folder: Path, other: Path) -> None:
@@ -87,15 +87,15 @@ def test_a_cluster_that_loses_a_node_writes_the_same_rows(
 
     killer = threading.Thread(target=kill_a_node_after_the_first_part)
     killer.start()
-    engine = ("--engine", "ray", "--address", cluster.address, "--workers", "2", "--cores", "1")
-    assert extract(bundle_s, crops, out, *engine) == 1  # one image is none
+    executor = ("--executor", "ray", "--address", cluster.address, "--workers", "2", "--cores", "1")
+    assert extract(bundle_s, crops, out, *executor) == 1  # one image is none
     killer.join()
     assert 0 < killed[0] < 7  # in the middle, not before or after
     assert extract(bundle_s, crops, here) == 1
     assert_same_rows(out, here)
 
 
-def test_a_run_that_one_engine_began_the_other_completes(
+def test_a_run_that_one_executor_began_the_other_completes(
     bundle_s: Path, crops: Path, tmp_path: Path
 ) -> None:
     out, here = tmp_path / "both.parquet", tmp_path / "here.parquet"
@@ -105,19 +105,19 @@ def test_a_run_that_one_engine_began_the_other_completes(
     for part in parts[::2]:
         part.unlink()
     kept = {part: part.stat().st_mtime_ns for part in parts[1::2]}
-    assert extract(bundle_s, crops, out, "--engine", "ray", "--cores", "1") == 1
+    assert extract(bundle_s, crops, out, "--executor", "ray", "--cores", "1") == 1
     assert {part: part.stat().st_mtime_ns for part in kept} == kept
     assert_same_rows(out, here)
     assert not ray.is_initialized()
 
 
-def test_predictions_that_one_engine_began_the_other_completes(
+def test_predictions_that_one_executor_began_the_other_completes(
     bundle_heads: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def predict(name: str, *engine: str) -> tuple[int, dict[str, Any]]:
+    def predict(name: str, *executor: str) -> tuple[int, dict[str, Any]]:
         options = ["--backend", "onnxruntime", "--threads", "1", "--head", "nyu-linear,linear"]
         more = ["--part-images", "8", "--depth-format", "npy", "--out", str(tmp_path / name)]
-        argv = ["predict", str(bundle_heads), str(crops), *options, *more, *engine, "--json"]
+        argv = ["predict", str(bundle_heads), str(crops), *options, *more, *executor, "--json"]
         status = main(argv)
         return status, json.loads(capsys.readouterr().out)
 
@@ -128,7 +128,7 @@ def test_predictions_that_one_engine_began_the_other_completes(
     for record in records[:16]:
         record.unlink()
     kept = {record: record.stat().st_mtime_ns for record in records[16:]}
-    status, both = predict("both", "--engine", "ray", "--cores", "1")
+    status, both = predict("both", "--executor", "ray", "--cores", "1")
     assert (status, both["failures"]) == (1, here["failures"])
     assert {record: record.stat().st_mtime_ns for record in kept} == kept
     assert not ray.is_initialized()
@@ -141,7 +141,7 @@ def test_no_cluster_is_one_line(
     bundle_s: Path, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status = extract(
-        bundle_s, crops, tmp_path / "out.parquet", "--engine", "ray", "--address", "127.0.0.1:1"
+        bundle_s, crops, tmp_path / "out.parquet", "--executor", "ray", "--address", "127.0.0.1:1"
     )
     err = capsys.readouterr().err
     assert status == 2
@@ -153,9 +153,9 @@ def test_no_cluster_is_one_line(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--workers", "2"], "--workers is for --engine ray"),
-        (["--engine", "spark"], 'allowed are "local", "ray"'),
-        (["--engine", "ray", "--workers", "0"], "0 workers"),
+        (["--workers", "2"], "--workers is for --executor ray"),
+        (["--executor", "spark"], 'allowed are "local", "ray"'),
+        (["--executor", "ray", "--workers", "0"], "0 workers"),
     ],
 )
 def test_bad_usage_is_one_line(
@@ -167,7 +167,7 @@ def test_bad_usage_is_one_line(
 
 def test_ray_writes_parts_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o.npz"
-    assert main(["run", "nowhere", "a.png", "--out", str(out), "--engine", "ray"]) == 2
+    assert main(["run", "nowhere", "a.png", "--out", str(out), "--executor", "ray"]) == 2
     assert "give --out OUT.parquet" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.own import OwnRunner
 from dinov2rt.benchmarks.peers.pytorch import open_eager
 from dinov2rt.bundle.entries import FileEntry
@@ -91,7 +91,7 @@ def test_streamed_batches_come_back_in_their_order(plan: Model, noise: Noise) ->
 
 @pytest.mark.usefixtures("plan")  # it is verified by that, or loading it would warn
 def test_the_phases_of_a_call_sum_to_at_most_its_time(built: Path, noise: Noise) -> None:
-    runner = OwnRunner(Task(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
+    runner = OwnRunner(Workload(built, "cuda", 1), backend="tensorrt", precision=Precision.FP16)
     pixels = noise(4, 518, 518)
     for _ in range(3):  # plain, captured, replayed
         started = time.perf_counter()
@@ -109,7 +109,7 @@ def test_the_phases_of_a_call_sum_to_at_most_its_time(built: Path, noise: Noise)
 def test_the_phases_of_eager_pytorch_sum_to_at_most_the_calls_time(
     built: Path, noise: Noise, autocast: bool
 ) -> None:
-    runner = open_eager(Task(built, "cuda", 1), autocast=autocast)
+    runner = open_eager(Workload(built, "cuda", 1), autocast=autocast)
     prepared = runner.prepare(noise(4, 518, 518))
     runner.run(prepared)
     started = time.perf_counter()

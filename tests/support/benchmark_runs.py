@@ -15,9 +15,9 @@ from dinov2rt.benchmarks.results import (
     CandidateFacts,
     Cell,
     Environment,
-    Floor,
     Missing,
-    Roof,
+    PeakRates,
+    Roofline,
     Row,
     Settings,
 )
@@ -65,14 +65,18 @@ def _row(cell: Cell, candidate: str) -> Row:
         candidate,
         Accuracy(True, "relative L2 1e-05", 1 - relative_l2, relative_l2, 1.0, 1.0, 0),
         latency,
-        Floor(6.1, 0.09, 151.0, 0.55 * base_ms, "compute", 0.55 * base_ms / latency.p50_ms),
+        Roofline(6.1, 0.09, 151.0, 0.55 * base_ms, "compute", 0.55 * base_ms / latency.p50_ms),
     )
 
 
 def _failed(row: Row) -> Row:
     accuracy = Accuracy(False, "relative L2 0.01", math.nan, math.nan, math.nan, math.nan, 7)
     return replace(
-        row, accuracy=accuracy, latency=None, floor=None, failure="not accurate: 7 values are NaN"
+        row,
+        accuracy=accuracy,
+        latency=None,
+        roofline=None,
+        failure="not accurate: 7 values are NaN",
     )
 
 
@@ -86,7 +90,7 @@ def benchmark_run() -> BenchmarkRun:
     rows = [_row(cell, candidate) for cell, candidate in product(cells, CANDIDATES)]
     rows[-1] = _failed(rows[-1])
     slower = _row(cells[0], "torch-eager")
-    rows[0] = replace(rows[0], latency=slower.latency, floor=slower.floor)
+    rows[0] = replace(rows[0], latency=slower.latency, roofline=slower.roofline)
     return BenchmarkRun(
         schema=SCHEMA_VERSION,
         created="2026-01-02T03:04:05+00:00",
@@ -107,7 +111,9 @@ def benchmark_run() -> BenchmarkRun:
             load_average=1.7,
             warnings=("the machine was busy: load average 1.70 on 2 cores",),
         ),
-        roof=Roof({"fp32": 151.0, "bf16": 310.0}, {"fp32": "numpy", "bf16": "torch"}, 17.3),
+        peak_rates=PeakRates(
+            {"fp32": 151.0, "bf16": 310.0}, {"fp32": "numpy", "bf16": "torch"}, 17.3
+        ),
         bundles=tuple(
             BundleFacts(variant, "synthetic:0", "ab" * 32, "cd" * 32) for variant in VARIANTS
         ),

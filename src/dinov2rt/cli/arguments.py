@@ -14,7 +14,7 @@ from dinov2rt.runtime.backends.modes import BACKENDS, DEVICES
 from dinov2rt.runtime.cpu import usable_cores
 from dinov2rt.runtime.model import DEFAULT_MAX_PIXELS, Model, load
 
-ENGINES = ("local", "ray")
+EXECUTORS = ("local", "ray")
 
 _BEST = "(default: the best that runs here)"
 
@@ -60,10 +60,12 @@ def load_model(arguments: Namespace, *, max_pixels: int = DEFAULT_MAX_PIXELS) ->
     )
 
 
-def add_engine(group: _ArgumentGroup) -> None:
+def add_executor(group: _ArgumentGroup) -> None:
     """The arguments of `cluster_of`."""
     group.add_argument(
-        "--engine", default="local", help=f"{', '.join(ENGINES)} (default: local); ray is a cluster"
+        "--executor",
+        default="local",
+        help=f"{', '.join(EXECUTORS)} (default: local); ray is a cluster",
     )
     group.add_argument(
         "--address", help="of a running Ray cluster, or auto (default: start one on this machine)"
@@ -77,18 +79,20 @@ def cluster_of(arguments: Namespace) -> Cluster | None:
     """Where to compute; None is this process.
 
     Raises:
-        InputError: an unknown engine, or options of a cluster without one.
+        InputError: an unknown executor, or options of a cluster without one.
     """
     asked = {
         name: getattr(arguments, name)
         for name in ("address", "workers", "cores", "gpus")
         if getattr(arguments, name) is not None
     }
-    if arguments.engine not in ENGINES:
-        raise unknown_name("engine", arguments.engine, ENGINES)
-    if arguments.engine == "local":
+    if arguments.executor not in EXECUTORS:
+        raise unknown_name("executor", arguments.executor, EXECUTORS)
+    if arguments.executor == "local":
         if asked:
-            raise InputError(f"--{next(iter(asked))} is for --engine ray; add it or leave this out")
+            raise InputError(
+                f"--{next(iter(asked))} is for --executor ray; add it or leave this out"
+            )
         return None
     return Cluster(**({"cores": usable_cores()} | asked))
 

@@ -75,7 +75,7 @@ def _measure(arguments: Namespace, earlier: "BenchmarkRun | None") -> "Benchmark
     command = shlex.join(["dinov2rt", *sys.argv[1:]])
     request = _request(arguments)
     if earlier is not None:
-        request = replace(request, matrix_library=earlier.roof.matrix_library)
+        request = replace(request, matrix_library=earlier.peak_rates.matrix_library)
     for run in bench(arguments.bundles, request, command=command, say=progress):
         if earlier is not None and not run.rows:  # first of all before anything is measured
             refuse_unlike(earlier, run)

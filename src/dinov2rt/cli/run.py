@@ -8,7 +8,13 @@ from typing import Any
 from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.remote import local_bundle
-from dinov2rt.cli.arguments import add_bundle, add_engine, add_load_options, cluster_of, load_model
+from dinov2rt.cli.arguments import (
+    add_bundle,
+    add_executor,
+    add_load_options,
+    cluster_of,
+    load_model,
+)
 from dinov2rt.cli.run_job import (
     PICTURE_IMAGES,
     Destination,
@@ -124,7 +130,7 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="try all images again that failed before (default: those whose file has changed)",
     )
-    add_engine(group)
+    add_executor(group)
 
 
 def _run(arguments: Namespace) -> Outcome:
@@ -139,7 +145,7 @@ def _run(arguments: Namespace) -> Outcome:
     check_destinations(arguments)
     cluster = cluster_of(arguments)
     if cluster is not None and not writes_parts(arguments):
-        raise InputError("--engine ray writes a folder of parts; give --out OUT.parquet")
+        raise InputError("--executor ray writes a folder of parts; give --out OUT.parquet")
     collection = find_collection(
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )

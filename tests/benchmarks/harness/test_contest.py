@@ -13,12 +13,12 @@ import pytest
 
 from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task, import_all
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload, import_all
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 
-TASK = Task(Path("nowhere"), "cpu", 1)
+WORKLOAD = Workload(Path("nowhere"), "cpu", 1)
 PIXELS = np.arange(2 * 14 * 14 * 3, dtype=np.uint8).reshape(2, 14, 14, 3)
 
 
@@ -49,13 +49,13 @@ class Sleeper:
         pass
 
 
-def open_sleeper(_: Task, *, seconds: float, ways_to_fail: str) -> Runner:
+def open_sleeper(_: Workload, *, seconds: float, ways_to_fail: str) -> Runner:
     if ways_to_fail == "load":
         raise BackendError("there is no such library")
     return Sleeper(seconds, ways_to_fail)
 
 
-def can_run(_: Task) -> None:
+def can_run(_: Workload) -> None:
     return None
 
 
@@ -70,7 +70,7 @@ def sleeper(name: str, seconds: float = 0.001, ways_to_fail: str = "") -> Worker
         open=partial(open_sleeper, seconds=seconds, ways_to_fail=ways_to_fail),
         import_libraries=partial(import_all, "colorsys"),
     )
-    return Worker(candidate, TASK)
+    return Worker(candidate, WORKLOAD)
 
 
 @pytest.fixture(autouse=True)

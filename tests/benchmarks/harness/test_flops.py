@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dinov2rt.benchmarks.harness.flops import (
     HeadWork,
-    floor,
     flops,
     min_bytes,
     num_weights,
+    roofline,
     tokens_bytes,
 )
 from dinov2rt.benchmarks.results import Cell
@@ -79,21 +79,21 @@ def test_bytes_grow_with_the_batch_by_images_and_tokens_alone() -> None:
 
 def test_the_floor_is_the_longer_of_computing_and_copying() -> None:
     variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
-    limit = partial(floor, variant, cell, Precision.FP32, matrix_gflops=[100.0])
-    found = limit(turns_ms=[200.0], copy_gb_per_s=10.0)
+    least_time = partial(roofline, variant, cell, Precision.FP32, matrix_gflops=[100.0])
+    found = least_time(turns_ms=[200.0], copy_gb_per_s=10.0)
     assert found.gflop == pytest.approx(flops(variant, 1, cell.size) / 1e9)
     assert (found.bound, found.matrix_gflops) == ("compute", 100.0)
-    assert found.floor_ms == pytest.approx(10 * found.gflop)
-    assert found.fraction == pytest.approx(found.floor_ms / 200)
-    bound = limit(turns_ms=[2000.0], copy_gb_per_s=0.1)
+    assert found.least_ms == pytest.approx(10 * found.gflop)
+    assert found.fraction == pytest.approx(found.least_ms / 200)
+    bound = least_time(turns_ms=[2000.0], copy_gb_per_s=0.1)
     assert bound.bound == "bandwidth"
-    assert bound.floor_ms == pytest.approx(1e4 * bound.gbyte)
+    assert bound.least_ms == pytest.approx(1e4 * bound.gbyte)
 
 
 def test_heads_add_their_work_and_answer_instead_of_tokens() -> None:
     variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 2, 231, 345)
     padded = ImageSize(238, 350)
-    found = floor(
+    found = roofline(
         variant,
         cell,
         Precision.FP32,
@@ -107,19 +107,19 @@ def test_heads_add_their_work_and_answer_instead_of_tokens() -> None:
     assert found.gbyte == pytest.approx((4 * num_weights(variant) + images + 8000) / 1e9)
 
 
-def test_the_fraction_of_the_limit_does_not_depend_on_changes_of_the_machines_speed() -> None:
+def test_the_fraction_of_the_roofline_does_not_depend_on_changes_of_the_machines_speed() -> None:
     variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
-    limit = partial(floor, variant, cell, Precision.FP32, copy_gb_per_s=1e3)
-    steady = limit(turns_ms=[100.0] * 3, matrix_gflops=[200.0] * 3)
-    slowed = limit(turns_ms=[100.0, 300.0, 200.0], matrix_gflops=[200.0, 200 / 3, 100.0])
+    least_time = partial(roofline, variant, cell, Precision.FP32, copy_gb_per_s=1e3)
+    steady = least_time(turns_ms=[100.0] * 3, matrix_gflops=[200.0] * 3)
+    slowed = least_time(turns_ms=[100.0, 300.0, 200.0], matrix_gflops=[200.0, 200 / 3, 100.0])
     assert slowed.fraction == pytest.approx(steady.fraction)
-    assert slowed.floor_ms == pytest.approx(2 * steady.floor_ms)
+    assert slowed.least_ms == pytest.approx(2 * steady.least_ms)
 
 
 def test_turns_without_the_product_beside_them_are_refused() -> None:
     variant, cell = find_variant("dinov2_vits14"), Cell("dinov2_vits14", 1, 224, 224)
     with pytest.raises(InputError, match="2 turns beside 1 of the matrix product"):
-        floor(
+        roofline(
             variant,
             cell,
             Precision.FP32,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Task
-from dinov2rt.benchmarks.results import Roof, Row
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload
+from dinov2rt.benchmarks.results import PeakRates, Row
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
@@ -52,17 +52,17 @@ class Pooling:
         pass
 
 
-def open_pooling(_: Task, *, way_to_fail: str) -> Runner:
+def open_pooling(_: Workload, *, way_to_fail: str) -> Runner:
     if way_to_fail == "load":
         raise BackendError("there is no such library")
     return Pooling(way_to_fail)
 
 
-def can_run(_: Task) -> None:
+def can_run(_: Workload) -> None:
     return None
 
 
-def cannot_run(_: Task) -> str:
+def cannot_run(_: Workload) -> str:
     return "its package is not installed"
 
 
@@ -101,7 +101,7 @@ def measured(bundle: Path, reference: str, *candidates: Candidate) -> list[Measu
         seconds=0.001,
         min_turns=1,
     )
-    return list(measure_bundle(bundle, request, Roof({}, {}, 10.0), lambda _: None))
+    return list(measure_bundle(bundle, request, PeakRates({}, {}, 10.0), lambda _: None))
 
 
 def rows(so_far: Measured, name: str) -> list[Row]:

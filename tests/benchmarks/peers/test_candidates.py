@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.benchmarks.peers import requirements
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Task
+from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Workload
 from dinov2rt.benchmarks.peers.candidates import CANDIDATES, find, peers
 from dinov2rt.benchmarks.peers.plain_export import plain_export
 from dinov2rt.bundle.geometry import ImageSize, Snap
@@ -40,15 +40,15 @@ SIZES = (ImageSize(98, 126), ImageSize(126, 98), ImageSize(56, 56))
 
 
 @pytest.fixture(params=["bundle_s", "bundle_s_reg"])
-def task(request: pytest.FixtureRequest) -> Task:
-    return Task(request.getfixturevalue(request.param), "cpu", threads=1)
+def workload(request: pytest.FixtureRequest) -> Workload:
+    return Workload(request.getfixturevalue(request.param), "cpu", threads=1)
 
 
 @contextmanager
-def opened(name: str, task: Task) -> Iterator[Runner]:
+def opened(name: str, workload: Workload) -> Iterator[Runner]:
     (candidate,) = find([name])
-    assert candidate.cannot_run(task) is None
-    runner = candidate.open(task)
+    assert candidate.cannot_run(workload) is None
+    runner = candidate.open(workload)
     try:
         yield runner
     finally:
@@ -59,10 +59,10 @@ def tokens_of(runner: Runner, pixels: NDArray[np.uint8]) -> Mapping[str, NDArray
     return runner.outputs(runner.run(runner.prepare(pixels)))
 
 
-def distance(runner: Runner, task: Task, size: ImageSize, batch: int = 1) -> float:
+def distance(runner: Runner, workload: Workload, size: ImageSize, batch: int = 1) -> float:
     """The largest relative L2 between an output and eager float32's; all outputs must be there."""
     pixels = photo_batch(batch, size)
-    manifest = task.manifest
+    manifest = workload.manifest
     weights = load_weights(manifest.weights.source, manifest.architecture).state_dict
     model = load_eager(manifest.architecture, weights)
     want = eager_case(model, "cell", pixels, InputFormat.PIXELS, NO_EXTRAS).outputs
@@ -73,16 +73,16 @@ def distance(runner: Runner, task: Task, size: ImageSize, batch: int = 1) -> flo
     return max(float(np.linalg.norm(got[n] - want[n]) / np.linalg.norm(want[n])) for n in want)
 
 
-def test_eager_gives_the_tokens_of_the_reference(task: Task) -> None:
-    with opened("eager", task) as runner:
-        assert distance(runner, task, SIZES[0], batch=2) < 1e-5
+def test_eager_gives_the_tokens_of_the_reference(workload: Workload) -> None:
+    with opened("eager", workload) as runner:
+        assert distance(runner, workload, SIZES[0], batch=2) < 1e-5
         assert runner.version.startswith("torch 2")
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_the_product_gives_the_tokens_of_the_reference(backend: str, task: Task) -> None:
-    with opened(f"dinov2rt-{backend}-fp32", task) as runner:
-        assert distance(runner, task, SIZES[0], batch=2) < 1e-5
+def test_the_product_gives_the_tokens_of_the_reference(backend: str, workload: Workload) -> None:
+    with opened(f"dinov2rt-{backend}-fp32", workload) as runner:
+        assert distance(runner, workload, SIZES[0], batch=2) < 1e-5
         assert runner.version.startswith("dinov2rt ")
         assert f"fp32 on {backend} " in runner.version
 
@@ -102,9 +102,9 @@ def test_the_product_gives_the_tokens_of_the_reference(backend: str, task: Task)
 def test_what_computes_in_bfloat16_is_near_the_reference_and_not_float32(
     name: str, bundle_s_reg: Path
 ) -> None:
-    task = Task(bundle_s_reg, "cpu", threads=1)
-    with opened(name, task) as runner:
-        assert 1e-3 < distance(runner, task, SIZES[0]) < 3e-2
+    workload = Workload(bundle_s_reg, "cpu", threads=1)
+    with opened(name, workload) as runner:
+        assert 1e-3 < distance(runner, workload, SIZES[0]) < 3e-2
 
 
 def test_peers_in_bfloat16_stand_beside_those_in_float32_where_it_is_asked_for() -> None:
@@ -125,14 +125,14 @@ def test_bfloat16_is_not_measured_where_it_cannot_be_fast_or_has_no_limits(
     info = tmp_path / "cpuinfo"
     monkeypatch.setattr(cpu, "_CPUINFO", info)
     info.write_text("model name : Old Xeon\nflags : avx2\n")
-    assert reason(name, Task(bundle_s, "cpu", 1)).startswith("Old Xeon has neither AVX512_BF16")
+    assert reason(name, Workload(bundle_s, "cpu", 1)).startswith("Old Xeon has neither AVX512_BF16")
     info.write_text("model name : New\nflags : avx512_bf16\n")
-    assert "no limits for bf16 on a CPU" in reason(name, Task(pooling_bundle, "cpu", 1))
+    assert "no limits for bf16 on a CPU" in reason(name, Workload(pooling_bundle, "cpu", 1))
 
 
 @pytest.mark.parametrize("name", ["eager", "dinov2rt-onnxruntime-fp32"])
 def test_only_calls_on_a_gpu_have_phases(name: str, bundle_s: Path) -> None:
-    with opened(name, Task(bundle_s, "cpu", threads=1)) as runner:
+    with opened(name, Workload(bundle_s, "cpu", threads=1)) as runner:
         assert isinstance(runner, RunnerWithPhases)
         assert runner.phases(runner.prepare(photo_batch(1, SIZES[2]))) is None
 
@@ -141,7 +141,7 @@ def test_float32_of_torch_is_float32_on_a_gpu_as_well(bundle_s: Path) -> None:
     import torch
 
     torch.backends.cudnn.allow_tf32 = True  # its default
-    with opened("eager", Task(bundle_s, "cpu", threads=1)):
+    with opened("eager", Workload(bundle_s, "cpu", threads=1)):
         assert not torch.backends.cudnn.allow_tf32
         assert not torch.backends.cuda.matmul.allow_tf32
 
@@ -149,25 +149,25 @@ def test_float32_of_torch_is_float32_on_a_gpu_as_well(bundle_s: Path) -> None:
 def test_the_product_runs_the_largest_batch_in_one_pass(bundle_s: Path) -> None:
     from dinov2rt.benchmarks.peers.own import OwnRunner
 
-    task = Task(bundle_s, "cpu", threads=1)
-    runner = OwnRunner(task, backend="onnxruntime", precision=Precision.FP32)
+    workload = Workload(bundle_s, "cpu", threads=1)
+    runner = OwnRunner(workload, backend="onnxruntime", precision=Precision.FP32)
     largest = np.empty((1024, 518, 518, 3), np.uint8)  # not touched, and so no memory
     (group,) = runner._model._groups(largest, Snap.CROP)
     assert [len(images) for images in runner._model._passes(group)] == [1024]
     runner.close()
 
 
-def test_transformers_agrees_on_the_trained_grid(task: Task) -> None:
-    with opened("transformers", task) as runner:
-        assert distance(runner, task, ImageSize(518, 518)) < 1e-5
+def test_transformers_agrees_on_the_trained_grid(workload: Workload) -> None:
+    with opened("transformers", workload) as runner:
+        assert distance(runner, workload, ImageSize(518, 518)) < 1e-5
 
 
 def test_transformers_resamples_positions_as_the_official_code_does_with_registers_alone(
-    task: Task,
+    workload: Workload,
 ) -> None:
-    with opened("transformers", task) as runner:
-        found = distance(runner, task, SIZES[0])
-    if task.manifest.architecture.num_registers:
+    with opened("transformers", workload) as runner:
+        found = distance(runner, workload, SIZES[0])
+    if workload.manifest.architecture.num_registers:
         assert found < 1e-5
     else:  # it samples to a size, the official code by a scale that is 0.1 patches larger
         assert 1e-3 < found < 0.2
@@ -176,12 +176,12 @@ def test_transformers_resamples_positions_as_the_official_code_does_with_registe
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 def test_a_plain_export_gives_the_tokens_of_the_reference_at_every_shape(
-    name: str, task: Task
+    name: str, workload: Workload
 ) -> None:
-    with opened(name, task) as runner:
+    with opened(name, workload) as runner:
         for size in SIZES:
-            assert distance(runner, task, size) < 1e-5
-        assert distance(runner, task, SIZES[0], batch=3) < 1e-5
+            assert distance(runner, workload, size) < 1e-5
+        assert distance(runner, workload, SIZES[0], batch=3) < 1e-5
 
 
 @pytest.mark.slow
@@ -214,10 +214,10 @@ def test_a_plain_onnx_file_without_registers_is_silently_wrong_on_another_grid(
 @pytest.mark.filterwarnings(COMPILER_WARNING)
 @pytest.mark.parametrize("name", ["compile", "compile-max-autotune"])
 def test_compiled_gives_the_tokens_of_the_reference(name: str, bundle_s_reg: Path) -> None:
-    task = Task(bundle_s_reg, "cpu", threads=1)
-    with opened(name, task) as runner:
-        assert distance(runner, task, SIZES[2]) < 1e-5
-        assert distance(runner, task, SIZES[0]) < 1e-5
+    workload = Workload(bundle_s_reg, "cpu", threads=1)
+    with opened(name, workload) as runner:
+        assert distance(runner, workload, SIZES[2]) < 1e-5
+        assert distance(runner, workload, SIZES[0]) < 1e-5
 
 
 @pytest.mark.slow
@@ -227,7 +227,7 @@ def test_one_shape_too_many_fails_instead_of_running_eagerly(bundle_s: Path) -> 
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
     torch._dynamo.reset()
-    with opened("compile", Task(bundle_s, "cpu", threads=1)) as runner:
+    with opened("compile", Workload(bundle_s, "cpu", threads=1)) as runner:
         tokens_of(runner, photo_batch(1, SIZES[2]))
         with (
             torch._dynamo.config.patch(recompile_limit=1),
@@ -259,11 +259,11 @@ def test_a_process_holds_the_library_of_its_candidate_alone(
 ) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from dinov2rt.benchmarks.peers.candidate import Task\n"
+        "from dinov2rt.benchmarks.peers.candidate import Workload\n"
         "from dinov2rt.benchmarks.peers.candidates import find\n"
         f"(candidate,) = find(['{name}'])\n"
         "candidate.import_libraries()\n"
-        f"candidate.open(Task(Path('{bundle_s}'), 'cpu', 1)).close()\n"
+        f"candidate.open(Workload(Path('{bundle_s}'), 'cpu', 1)).close()\n"
         "print(*sorted(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -282,23 +282,23 @@ def test_an_unknown_candidate_is_answered_with_the_known_ones() -> None:
         find(["eager", "jax"])
 
 
-def reason(name: str, task: Task) -> str:
+def reason(name: str, workload: Workload) -> str:
     (candidate,) = find([name])
-    found = candidate.cannot_run(task)
+    found = candidate.cannot_run(workload)
     assert found is not None
     return found
 
 
 def test_autocast_is_for_gpus(bundle_s: Path) -> None:
-    task = Task(bundle_s, "cpu", threads=1)
-    assert reason("eager-autocast", task).startswith("float16 autocast is for GPUs; on a CPU")
-    assert reason("compile-autocast", task).startswith("float16 autocast is for GPUs; on a CPU")
+    workload = Workload(bundle_s, "cpu", threads=1)
+    assert reason("eager-autocast", workload).startswith("float16 autocast is for GPUs; on a CPU")
+    assert reason("compile-autocast", workload).startswith("float16 autocast is for GPUs; on a CPU")
 
 
 def test_a_missing_compiler_is_named(bundle_s: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = Task(bundle_s, "cpu", threads=1)
+    workload = Workload(bundle_s, "cpu", threads=1)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert reason("compile", task) == (
+    assert reason("compile", workload) == (
         "torch.compile needs a C++ compiler, and no-such-compiler is not on the PATH; "
         "install it, or name another one in the environment variable CXX"
     )
@@ -312,24 +312,24 @@ def test_missing_packages_are_named_with_the_command_that_adds_them() -> None:
 
 
 def test_what_a_cpu_cannot_run_is_told(bundle_s: Path) -> None:
-    task = Task(bundle_s, "cpu", threads=1)
-    assert reason("dinov2rt-tensorrt-fp16", task) == (
+    workload = Workload(bundle_s, "cpu", threads=1)
+    assert reason("dinov2rt-tensorrt-fp16", workload) == (
         "dinov2rt runs tensorrt only as cuda fp16, cuda bf16, cuda fp32"
     )
-    assert "fp16 graph is for checking only" in reason("dinov2rt-onnxruntime-fp16", task)
+    assert "fp16 graph is for checking only" in reason("dinov2rt-onnxruntime-fp16", workload)
 
 
 def test_what_a_bundle_does_not_hold_is_told(bundle_s: Path) -> None:
-    task = Task(bundle_s, "cuda", threads=1)
-    assert reason("dinov2rt-tensorrt-fp16", task) == (
+    workload = Workload(bundle_s, "cuda", threads=1)
+    assert reason("dinov2rt-tensorrt-fp16", workload) == (
         f"the bundle holds no fp16 plan; make one with: dinov2rt build {bundle_s} --target sm80"
     )
-    assert reason("dinov2rt-onnxruntime-bf16", task) == (
+    assert reason("dinov2rt-onnxruntime-bf16", workload) == (
         "dinov2rt runs onnxruntime only as cuda fp16, cuda fp32, cpu fp32, cpu fp16"
     )
-    assert "OpenVINO does not run on NVIDIA GPUs" in reason("openvino", task)
-    assert reason("dinov2rt-openvino-fp32", task) == NOT_IN_OPENVINO
-    assert reason("dinov2rt-openvino-fp16", Task(bundle_s, "cpu", 1)) == NOT_IN_OPENVINO
+    assert "OpenVINO does not run on NVIDIA GPUs" in reason("openvino", workload)
+    assert reason("dinov2rt-openvino-fp32", workload) == NOT_IN_OPENVINO
+    assert reason("dinov2rt-openvino-fp16", Workload(bundle_s, "cpu", 1)) == NOT_IN_OPENVINO
 
 
 def test_other_weights_than_those_of_the_bundle_are_refused(
@@ -341,13 +341,13 @@ def test_other_weights_than_those_of_the_bundle_are_refused(
     dataclasses.replace(manifest, weights=other).write(bundle)
     (eager,) = find(["eager"])
     with pytest.raises(WeightsError, match=r"synthetic:1 has SHA-256 .* export the bundle again"):
-        eager.open(Task(bundle, "cpu", threads=1))
+        eager.open(Workload(bundle, "cpu", threads=1))
 
 
 def test_an_export_that_fails_says_why(tmp_path: Path) -> None:
-    task = Task(tmp_path / "nothing", "cpu", threads=1)
+    workload = Workload(tmp_path / "nothing", "cpu", threads=1)
     with pytest.raises(BackendError, match=r"plain onnx export for \[1, 3, 56, 56\] failed: .*no"):
-        plain_export("onnx", task, (1, 3, 56, 56), tmp_path / "plain.onnx")
+        plain_export("onnx", workload, (1, 3, 56, 56), tmp_path / "plain.onnx")
 
 
 def test_precisions_say_what_a_candidate_computes_in() -> None:

@@ -13,7 +13,7 @@ from support.small_cases import SMALL_CASES
 from dinov2rt.benchmarks.harness.accuracy_check import check_heads, task_limits_for
 from dinov2rt.benchmarks.harness.graph_flops import head_flops, head_work
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
-from dinov2rt.benchmarks.peers.candidate import Task
+from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.candidates import find
 from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
 from dinov2rt.bundle.geometry import Grid, ImageSize
@@ -27,7 +27,7 @@ from dinov2rt.export.heads.checkpoint import HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 
-Export = Callable[[str, str], Task]
+Export = Callable[[str, str], Workload]
 HEADS = ("linear", "nyu-linear", "voc2012-linear")
 
 
@@ -35,7 +35,7 @@ HEADS = ("linear", "nyu-linear", "voc2012-linear")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
     """A bundle of a variant with heads, as a candidate gets it."""
 
-    def export(variant: str, heads: str) -> Task:
+    def export(variant: str, heads: str) -> Workload:
         bundle = tmp_path_factory.mktemp("bundles") / "bundle"
         options = ExportOptions(
             precisions=(Precision.FP32,),
@@ -44,15 +44,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
             export_bundle(find_variant(variant), "synthetic:0", bundle, options)
-        return Task(bundle, "cpu", threads=1)
+        return Workload(bundle, "cpu", threads=1)
 
     return export
 
 
-def answers(name: str, task: Task, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
+def answers(name: str, workload: Workload, pixels: np.ndarray) -> Mapping[str, np.ndarray]:
     (candidate,) = find([name])
-    assert candidate.cannot_run(task) is None
-    runner = candidate.open(task)
+    assert candidate.cannot_run(workload) is None
+    runner = candidate.open(workload)
     try:
         return {key: np.array(value) for key, value in
                 runner.outputs(runner.run(runner.prepare(pixels))).items()}  # fmt: skip
@@ -68,12 +68,12 @@ def error(got: Any, want: Any) -> float:
 def test_a_bundle_with_heads_is_measured_by_its_answers(
     bundle_heads: Path, size: ImageSize
 ) -> None:
-    task, pixels = Task(bundle_heads, "cpu", threads=1), photo_batch(2, size)
-    eager = answers("eager", task, pixels)
-    assert tuple(eager) == task.outputs
-    ours = answers("dinov2rt-onnxruntime-fp32", task, pixels)
+    workload, pixels = Workload(bundle_heads, "cpu", threads=1), photo_batch(2, size)
+    eager = answers("eager", workload, pixels)
+    assert tuple(eager) == workload.outputs
+    ours = answers("dinov2rt-onnxruntime-fp32", workload, pixels)
     assert {f"{name}_scores" for name in ours if name.startswith("segm")} | {*ours} == {*eager}
-    limits = task_limits_for(task.manifest, Precision.FP32)
+    limits = task_limits_for(workload.manifest, Precision.FP32)
     accuracy = check_heads(ours, eager, limits)
     assert accuracy.passed, accuracy
     assert accuracy.relative_l2 is not None
@@ -81,12 +81,12 @@ def test_a_bundle_with_heads_is_measured_by_its_answers(
     wrong = {**ours, "depth_nyu_linear": ours["depth_nyu_linear"] * 1.001}
     assert not check_heads(wrong, eager, limits).passed
     with pytest.raises(BundleError, match="no limits of its heads for fp16"):
-        task_limits_for(task.manifest, Precision.FP16)
+        task_limits_for(workload.manifest, Precision.FP16)
 
 
 def test_transformers_is_not_measured_with_heads_that_it_lacks(bundle_heads: Path) -> None:
     (candidate,) = find(["transformers"])
-    reason = candidate.cannot_run(Task(bundle_heads, "cpu", threads=1))
+    reason = candidate.cannot_run(Workload(bundle_heads, "cpu", threads=1))
     assert reason is not None
     assert "it has one for each of linear, nyu-dpt, kitti-dpt" in reason
 
@@ -130,19 +130,19 @@ def test_transformers_has_the_same_heads(variant: str, name: str, output: str) -
 def test_transformers_computes_the_same(
     exported: Export, variant: str, head: str, output: str
 ) -> None:
-    task, pixels = exported(variant, f"{head}*"), photo_batch(1, ImageSize(518, 518))
-    eager = answers("eager", task, pixels)
-    assert error(answers("transformers", task, pixels)[output], eager[output]) < 1e-5
+    workload, pixels = exported(variant, f"{head}*"), photo_batch(1, ImageSize(518, 518))
+    eager = answers("eager", workload, pixels)
+    assert error(answers("transformers", workload, pixels)[output], eager[output]) < 1e-5
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 @pytest.mark.parametrize("name", ["compile", "onnxruntime", "openvino"])
 def test_other_peers_answer_as_the_eager_heads(exported: Export, name: str) -> None:
-    task, pixels = exported("dinov2_vits14", ",".join(f"{head}*" for head in HEADS)), None
+    workload, pixels = exported("dinov2_vits14", ",".join(f"{head}*" for head in HEADS)), None
     pixels = photo_batch(2, ImageSize(73, 31))
-    eager, found = answers("eager", task, pixels), answers(name, task, pixels)
-    assert check_heads(found, eager, task_limits_for(task.manifest, Precision.FP32)).passed
+    eager, found = answers("eager", workload, pixels), answers(name, workload, pixels)
+    assert check_heads(found, eager, task_limits_for(workload.manifest, Precision.FP32)).passed
 
 
 def test_the_work_of_heads_is_counted(bundle_heads: Path) -> None:
@@ -157,7 +157,7 @@ def test_the_work_of_heads_is_counted(bundle_heads: Path) -> None:
 def test_the_work_of_a_call_has_the_padded_size_and_all_answers(bundle_heads: Path) -> None:
     pixels = photo_batch(2, ImageSize(50, 56))
     answers_ = {
-        name: np.zeros((2, 50, 56), np.uint8) for name in Task(bundle_heads, "cpu", 1).outputs
+        name: np.zeros((2, 50, 56), np.uint8) for name in Workload(bundle_heads, "cpu", 1).outputs
     }
     work = head_work(bundle_heads, pixels, answers_)
     assert work is not None

@@ -25,9 +25,11 @@ def again(benchmark_run: BenchmarkRun, timed: Timed) -> Callable[..., BenchmarkR
 
     def measured(row: Row, factor: float, rate: float) -> Row:
         row = timed(row, factor)
-        if row.floor is None:
+        if row.roofline is None:
             return row
-        return replace(row, floor=replace(row.floor, matrix_gflops=rate * row.floor.matrix_gflops))
+        return replace(
+            row, roofline=replace(row.roofline, matrix_gflops=rate * row.roofline.matrix_gflops)
+        )
 
     def run(factors: Factors, *, rate: float = 1.0) -> BenchmarkRun:
         return replace(
@@ -115,7 +117,7 @@ def with_int8(run: BenchmarkRun) -> BenchmarkRun:
     facts = [each for each in run.candidates if each.candidate == OWN]
     return replace(
         run,
-        rows=(*(replace(row, candidate=INT8, floor=None) for row in own), *run.rows),
+        rows=(*(replace(row, candidate=INT8, roofline=None) for row in own), *run.rows),
         candidates=(
             *run.candidates,
             *(replace(each, candidate=INT8, precision="int8") for each in facts),
@@ -142,7 +144,7 @@ def test_without_any_rate_at_the_cell_the_times_alone_count(
     benchmark_run: BenchmarkRun, again: Callable[..., BenchmarkRun]
 ) -> None:
     def without_rates(run: BenchmarkRun) -> BenchmarkRun:
-        return replace(run, rows=tuple(replace(row, floor=None) for row in run.rows))
+        return replace(run, rows=tuple(replace(row, roofline=None) for row in run.rows))
 
     comparison = compare_runs(without_rates(benchmark_run), without_rates(again({OWN: 1.1})))
     assert verdicts(comparison) == {Verdict.SLOWER}
@@ -184,7 +186,7 @@ def test_medians_whose_intervals_overlap_are_not_told_apart(benchmark_run: Bench
 
 
 def test_a_candidate_that_lost_its_time_is_a_regression(benchmark_run: BenchmarkRun) -> None:
-    broken = replace(benchmark_run.rows[0], latency=None, floor=None, failure="crashed")
+    broken = replace(benchmark_run.rows[0], latency=None, roofline=None, failure="crashed")
     comparison = compare_runs(
         benchmark_run, replace(benchmark_run, rows=(broken, *benchmark_run.rows[1:]))
     )
@@ -226,7 +228,7 @@ def unlike(run: BenchmarkRun, part: str, field: str, value: object) -> Benchmark
         ("environment", "gpu", "H100"),
         ("environment", "cores", 64),
         ("environment", "affinity", (1,)),
-        ("roof", "matrix_shape", (1, 1, 1)),
+        ("peak_rates", "matrix_shape", (1, 1, 1)),
         ("settings", "threads", 1),
         ("settings", "device", "cuda"),
         ("settings", "images", "noise"),
@@ -279,9 +281,10 @@ def test_what_comes_and_goes_is_not_refused(name: str, benchmark_run: BenchmarkR
 
 def test_a_matrix_rate_by_another_library_is_refused(benchmark_run: BenchmarkRun) -> None:
     libraries = {"fp32": "openvino", "bf16": "torch"}
-    new = unlike(benchmark_run, "roof", "matrix_library", libraries)
+    new = unlike(benchmark_run, "peak_rates", "matrix_library", libraries)
     with pytest.raises(
-        InputError, match=r"in roof.matrix_library.fp32: 'numpy' in the old one, 'openvino' in"
+        InputError,
+        match=r"in peak_rates.matrix_library.fp32: 'numpy' in the old one, 'openvino' in",
     ):
         compare_runs(benchmark_run, new)
 
@@ -290,7 +293,9 @@ def test_a_precision_that_one_run_has_no_rate_for_is_not_refused(
     benchmark_run: BenchmarkRun,
 ) -> None:
     libraries = {"fp32": "numpy", "fp16": "torch"}
-    assert compare_runs(benchmark_run, unlike(benchmark_run, "roof", "matrix_library", libraries))
+    assert compare_runs(
+        benchmark_run, unlike(benchmark_run, "peak_rates", "matrix_library", libraries)
+    )
 
 
 def test_a_run_is_refused_before_it_has_rows(benchmark_run: BenchmarkRun) -> None:

@@ -150,7 +150,7 @@ def test_every_plot_has_a_mark_for_every_result(opened: Open, benchmark_run: Ben
             # What failed its accuracy has no mark.
             whole = 3 if (variant, name) == ("dinov2_vitb14", "torch-bf16") else 4
             place = places.place(name)
-            for plot in ("limit", "accuracy"):
+            for plot in ("roofline", "accuracy"):
                 assert count(browser, f"#{plot}-{variant}-candidate-{place} use") == whole, name
             for plot in ("latency", "throughput"):  # two settings each: bars
                 bars = [f"#{plot}-{variant}-candidate-{place}-{group}" for group in (0, 1)]
@@ -187,7 +187,7 @@ def test_axes_are_labelled_with_units_and_ticks(opened: Open) -> None:
 
     assert texts("latency") >= {"median ms per call", "1 × 224×224", "1 × 518×518", "0"}
     assert texts("throughput") >= {"images per second", "1 × 224×224", "8 × 224×224", "0"}
-    assert texts("limit") >= {"8 × 518×518", "0 %", "100 %"}
+    assert texts("roofline") >= {"8 × 518×518", "0 %", "100 %"}
     assert texts("accuracy") >= {"0", "1e-06", "1e-02", "100 %"}
 
 
@@ -220,7 +220,7 @@ def test_the_legend_names_every_candidate_in_the_color_of_the_plots(
 
     colors = [fill(f"#key-{i} #key-{i}-candidate-{i} use") for i in places]
     assert len(set(colors)) == len(NAMES)
-    for plot in ("limit", "accuracy"):
+    for plot in ("roofline", "accuracy"):
         group = f"#{plot}-dinov2_vitb14-candidate-"
         assert [fill(f"{group}{i} use") for i in places] == colors
     for plot in ("latency", "throughput"):
@@ -319,7 +319,7 @@ def test_one_cell_is_enough_for_a_page(benchmark_run: BenchmarkRun) -> None:
 
 
 def test_a_run_without_any_time_still_has_a_page(benchmark_run: BenchmarkRun) -> None:
-    rows = [replace(row, latency=None, floor=None, failure="x") for row in benchmark_run.rows]
+    rows = [replace(row, latency=None, roofline=None, failure="x") for row in benchmark_run.rows]
     html = to_html(replace(benchmark_run, rows=tuple(rows)))
     assert "<figure>" not in html
     assert "39 results could not be measured for another reason." in html
@@ -387,12 +387,12 @@ def test_the_index_leads_to_every_run(benchmark_run: BenchmarkRun) -> None:
     assert html.count("1.40×") == 2
 
 
-def test_many_cells_make_the_plot_of_the_limit_taller(benchmark_run: BenchmarkRun) -> None:
+def test_many_cells_make_the_plot_of_the_roofline_taller(benchmark_run: BenchmarkRun) -> None:
     rows = [
         replace(benchmark_run.rows[1], cell=Cell(VARIANTS[0], batch, 14 * size, 14))
         for batch in range(1, 5)
         for size in range(1, 5)
     ]
     html = to_html(replace(benchmark_run, rows=tuple(rows)))
-    boxes = re.findall(r'<svg viewBox="0 0 [\d.]+ ([\d.]+)" role="img" id="limit', html)
+    boxes = re.findall(r'<svg viewBox="0 0 [\d.]+ ([\d.]+)" role="img" id="roofline', html)
     assert float(boxes[0]) > 500

@@ -9,7 +9,13 @@ from typing import Any
 
 from dinov2rt.analysis.prediction_pictures import draw_attention, draw_prediction
 from dinov2rt.bundle.signature import ATTENTION
-from dinov2rt.cli.arguments import add_bundle, add_engine, add_load_options, cluster_of, load_model
+from dinov2rt.cli.arguments import (
+    add_bundle,
+    add_executor,
+    add_load_options,
+    cluster_of,
+    load_model,
+)
 from dinov2rt.cli.progress import Progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
@@ -92,7 +98,7 @@ def _add_collection_arguments(parser: ArgumentParser) -> None:
         metavar="N",
         help=f"images that a Ray actor takes at a time (default: {DEFAULT_CHUNK_IMAGES})",
     )
-    add_engine(group)
+    add_executor(group)
 
 
 def _run(arguments: Namespace) -> Outcome:

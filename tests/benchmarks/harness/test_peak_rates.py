@@ -2,49 +2,52 @@ from pathlib import Path
 
 import pytest
 
-from dinov2rt.benchmarks.harness.roof import (
+from dinov2rt.benchmarks.harness.peak_rates import (
     _COPY_BYTES,
     _copy,
     best_of,
     matrix_gflops,
     matrix_product,
-    measure_roof,
+    measure_peak_rates,
 )
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
-from dinov2rt.benchmarks.peers.candidate import Task
-from dinov2rt.benchmarks.results import Roof
+from dinov2rt.benchmarks.peers.candidate import Workload
+from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.bundle.precision import Precision
 
 
 def test_of_each_rate_the_best_library_counts() -> None:
     rates = {Precision.FP32: {"numpy": 90.0, "torch": 80.0}, Precision.FP16: {"torch": 500.0}}
-    roof = best_of(rates, copies=[11.0, 9.0], shape=(4, 5, 6))
-    assert roof.matrix_gflops == {"fp32": 90.0, "fp16": 500.0}
-    assert roof.matrix_library == {"fp32": "numpy", "fp16": "torch"}
-    assert roof.copy_gb_per_s == 11.0
-    assert roof.matrix_shape == (4, 5, 6)
+    peak_rates = best_of(rates, copies=[11.0, 9.0], shape=(4, 5, 6))
+    assert peak_rates.matrix_gflops == {"fp32": 90.0, "fp16": 500.0}
+    assert peak_rates.matrix_library == {"fp32": "numpy", "fp16": "torch"}
+    assert peak_rates.copy_gb_per_s == 11.0
+    assert peak_rates.matrix_shape == (4, 5, 6)
 
 
 def test_the_library_of_an_earlier_run_is_kept_where_it_is_there() -> None:
     rates = {Precision.FP32: {"numpy": 90.0, "torch": 80.0}}
-    roof = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "torch"})
-    assert (roof.matrix_library, roof.matrix_gflops) == ({"fp32": "torch"}, {"fp32": 80.0})
-    roof = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "openvino", "fp16": "torch"})
-    assert roof.matrix_library == {"fp32": "numpy"}
+    peak_rates = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "torch"})
+    assert (peak_rates.matrix_library, peak_rates.matrix_gflops) == (
+        {"fp32": "torch"},
+        {"fp32": 80.0},
+    )
+    peak_rates = best_of(rates, [1.0], (4, 5, 6), chosen={"fp32": "openvino", "fp16": "torch"})
+    assert peak_rates.matrix_library == {"fp32": "numpy"}
 
 
-def test_this_machine_has_a_roof(roof: Roof) -> None:
-    assert set(roof.matrix_gflops) == {"fp32"}
-    assert roof.matrix_library["fp32"] in ("numpy", "openvino", "torch")
-    assert roof.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that
-    assert roof.copy_gb_per_s is not None
-    assert roof.copy_gb_per_s > 0.1
+def test_this_machine_has_a_roof(peak_rates: PeakRates) -> None:
+    assert set(peak_rates.matrix_gflops) == {"fp32"}
+    assert peak_rates.matrix_library["fp32"] in ("numpy", "openvino", "torch")
+    assert peak_rates.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that
+    assert peak_rates.copy_gb_per_s is not None
+    assert peak_rates.copy_gb_per_s > 0.1
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 def test_what_is_copied_lies_in_memory(library: str) -> None:
     """Zeros that nobody wrote are one page of the kernel's, and copy at the speed of a cache."""
-    with Worker(_copy(library), Task(Path(), "cpu", 1)) as worker:
+    with Worker(_copy(library), Workload(Path(), "cpu", 1)) as worker:
         worker.load()
         worker.turn(0.0)
         held_mib = worker.memory().peak_rss_mib
@@ -60,7 +63,7 @@ def test_the_rate_is_the_work_over_the_median_call_of_a_turn() -> None:
 
 @pytest.mark.parametrize("library", ["numpy", "openvino", "torch"])
 def test_a_product_takes_turns_as_candidates_do(library: str) -> None:
-    with Worker(matrix_product(library, Precision.FP32), Task(Path(), "cpu", 1)) as worker:
+    with Worker(matrix_product(library, Precision.FP32), Workload(Path(), "cpu", 1)) as worker:
         worker.load()
         turn = worker.turn(0.0)
     assert len(turn.samples_ms) == 1
@@ -69,4 +72,4 @@ def test_a_product_takes_turns_as_candidates_do(library: str) -> None:
 
 def test_a_library_that_fails_is_named_with_its_reason() -> None:
     with pytest.raises(CandidateError, match=r"matrix product in fp32 by numpy: limits must"):
-        measure_roof("cpu", "many")  # type: ignore[arg-type]
+        measure_peak_rates("cpu", "many")  # type: ignore[arg-type]

@@ -2,7 +2,7 @@
 
 Both run as candidates in processes of their own. They are measured once before a run to find the
 fastest library. That library's matrix product then takes turns with the models of each cell, so
-that a change in the machine's speed affects the limit and the candidates alike.
+that a change in the machine's speed affects the roofline and the candidates alike.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.benchmarks.harness.worker import Turn, Worker
-from dinov2rt.benchmarks.peers.candidate import Candidate, Task, import_all
-from dinov2rt.benchmarks.results import Roof
+from dinov2rt.benchmarks.peers.candidate import Candidate, Workload, import_all
+from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 
@@ -66,7 +66,9 @@ class Work:
         """Do nothing; the process ends afterwards."""
 
 
-def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CHOSEN) -> Roof:
+def measure_peak_rates(
+    device: str, threads: int, chosen: Mapping[str, str] = _NONE_CHOSEN
+) -> PeakRates:
     """Measure the installed libraries on a "cpu" or "cuda" device. Takes some seconds.
 
     For a precision in `chosen`, that library is used if it is installed: two runs compare only if
@@ -79,26 +81,28 @@ def measure_roof(device: str, threads: int, chosen: Mapping[str, str] = _NONE_CH
     libraries = [name for name in _LIBRARIES[device] if find_spec(name)]
     if not libraries:
         raise BackendError("the matrix rate of a GPU is measured with torch; pip install torch")
-    task = Task(Path(), device, threads)
+    workload = Workload(Path(), device, threads)
     found = {
         precision: {
-            library: median(matrix_gflops(_turns(matrix_product(library, precision), task), device))
+            library: median(
+                matrix_gflops(_turns(matrix_product(library, precision), workload), device)
+            )
             for library in libraries
             if library == "torch" or precision is Precision.FP32
         }
         for precision in _PRECISIONS[device]
     }
     copies = [
-        _copy_gb_per_s(_turns(_copy(library), task), device)
+        _copy_gb_per_s(_turns(_copy(library), workload), device)
         for library in libraries
         if library != "openvino"
     ]
     return best_of(found, copies, _SHAPE[device], chosen)
 
 
-def unmeasured_roof(device: str) -> Roof:
-    """A roof without rates, for a run in which they are not measured yet."""
-    return Roof({}, {}, None, _SHAPE[device])
+def unmeasured_peak_rates(device: str) -> PeakRates:
+    """Peak rates without rates, for a run in which they are not measured yet."""
+    return PeakRates({}, {}, None, _SHAPE[device])
 
 
 def best_of(
@@ -106,7 +110,7 @@ def best_of(
     copies: Sequence[float],
     shape: tuple[int, int, int],
     chosen: Mapping[str, str] = _NONE_CHOSEN,
-) -> Roof:
+) -> PeakRates:
     """The highest of each rate, or the rate of the library in `chosen`.
 
     `matrix_gflops` is by precision and library, `chosen` by precision.
@@ -115,7 +119,7 @@ def best_of(
         name: chosen[name] if chosen.get(name) in rates else max(rates, key=rates.__getitem__)
         for name, rates in matrix_gflops.items()
     }
-    return Roof(
+    return PeakRates(
         matrix_gflops={str(name): matrix_gflops[name][best] for name, best in fastest.items()},
         matrix_library={str(name): best for name, best in fastest.items()},
         copy_gb_per_s=max(copies),
@@ -157,20 +161,20 @@ def _candidate(
     )
 
 
-def _can_run(_: Task) -> None:
+def _can_run(_: Workload) -> None:
     return None
 
 
-def _open_product(task: Task, *, library: str, precision: Precision) -> Work:
+def _open_product(workload: Workload, *, library: str, precision: Precision) -> Work:
     if library == "numpy":
-        return Work(_numpy_product(task))
+        return Work(_numpy_product(workload))
     if library == "openvino":
-        return Work(_openvino_product(task))
-    return Work(_torch_product(task, precision))
+        return Work(_openvino_product(workload))
+    return Work(_torch_product(workload, precision))
 
 
-def _factors(task: Task) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    rows, summands, columns = _SHAPE[task.device]
+def _factors(workload: Workload) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    rows, summands, columns = _SHAPE[workload.device]
     random = np.random.default_rng(0)
     return (
         random.standard_normal((rows, summands), np.float32),
@@ -178,17 +182,17 @@ def _factors(task: Task) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     )
 
 
-def _numpy_product(task: Task) -> Callable[[], Any]:
+def _numpy_product(workload: Workload) -> Callable[[], Any]:
     """A product by the BLAS that numpy was built with."""
     from threadpoolctl import threadpool_limits
 
-    threadpool_limits(task.threads, user_api="blas")
-    left, right = _factors(task)
+    threadpool_limits(workload.threads, user_api="blas")
+    left, right = _factors(workload)
     out = np.empty((len(left), right.shape[1]), np.float32)
     return lambda: np.matmul(left, right, out=out)
 
 
-def _openvino_product(task: Task) -> Callable[[], Any]:
+def _openvino_product(workload: Workload) -> Callable[[], Any]:
     """A product with a constant matrix, which OpenVINO packs beforehand.
 
     The two operators after the product do nothing, but without them OpenVINO uses a library that is
@@ -198,7 +202,7 @@ def _openvino_product(task: Task) -> Callable[[], Any]:
 
     from dinov2rt.benchmarks.peers.quiet_openvino import openvino
 
-    left, right = _factors(task)
+    left, right = _factors(workload)
     given = opset1.parameter([-1, len(right)], np.float32)
     product = opset1.matmul(given, opset1.constant(right), False, False)
     with_bias = opset1.add(product, opset1.constant(np.zeros_like(right[:1])))
@@ -206,18 +210,18 @@ def _openvino_product(task: Task) -> Callable[[], Any]:
     compiled = openvino.Core().compile_model(
         openvino.Model([same], [given]),
         "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": task.threads},
+        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": workload.threads},
     )
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(left))
     return lambda: request.infer()
 
 
-def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
+def _torch_product(workload: Workload, precision: Precision) -> Callable[[], Any]:
     """A product without TF32."""
     import torch
 
-    torch.set_num_threads(task.threads)
+    torch.set_num_threads(workload.threads)
     torch.set_float32_matmul_precision("highest")
     types = {
         Precision.FP32: torch.float32,
@@ -225,23 +229,24 @@ def _torch_product(task: Task, precision: Precision) -> Callable[[], Any]:
         Precision.BF16: torch.bfloat16,
     }
     left, right = (
-        torch.from_numpy(factor).to(task.device, types[precision]) for factor in _factors(task)
+        torch.from_numpy(factor).to(workload.device, types[precision])
+        for factor in _factors(workload)
     )
-    return _finished(lambda: torch.mm(left, right), task.device)
+    return _finished(lambda: torch.mm(left, right), workload.device)
 
 
-def _open_copy(task: Task, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
-    count = _COPY_BYTES[task.device]
+def _open_copy(workload: Workload, *, library: str, precision: Precision) -> Work:  # noqa: ARG001
+    count = _COPY_BYTES[workload.device]
     if library == "numpy":
         # Ones, not zeros: pages of zeros that were never written share one page, which is cached.
         given, taken = np.ones(count, np.uint8), np.ones(count, np.uint8)
         return Work(lambda: np.copyto(taken, given))
     import torch
 
-    torch.set_num_threads(task.threads)
-    source = torch.ones(count, dtype=torch.uint8, device=task.device)
+    torch.set_num_threads(workload.threads)
+    source = torch.ones(count, dtype=torch.uint8, device=workload.device)
     target = torch.ones_like(source)
-    return Work(_finished(lambda: target.copy_(source), task.device))
+    return Work(_finished(lambda: target.copy_(source), workload.device))
 
 
 def _finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
@@ -258,7 +263,7 @@ def _finished(call: Callable[[], Any], device: str) -> Callable[[], Any]:
     return call_and_wait
 
 
-def _turns(candidate: Candidate, task: Task) -> list[Turn]:
-    with Worker(candidate, task) as worker:
+def _turns(candidate: Candidate, workload: Workload) -> list[Turn]:
+    with Worker(candidate, workload) as worker:
         worker.load()
         return [worker.turn(_SECONDS) for _ in range(_TURNS)]
