@@ -100,7 +100,7 @@ class Toolkit:
         if name == CURRENT:
             if self.gpu is None:
                 raise InputError(
-                    f'target "{CURRENT}" needs a GPU, and there is none here; '
+                    f'target "{CURRENT}" needs a GPU, and this machine has no GPU; '
                     'give a compute capability such as "sm80"'
                 )
             reason = cannot_run_on(self.flavour, self.gpu.name, self.gpu.target)

@@ -35,7 +35,7 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
     """Add `entry` to the manifest; it replaces the plan of the same target, version and precision.
 
     The manifest is read again, because another build may have changed it since this build began.
-    The files of plans that it no longer contains are removed, and those of the same name that
+    The files of plans that it no longer contains are removed, and files of the same name that
     builds have left which were killed before this point.
 
     Raises:
@@ -50,7 +50,7 @@ def record_plan(bundle: Path, entry: PlanEntry) -> None:
 
 
 def _plans_like(bundle: Path, entry: PlanEntry) -> set[str]:
-    """The files that are named as that of `entry` is, up to the hash."""
+    """The files whose names differ from the file of `entry` only in the hash."""
     name, _, _ = entry.file.path.rpartition("-")
     return {
         file.relative_to(bundle).as_posix()

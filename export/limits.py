@@ -80,7 +80,7 @@ def measure(
 def _measured(
     model: Dinov2, runs: Sequence[Run], tokens: Limits, allowance: float
 ) -> MeasuredLimits:
-    """The limits of `tokens`, and of heads: those of the user's own may amplify an error."""
+    """The limits of `tokens`, and of heads, because a user's own head may amplify an error."""
     images = [torch.from_numpy(_normalized(model, case)) for case, _ in runs]
     conditions = condition_numbers(model, images, [case.outputs for case, _ in runs])
     error = FLOAT32_ERROR if tokens.relative_l2 is None else tokens.relative_l2

@@ -104,7 +104,7 @@ class Preprocess:
     def crop_start(self, side: int) -> int:
         """Where the crop begins on an axis of `side` pixels; below 0, black pixels come first.
 
-        Source: `center_crop` of torchvision, and that of `image_transforms.py` in transformers.
+        Source: `center_crop` in torchvision and in transformers (`image_transforms.py`).
         """
         margin = side - (side if self.crop is None else self.crop)
         if self.crop_floors:

@@ -1,4 +1,4 @@
-"""What README and docs show works: commands are those of the command line, Python runs."""
+"""README and docs show what works: the command line takes the commands, the Python blocks run."""
 
 import importlib.util
 import re

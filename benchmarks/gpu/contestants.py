@@ -157,7 +157,7 @@ class OwnContestant:
 
     def enqueue(self) -> object:
         """Enqueue one call; torch's stream waits for the outputs, so that its events time them."""
-        model: Any = self._model  # its signature has only numpy types; there is none for DLPack
+        model: Any = self._model  # its signature has only numpy types, because DLPack has no type
         features = model(self._on_gpu, device_outputs=True)
         return [from_dlpack(value) for value in features.outputs.values()]
 

@@ -19,8 +19,8 @@ _OUTPUT_BYTES = 4
 class HeadWork:
     """The part of heads in the work of a call.
 
-    `size` is that of the images as the backbone sees them, with padding; `flops` are those of the
-    products and convolutions for the whole batch, and `output_bytes` those of all answers.
+    `size` is the size of the images as the backbone sees them, with padding; `flops` counts the
+    products and convolutions for the whole batch, and `output_bytes` the bytes of all answers.
     """
 
     size: ImageSize

@@ -66,7 +66,7 @@ class Runner(Protocol):
         """Make one call; return when the results are ready."""
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
-        """The results by name: those of `Workload.outputs` that this candidate has.
+        """The results by name, for the names in `Workload.outputs` that this candidate has.
 
         They are `cls_token` [B, D], `register_tokens` [B, R, D], `patch_tokens` [B, P, D], or with
         heads `logits` [B, K], `depth` [B, H, W] and `segmentation` [B, H, W], uint8.

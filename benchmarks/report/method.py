@@ -67,8 +67,8 @@ def reading(settings: Settings) -> tuple[str, ...]:
         "The roofline is the least time for the cell's arithmetic at the rate of a large matrix "
         f"product, {product}, or for its bytes at the copy bandwidth, whichever is longer; the "
         f"share {share}.",
-        "Accuracy is that of the very candidate at the cell, against eager float32 on the same "
-        f"images; {inaccurate}.",
+        "Accuracy is measured for the very candidate at the cell, against eager float32 on the "
+        f"same images; {inaccurate}.",
     )
 
 

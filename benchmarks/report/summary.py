@@ -147,7 +147,7 @@ def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
     ratios = sorted(duel.ratio.median for duel in found)
     yield (
         f"Its {precision_name(precision)} calls take {span(ratios[0], ratios[-1])} times as long "
-        "as those of the fastest peer of the cell."
+        "as the fastest peer of the cell."
     )
     for kind, words in ((Standing.SLOWER, "Slower"), (Standing.OPEN, "Not decided")):
         named = [_named(duel) for duel in found if duel.standing is kind]

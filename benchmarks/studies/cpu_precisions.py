@@ -4,7 +4,7 @@ r"""Measures what each precision on a CPU costs in accuracy and takes in time, r
         [--cells 1x224,8x224,1x518 --sizes 224,231x345,518 --turns 25]
 
 The graphs of the bundle run in OpenVINO, in one process, and take turns. In bf16, the float32 parts
-of docs/adr/0018 are added one after the other. Accuracy is that of all tokens of four photographs,
+of docs/adr/0018 are added one after the other. Accuracy covers all tokens of four photographs,
 relative to the float32 graph. An int8 graph runs with everything else in fp32 and in bf16.
 """
 
@@ -126,7 +126,7 @@ def accuracy_table(runs: Mapping[str, Run], sizes: Sequence[ImageSize]) -> str:
 
 
 def time_table(runs: Mapping[str, Run], shapes: Sequence[Cell], turns: int) -> str:
-    """Time over that of float32, the median and its 95 % interval."""
+    """Time over the float32 time, the median and its 95 % interval."""
     columns = []
     for batch, size in shapes:
         pixels = photo_crops(range(batch), size)

@@ -4,8 +4,8 @@ r"""Compares forms of int8, with all products in int8: what they cost in accurac
         [--crops 100 --cells 1x224,8x224,1x518 --turns 25]
 
 Activations are rounded dynamically or statically (see `export/int8/activations.py`), and everything
-else is in fp32 or bf16. Accuracy is that of crops of 224 x 224 that no export uses, relative to the
-float32 graph: 1 - cos of CLS tokens, and the first percentile of the cosines of patch tokens.
+else is in fp32 or bf16. Accuracy is measured on crops of 224 x 224 that no export uses, relative to
+the float32 graph: 1 - cos of CLS tokens, and the first percentile of the cosines of patch tokens.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def accuracy(run: Run, want: Sequence[tuple[Any, ...]], crops: NDArray[np.uint8]
 
 
 def compare(forms: Mapping[str, Run], crops: int, cells: Sequence[Cell], turns: int) -> str:
-    """Accuracy of each form on `crops` crops, and its time over that of float32 at `cells`."""
+    """Accuracy of each form on `crops` crops, and its time over the float32 time at `cells`."""
     pixels = photo_crops(range(_FIRST_SEED, _FIRST_SEED + crops), _SIZE)
     want = [forms["fp32"](image[None]) for image in pixels]
     columns = []

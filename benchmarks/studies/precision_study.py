@@ -124,7 +124,7 @@ def draw_small_gamma(state: StateDict) -> None:
 
 
 def markdown(rows: Sequence[ErrorRow]) -> str:
-    """A table with one line per row, which also has the row's error over that of autocast."""
+    """A table with one line per row, which also has the row's error over the error of autocast."""
     autocast = {
         (row.variant, row.size): row.patch_l2 for row in rows if row.name == "torch autocast"
     }

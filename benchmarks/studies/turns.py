@@ -15,7 +15,7 @@ _WARM_UP = 2
 
 
 def ratios(calls: Mapping[str, Callable[[], object]], turns: int) -> dict[str, Interval]:
-    """The time of each of `calls` over that of the first, paired by turns, after a warm-up."""
+    """The time of each of `calls` over the first one's, paired by turns, after a warm-up."""
     for call in calls.values():
         for _ in range(_WARM_UP):
             call()

@@ -135,7 +135,7 @@ def official_head_url(spec: HeadSpec, architecture: Architecture) -> str:
     variant = variant_of(architecture)
     if variant is None:
         raise InputError(
-            f"official heads are those of the variants, and this is {architecture.label}; give a "
+            f"official heads exist for the variants only, and this is {architecture.label}; give a "
             f"file of its own: --head {spec.name}=FILE"
         )
     folder = variant.name.removesuffix("_reg")
@@ -150,7 +150,7 @@ def _prefix(spec: HeadSpec) -> str:
 def _state(
     source: str, spec: HeadSpec, architecture: Architecture, shapes: dict[str, tuple[int, ...]]
 ) -> tuple[StateDict, str]:
-    """The tensors, and a SHA-256: that of the file, or of all tensors where there is none."""
+    """The tensors, and a SHA-256 of the file, or of all tensors if they come from no file."""
     if source.startswith(_SYNTHETIC):
         arrays = synthetic_head(spec, architecture.embed_dim, shapes, _seed(source))
         state = {key: torch.from_numpy(array) for key, array in arrays.items()}

@@ -22,7 +22,7 @@ from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
 _LARGEST = 127
 _LEVELS = 255
 _LEAST_RANGE = 1e-6
-"""Of a channel, relative to that of the widest: a channel that is always zero needs a scale too."""
+"""The least scale of a channel, relative to the widest: one that is always zero needs one too."""
 
 _HEADROOM = 1.1
 """A range that other images exceed is worse than steps that are a tenth larger: docs/adr/0009."""

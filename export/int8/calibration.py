@@ -58,7 +58,8 @@ class Calibration:
         if len(found) < LEAST_PHOTOS:
             raise InputError(
                 f"--calibration names {len(found)} photographs; the least is {LEAST_PHOTOS}, of "
-                "what the model is for; give more, or leave it out to use those of dinov2rt"
+                "what the model is for; give more, or leave it out to use the photographs that "
+                "ship with dinov2rt"
             )
         count = min(len(found), _MOST_PHOTOS)
         used = [found[index * len(found) // count] for index in range(count)]

@@ -64,7 +64,7 @@ def round_products(
     """`weights` [in, out], by product, e.g. `blocks.3.qkv`, rounded for what `model` gives them.
 
     Args:
-        model: the eager model, whose products take the same activations as those of the graph.
+        model: the eager model, whose products take the same activations as the graph's products.
         images: float32 [B, 3, H, W].
         weights: as they stand in the graph. Factors that were folded into output channels do not
             matter, as each output channel is rounded on its own.

@@ -67,7 +67,7 @@ NOTHING_STATED = Stated()
 def read_architecture(state: StateDict, source: str, stated: Stated) -> Architecture:
     """The architecture of `state`, which has the official names.
 
-    Sizes are those of its tensors. Where `stated` does not say otherwise, heads are 64 wide, the
+    Sizes come from its tensors. Where `stated` does not say otherwise, heads are 64 wide, the
     position table is square, and it is resampled as the official models are: antialiased with
     registers, at an offset of 0.1 without.
 

@@ -113,7 +113,9 @@ def _located(source: str, wanted: Architecture | None) -> tuple[Path, str | None
     """The file or folder that `source` stands for, and the revision of one from the hub."""
     if source == "official":
         if not isinstance(wanted, Variant):
-            raise WeightsError("official weights are those of a variant; name one in place of auto")
+            raise WeightsError(
+                "official weights exist for the variants only; name a variant in place of auto"
+            )
         return official_checkpoint(wanted), None
     if "://" in source:
         raise WeightsError(

@@ -70,7 +70,7 @@ def read_json(path: Path, *, otherwise: str) -> dict[str, Any]:
     """The JSON object in `path`.
 
     Raises:
-        WeightsError: it cannot be read or is none, or a key is there twice; the message ends in
+        WeightsError: it cannot be read, is not an index, or holds a key twice; the message ends in
             `otherwise`.
     """
     try:

@@ -27,7 +27,7 @@ _WAVES = 4
 """Cosines along each side of the position table."""
 
 _PATCH_NUMBERS = 588
-"""Numbers in a patch that the recipe scales by, whatever the patch: those of the variants."""
+"""The recipe scales by the numbers in a patch of the variants, also for other patch sizes."""
 
 _LEARNED_TOKENS = ("cls_token", "register_tokens", "mask_token")
 _NORMS = ("norm1", "norm2", "norm")

@@ -29,7 +29,7 @@ def parse_backend(name: str) -> BackendName:
     """The backend called `name`.
 
     Raises:
-        InputError: there is none.
+        InputError: no backend has this name.
     """
     for backend in BACKENDS:
         if backend == name:
@@ -113,7 +113,7 @@ class GraphMode:
 
 @dataclass(frozen=True, slots=True)
 class PlanMode:
-    """One way in which a backend runs plans: those of one flavour of TensorRT, on a GPU."""
+    """One way in which a backend runs plans of one flavour of TensorRT, on a GPU."""
 
     backend: BackendName
     flavour: Flavour

@@ -103,8 +103,8 @@ def _claims_bf16() -> bool:
 class OpenVinoBackend:
     """One float32 or int8 graph, and requests for it, which calls take in turn.
 
-    OpenVINO gives all of its threads to one call at a time anyway. `precision`, fp32 or bf16, is
-    that of everything but int8 products.
+    OpenVINO gives all of its threads to one call at a time anyway. `precision`, fp32 or bf16,
+    is what everything but int8 products computes in.
     """
 
     concurrent_calls = 1

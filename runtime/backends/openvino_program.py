@@ -19,8 +19,8 @@ _HINTS = {Precision.FP32: "f32", Precision.BF16: "bf16"}
 class Program:
     """`model` compiled for the CPU; in bf16 some parts stay float32.
 
-    `precision` is that of everything in an int8 graph but its int8 products. Calls must not
-    overlap.
+    `precision` is what everything in an int8 graph computes in, except its int8 products. Calls
+    must not overlap.
     """
 
     def __init__(

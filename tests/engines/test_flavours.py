@@ -66,7 +66,7 @@ def test_targets_of_rtx(rtx: Toolkit, name: str) -> None:
     ("name", "message"),
     [
         ("sm90", 'cannot build for \'sm90\'; allowed are "sm75", "sm80"'),
-        ("current", 'target "current" needs a GPU, and there is none here'),
+        ("current", 'target "current" needs a GPU, and this machine has no GPU'),
         ("a100", "unknown target 'a100'; allowed are compute capabilities"),
         ("none", "unknown target 'none'"),
     ],

@@ -1,4 +1,4 @@
-"""Architectures that are none of the eight variants: outputs of the official code, from the bundle.
+"""Architectures beside the eight variants: outputs of the official code, from the bundle.
 
 `tests/golden-forms/forms.json` has the arguments of the official `DinoVisionTransformer`; weights
 are those of `synthetic:0` for its shapes. See also docs/checkpoints.md.

@@ -1,4 +1,4 @@
-"""The CUDA calls alone, without TensorRT, to separate their failures from those of the backends."""
+"""The CUDA calls alone, without TensorRT, to tell their failures from those of a backend."""
 
 import gc
 

@@ -1,4 +1,4 @@
-"""Architectures that are none of the eight variants in any part, and bundles of them."""
+"""Architectures that differ from the eight variants in every part, and bundles of them."""
 
 from pathlib import Path
 

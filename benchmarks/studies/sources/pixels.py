@@ -1,4 +1,4 @@
-"""Compares the pixels of `run --preprocess source` with those of the libraries' own code.
+"""Compares the pixels of `run --preprocess source` with the libraries' own pixels.
 
     python -m dinov2rt.benchmarks.studies.sources.pixels
 

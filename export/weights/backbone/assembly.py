@@ -97,7 +97,7 @@ def _unpack_swiglu(state: StateDict) -> None:
 
 
 def _add_class_position(state: StateDict, source: str, num_patches: int | None) -> None:
-    """Give the position table the one row that the official code has before those of patches.
+    """Give the position table the CLS token's row, which the official code has before the patches.
 
     timm has two more forms. With `no_embed_class`, the position of CLS is folded into `cls_token`:
     a row of zeros goes before the table, so that the sum is the same to the bit. Without, tables

@@ -44,7 +44,7 @@ _TRANSFORMERS_BLOCK = (
     (r"\.mlp\.up_proj\.", ".mlp.w2."),
     (r"\.mlp\.(weights_out|down_proj)\.", ".mlp.w3."),
 )
-"""Inside a block of transformers. The `_proj` names are those of its version 5."""
+"""Inside a block of transformers. Version 5 has the `_proj` names."""
 
 FUSED: dict[str, tuple[str, ...]] = {
     ".attn.qkv.": (".attn.q.", ".attn.k.", ".attn.v."),

@@ -46,7 +46,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     eager.add_argument(
         "--size",
         metavar="HxW,...",
-        help="sizes of the crops (default: 224x224, that of the position table, and an uneven one)",
+        help="sizes of the crops (default: 224x224, the native size, and an uneven one)",
     )
     eager.add_argument(
         "--weights", metavar="W", help="where the weights are now (default: as at the export)"

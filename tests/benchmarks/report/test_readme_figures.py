@@ -1,4 +1,4 @@
-"""The figures of the README are those of the committed runs."""
+"""The figures of the README come from the committed runs."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Rooms behind the export, for architectures that are none of the variants: pictures to plans."""
+"""Rooms behind the export, for architectures beside the variants: pictures to plans."""
 
 import json
 from pathlib import Path

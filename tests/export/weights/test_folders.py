@@ -1,4 +1,4 @@
-"""Which files of a folder are its checkpoint, and which folders are none."""
+"""Which files of a folder are its checkpoint, and which folders hold no checkpoint."""
 
 import json
 

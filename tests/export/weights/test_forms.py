@@ -1,4 +1,4 @@
-"""Whatever the form of a checkpoint, its weights are those of the plain form, bit for bit."""
+"""Every form of a checkpoint gives the weights of the plain form, bit for bit."""
 
 import pytest
 import torch

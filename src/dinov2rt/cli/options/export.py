@@ -15,7 +15,7 @@ INPUTS = {"pixels": InputFormat.PIXELS, "normalized": InputFormat.IMAGES}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    """Add those of `export`."""
+    """Add the arguments of `export`."""
     parser.add_argument(
         "variant",
         metavar="VARIANT",
