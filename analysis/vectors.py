@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.feature_columns import (
+from dinov2rt.extraction.image_features import (
     KEY,
     Facts,
     check_columns,

@@ -12,6 +12,7 @@ from dinov2rt.bundle.signature import ATTENTION, X_PRENORM, Extras
 from dinov2rt.errors import BundleError
 from dinov2rt.files import open_regular, read_regular
 from dinov2rt.foreign import quoted, shown
+from dinov2rt.onnx_files import external_files
 
 _LISTED_GROUPS = 6
 _NAME_LENGTH = 80
@@ -157,6 +158,37 @@ class GraphEntry:
         if not (self.files and self.outputs):
             raise ValueError("a graph must have files and outputs")
         self.limits.check()
+
+    def check(self, root: Path, *, rebuild: str) -> Path:
+        """The graph's path, after a check of all its files, and that it refers to no others.
+
+        Raises:
+            BundleError: a file is missing, altered or not named.
+        """
+        graph, *weights = self.files
+        self.check_references(root, graph.read(root, rebuild=rebuild))
+        for file in weights:
+            file.check(root, rebuild=rebuild)
+        return root / graph.path
+
+    def check_references(self, root: Path, content: bytes) -> None:
+        """Refuse the graph, whose bytes are `content`, if it refers to a file not among `files`.
+
+        Raises:
+            BundleError: it does, or it is no graph.
+        """
+        name = root / self.files[0].path
+        try:
+            found = external_files(content)
+        except ValueError as error:
+            raise BundleError(
+                f"{name} is no ONNX graph ({error}); export the bundle again"
+            ) from error
+        if unnamed := found - {file.path for file in self.files}:
+            raise BundleError(
+                f"{name} refers to {quoted(min(unnamed))}, which the manifest does not name for "
+                "it; export the bundle again"
+            )
 
     @property
     def in_bf16(self) -> "GraphEntry | None":

@@ -129,11 +129,14 @@ class Manifest:
         return self.architecture.normalization
 
     @property
+    def all_graphs(self) -> tuple[GraphEntry, ...]:
+        """Those of the precisions, that for ONNX Runtime CUDA, and those of one shape."""
+        return (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []), *self.static_graphs)
+
+    @property
     def files(self) -> tuple[FileEntry, ...]:
         """Every file of the bundle except the manifest, each once."""
-        graphs = (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []))
-        graphs += self.static_graphs
-        files = [file for graph in graphs for file in graph.files]
+        files = [file for graph in self.all_graphs for file in graph.files]
         files += [self.golden, *(plan.file for plan in self.plans)]
         return tuple({file.path: file for file in files}.values())
 

@@ -102,8 +102,7 @@ def build_plan(
         watch.add(job.graph.files)
         progress(f"checking the files of the {job.graph.precision} graph")
         rebuild = manifest.rebuild_command(bundle)
-        onnx_file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in job.graph.files]
-        built = _build(job, onnx_file, progress)
+        built = _build(job, job.graph.check(bundle, rebuild=rebuild), progress)
     _check_memory(job, built.facts)
     progress("writing the plan")
     entry = _write(job, built)

@@ -15,14 +15,17 @@ from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
-from dinov2rt.extraction.feature_columns import (
+from dinov2rt.extraction.image_features import (
     KEY,
+    SIZE_COLUMNS,
     TOKEN_COLUMNS,
+    ImageFeatures,
+    as_unicode,
     check_columns,
     check_filled,
     check_row,
+    sizes,
 )
-from dinov2rt.extraction.image_features import SIZE_COLUMNS, ImageFeatures, as_unicode, sizes
 from dinov2rt.files import require_regular
 from dinov2rt.foreign import shown
 from dinov2rt.named_enum import NamedEnum

@@ -6,7 +6,7 @@ from typing import Any
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.feature_columns import Facts, check_columns
+from dinov2rt.extraction.image_features import Facts, check_columns
 from dinov2rt.extraction.parquet import METADATA_PREFIX, opened_parquet, reading_parquet
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require

@@ -3,13 +3,14 @@
 import contextlib
 import functools
 import io
+import struct
 import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO, TypeGuard, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ is opened through pillow-heif, where it is installed."""
 _EXIF_ORIENTATION = 0x0112
 _EXIF_QUARTER_TURNS = (5, 6, 7, 8)
 _JPEG = ("JPEG", "MPO")
+_HEAD_BYTES = 32
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _OPAQUE = 255
 # Warning filters belong to the process; the lock keeps threads from restoring each other's.
@@ -104,7 +106,7 @@ def load_fitted(
             return replace(_fitted(upright, whole, fit), lost_transparency=is_lost)
     # Pillow's decoders let through whatever a damaged file makes them trip over.
     except Exception as error:
-        raise InputError(f"{shown(_name(path))} {_reason(error)}") from error
+        raise InputError(f"{shown(_name(path))} {_reason(error, path)}") from error
 
 
 def as_pillow(image: NDArray[np.uint8]) -> "Image":
@@ -243,21 +245,38 @@ def _opened_formats() -> tuple[str, ...]:
 
 def _is_heif(path: Path | str | BinaryIO) -> bool:
     """Whether the file begins as a phone's HEIC does: a box called `ftyp`, and a brand."""
-    if isinstance(path, Path | str):
-        with open_regular(Path(path)) as file:
-            return _is_heif(file)
-    path.seek(0)
-    head = path.read(12)
+    head = _head(path)
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
-def _reason(error: Exception) -> str:
+def _head(path: Path | str | BinaryIO) -> bytes:
+    """The first bytes of a file."""
+    if isinstance(path, Path | str):
+        with open_regular(Path(path)) as file:
+            return file.read(_HEAD_BYTES)
+    path.seek(0)
+    return path.read(_HEAD_BYTES)
+
+
+def _other_format(path: Any) -> str | None:
+    """A format of Pillow that is not opened and that the file begins as, such as EPS."""
+    head = path[:_HEAD_BYTES] if isinstance(path, bytes) else _head(path)
+    for name, (_, accepts) in _pillow().OPEN.items():
+        with contextlib.suppress(IndexError, TypeError, struct.error):  # of a file that is short
+            if accepts is not None and accepts(head) and name not in FORMATS:
+                return str(name)
+    return None
+
+
+def _reason(error: Exception, path: Any) -> str:
     pillow = _pillow()
     if isinstance(error, InputError):
         return f"cannot be used: {error}"
     if isinstance(error, pillow.UnidentifiedImageError):
+        other = _other_format(path)
         return (
-            "is not an image of a format that is opened; convert it to PNG or JPEG "
+            f"is {f'{other}, ' if other else ''}not an image of a format that is opened; convert "
+            "it to PNG or JPEG "
             f"(opened are {', '.join(FORMATS)})"
         )
     if isinstance(error, pillow.DecompressionBombError | pillow.DecompressionBombWarning):

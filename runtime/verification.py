@@ -60,7 +60,7 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
     graph, rebuild = manifest.cuda_graph, manifest.rebuild_command(bundle)
     if graph is None:
         raise BundleError(f"{bundle} holds no graph for ONNX Runtime CUDA; {rebuild}")
-    file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in graph.files]
+    file = graph.check(bundle, rebuild=rebuild)
 
     def complete(inputs: Mapping[str, Any]) -> Mapping[str, Any]:
         grid = GridInputs.of(manifest.architecture, graph.input_name, inputs)
@@ -84,7 +84,7 @@ def verify_static_graph(bundle: Path, manifest: Manifest, graph: GraphEntry) -> 
         BackendError: ONNX Runtime cannot load it.
     """
     rebuild = manifest.rebuild_command(bundle)
-    file, *_ = [entry.check(bundle, rebuild=rebuild) for entry in graph.files]
+    file = graph.check(bundle, rebuild=rebuild)
     golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
     batch, *size = graph.static
     cases = [

@@ -11,7 +11,7 @@ MOST_FILES = 18
 SOURCE = ("analysis", "benchmarks", "bundle", "engines", "export", "extraction", "runtime", "src")
 
 MAY_REQUIRE = {
-    "analysis": {"PIL", "faiss", "pyarrow", "scipy", "sklearn"},
+    "analysis": {"PIL", "faiss", "pyarrow", "scipy", "sklearn", "threadpoolctl"},
     "benchmarks": {"onnxruntime", "pyarrow", "tensorrt_rtx"},
     "bundle": {"fsspec"},
     "engines": {"onnx"},

@@ -48,8 +48,7 @@ def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: Non
             raise BundleError(f"{bundle} has dense heads, whose graph has no form {NOT_CAPTURED}")
         watch.add(graph.files)
         progress(f"checking the files of the {graph.precision} graph")
-        for file in graph.files:
-            file.check(bundle, rebuild=rebuild)
+        graph.check(bundle, rebuild=rebuild)
         progress("writing the graph for ONNX Runtime CUDA")
         entry = write_cuda_graph(bundle, manifest.architecture, graph)
     _record(bundle, entry)

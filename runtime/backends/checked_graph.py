@@ -7,9 +7,6 @@ from pathlib import Path
 
 from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.replaced import not_replaced
-from dinov2rt.errors import BundleError
-from dinov2rt.foreign import quoted
-from dinov2rt.runtime.backends.onnx_files import external_files
 from dinov2rt.runtime.backends.protocol import Backend
 
 
@@ -31,7 +28,7 @@ def open_while_hashing(
         with not_replaced(bundle) as watch, ThreadPoolExecutor(1) as pool:
             watch.add(graph.files)
             content = graph_file.read(bundle, rebuild=rebuild)
-            _check_external_files(bundle, graph, content)
+            graph.check_references(bundle, content)
             for entry in weights:
                 entry.locate(bundle, rebuild=rebuild)
             hashing = pool.submit(
@@ -44,18 +41,3 @@ def open_while_hashing(
                 hashing.result()  # altered weights take precedence over an error of the library
         undo.pop_all()
     return backend
-
-
-def _check_external_files(bundle: Path, graph: GraphEntry, content: bytes) -> None:
-    """Refuse a graph that refers to a file that is not among its files in the manifest."""
-    name = bundle / graph.files[0].path
-    try:
-        found = external_files(content)
-    except ValueError as error:
-        raise BundleError(f"{name} is no ONNX graph ({error}); export the bundle again") from error
-    unnamed = found - {file.path for file in graph.files}
-    if unnamed:
-        raise BundleError(
-            f"{name} refers to {quoted(sorted(unnamed)[0])}, which the manifest does not name for "
-            "it; export the bundle again"
-        )

@@ -141,8 +141,7 @@ def open_plan(
     if engine is None:
         raise _does_not_load(entry, reason or log.last, rebuild)
     if "strip_weights" in entry.options:
-        onnx_file, *_ = [part.check(bundle, rebuild=rebuild) for part in graph.files]
-        _refit(trt, engine, onnx_file, log)
+        _refit(trt, engine, graph.check(bundle, rebuild=rebuild), log)
     if "weight_streaming" in entry.options:  # must be set before the first execution context
         engine.weight_streaming_budget_v2 = engine.get_weight_streaming_automatic_budget()
     contexts = contexts_of(trt, engine, entry.flavour)

@@ -9,6 +9,7 @@ from dinov2rt.analysis.prediction_pictures import (
     draw_prediction,
 )
 from dinov2rt.bundle.tasks.classes import class_table
+from dinov2rt.foreign import shown
 from dinov2rt.runtime.predictions import Classification, Depth, Segmentation
 
 HEIGHT, WIDTH = 280, 210
@@ -92,3 +93,16 @@ def test_one_patch_with_most_attention_does_not_darken_the_others() -> None:
     overview = draw_overview(PHOTO, colours, attention, DEPTH, "of synthetic weights")
     attended = overview[-HEIGHT:, WIDTH + 8 :][:, :WIDTH]
     assert attended[..., 1].min() > 200  # the last colour of the map, yellow
+
+
+def test_names_of_classes_are_written_with_escapes_and_cut() -> None:
+    logits, name = np.zeros((1, 2), np.float32), "\x1b[2J\u202e" + "x" * 10_000
+    drawn = draw_prediction(PHOTO, Classification(logits, (name, "dog")))
+    assert np.array_equal(
+        drawn, draw_prediction(PHOTO, Classification(logits, (shown(name, 60), "dog")))
+    )
+    palette, classes = np.zeros((2, 3), np.uint8), np.zeros((1, HEIGHT, WIDTH), np.uint8)
+    legend = draw_prediction(PHOTO, Segmentation(classes, (name, "dog"), palette))
+    assert np.array_equal(
+        legend, draw_prediction(PHOTO, Segmentation(classes, (shown(name, 60), "dog"), palette))
+    )

@@ -13,14 +13,19 @@ import pytest
 from PIL import Image
 
 from dinov2rt.bundle.entries import FileEntry
+from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.tasks.classifier_file import read_classifier
 from dinov2rt.errors import BundleError, Dinov2rtError, InputError
+from dinov2rt.extraction.chunks import Failure
+from dinov2rt.extraction.collection import find_chunks
+from dinov2rt.extraction.decoding import Decoding, decode
 from dinov2rt.extraction.reader import read_features
 from dinov2rt.extraction.shards import parquet_images, tar_images
 from dinov2rt.files import open_regular, read_regular
 from dinov2rt.runtime.images import FORMATS, load_image
+from dinov2rt.runtime.preprocess import Preprocess
 
 EPS = b"""%!PS-Adobe-3.0 EPSF-3.0
 %%BoundingBox: 0 0 10 10
@@ -128,8 +133,32 @@ def test_a_program_that_is_called_an_image_is_not_run(
 
     monkeypatch.setattr("subprocess.Popen", start)
     monkeypatch.setattr("subprocess.check_call", start)
-    with pytest.raises(InputError, match="not an image of a format that is opened"):
+    with pytest.raises(InputError, match="is EPS, not an image of a format that is opened"):
         load_image(tmp_path / name)
+    with pytest.raises(InputError, match="is EPS, not an image of a format that is opened"):
+        load_image((tmp_path / name).read_bytes())
+
+
+def test_in_a_folder_each_of_them_is_a_row_of_the_errors_that_says_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("photos")
+    folder.mkdir()
+    Image.new("RGB", (14, 14)).save(folder / "sound.png")
+    (folder / "holiday.jpg").write_bytes(EPS)
+    (folder / "psd.png").write_bytes(b"8BPS\0\1" + bytes(30))
+    for name, make in (("pipe.jpg", pipe), ("socket.jpg", listening), ("zero.jpg", endless)):
+        make(folder / name)
+    decoding = Decoding(Preprocess(), Snap.CROP, max_pixels=2**22, patch_size=14)
+    items = [item for chunk in find_chunks([folder]) for item in chunk.items()]
+    outcomes = [decode(item, decoding) for item in items]
+    failures = {each.key: each.reason for each in outcomes if isinstance(each, Failure)}
+    assert len(outcomes) == len(failures) + 1
+    for key, reason in failures.items():
+        said = {"holiday.jpg": "is EPS, not", "psd.png": "is PSD, not"}.get(key, "cannot be read (")
+        assert said in reason
+        assert reason.isprintable()
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

@@ -17,8 +17,9 @@ import pytest
 from dinov2rt.bundle.entries import FileEntry, WeightsEntry
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.replaced import not_replaced
+from dinov2rt.cli import main
 from dinov2rt.errors import BundleError, BundleReplacedError, Dinov2rtError
-from dinov2rt.runtime.backends.onnx_files import external_files
+from dinov2rt.onnx_files import external_files
 from dinov2rt.runtime.model import load
 
 PIXELS = np.full((1, 28, 42, 3), 100, np.uint8)
@@ -125,7 +126,9 @@ def test_an_error_that_a_replacement_explains_is_that_of_the_replacement(
         raise BundleError("fp32.onnx.data has another hash")
 
 
-def test_weights_that_the_manifest_does_not_name_are_refused(pooling_bundle: Path) -> None:
+def test_weights_that_the_manifest_does_not_name_are_refused(
+    pooling_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = pooling_bundle / "fp32.onnx"
     model = onnx.load(file, load_external_data=False)
     for entry in model.graph.initializer[0].external_data:
@@ -139,6 +142,10 @@ def test_weights_that_the_manifest_does_not_name_are_refused(pooling_bundle: Pat
     dataclasses.replace(manifest, graphs=(graph,)).write(pooling_bundle)
     with pytest.raises(BundleError, match=r"refers to 'elsewhere\.data', which the manifest does"):
         load(pooling_bundle, device="cpu")
+    for verb in (["info", "--check"], ["verify"], ["build", "--precision", "fp32"]):
+        assert main([*verb, str(pooling_bundle)]) in (1, 2)
+        said = capsys.readouterr()
+        assert "refers to 'elsewhere.data', which the manifest does not" in said.out + said.err
 
 
 def nested(tensor: onnx.TensorProto) -> onnx.ModelProto:

@@ -111,8 +111,13 @@ def _state(bundle: Path, entry: FileEntry, manifest: Manifest, *, check: bool) -
     """Whether the file is there, and with `check` whether it is intact."""
     if not check:
         return "there" if (bundle / entry.path).is_file() else "missing"
+    rebuild = manifest.rebuild_command(bundle)
     try:
-        entry.check(bundle, rebuild=manifest.rebuild_command(bundle))
+        for graph in manifest.all_graphs:
+            if entry == graph.files[0]:
+                graph.check_references(bundle, entry.read(bundle, rebuild=rebuild))
+                return "intact"
+        entry.check(bundle, rebuild=rebuild)
     except BundleError as error:
         return str(error)
     return "intact"

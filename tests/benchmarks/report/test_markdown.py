@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from dinov2rt.benchmarks.report.formats import significant
+from dinov2rt.benchmarks.report.html_page import to_html
 from dinov2rt.benchmarks.report.markdown import to_markdown
 from dinov2rt.benchmarks.report.summary import Standing, duels, sentences
 from dinov2rt.benchmarks.results import BenchmarkRun, Row
@@ -194,3 +195,14 @@ def test_on_a_gpu_the_phases_of_a_call_are_told(benchmark_run: BenchmarkRun) -> 
     row = cells_of(lines[lines.index("## Phases of a call on the GPU") + 4])
     assert row == ["dinov2_vits14_reg 1x224x224", OWN, "0.210", "1.50", "0.0340"]
     assert "Phases of a call" not in to_markdown(benchmark_run)
+
+
+def test_control_characters_of_a_results_file_do_not_reach_a_page(
+    benchmark_run: BenchmarkRun, tmp_path: Path
+) -> None:
+    odd = replace(benchmark_run.environment, cpu="odd\x1b[2J\u202e")
+    replace(benchmark_run, environment=odd).write(tmp_path / "run.json")
+    run = BenchmarkRun.read(tmp_path / "run.json")
+    for page in (to_markdown(run), to_html(run)):
+        assert not {"\x1b", "\u202e"} & {*page}
+        assert "x1b" in page

@@ -1,8 +1,8 @@
 """Finds the external files that an ONNX graph refers to, without the onnx package.
 
 It reads the wire format of protocol buffers, along the fields of `onnx.proto` that lead to a
-tensor. Before a library loads a graph, the runtime checks that all of its files are in the
-manifest; otherwise the library would load a file whose hash was not checked.
+tensor. Before a library reads a graph, all of its files have to be in the manifest; otherwise the
+library would read a file whose hash was not checked.
 """
 
 from collections.abc import Iterator
