@@ -14,10 +14,9 @@ from dinov2rt.bundle.geometry import Snap
 from dinov2rt.bundle.tasks.bilinear import resized_bands
 from dinov2rt.bundle.tasks.classes import spread_colours
 from dinov2rt.bundle.tasks.segmenter_file import OwnSegmenter
-from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.image_features import ImageFeatures
-from dinov2rt.extraction.parquet import read_rows
+from dinov2rt.extraction.parquet import patch_size_of, read_rows
 from dinov2rt.runtime.preprocess import Preprocess
 
 _SNAPS = (Snap.PAD, Snap.CROP)
@@ -181,7 +180,7 @@ def _folder(collection: Collection, masks: Path) -> MaskFolder:
         )
     if not masks.is_dir():
         raise InputError(f"{masks} is no folder; give the folder of the masks")
-    return MaskFolder(masks, preprocess, snap, find_variant(metadata["variant"]).patch_size)
+    return MaskFolder(masks, preprocess, snap, patch_size_of(metadata))
 
 
 def _rows(collection: Collection) -> Iterator[ImageFeatures]:

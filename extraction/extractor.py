@@ -15,7 +15,7 @@ from dinov2rt.extraction.dataset import FeatureDataset, PartReport, StagedPart
 from dinov2rt.extraction.decoding import Decoders
 from dinov2rt.extraction.extract import ExtractOptions, ImageOutcome, extract, layer_outputs
 from dinov2rt.extraction.image_features import as_unicode
-from dinov2rt.extraction.parquet import LAYERS, FeatureType
+from dinov2rt.extraction.parquet import LAYERS, PATCH_SIZE, FeatureType
 from dinov2rt.runtime.model import Model
 
 MEANINGLESS = "the weights are synthetic: these features mean nothing, they only exercise the path"
@@ -141,6 +141,7 @@ def feature_metadata(model: Model, options: ExtractOptions, root: Path) -> dict[
         "weights_source": weights.source,
         "weights_sha256": weights.sha256,
         "architecture": model.architecture.fingerprint,
+        PATCH_SIZE: str(model.architecture.patch_size),
         "precision": str(model.graph.precision),
         "preprocess": options.preprocess.name,
         "snap": str(options.snap),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.variants import find_variant
 from dinov2rt.errors import InputError
 from dinov2rt.extraction.chunks import Failure
 from dinov2rt.extraction.image_features import (
@@ -27,7 +28,7 @@ from dinov2rt.extraction.image_features import (
     sizes,
 )
 from dinov2rt.files import require_regular
-from dinov2rt.foreign import shown
+from dinov2rt.foreign import quoted, shown
 from dinov2rt.named_enum import NamedEnum
 from dinov2rt.optional import require
 
@@ -36,6 +37,9 @@ METADATA_PREFIX = "dinov2rt."
 
 LAYERS = "layers"
 """The setting that names the blocks of `layer_cls_tokens`, as in "8,9,10,11 of 12"."""
+
+PATCH_SIZE = "patch_size"
+"""The setting that states the side of a patch in pixels."""
 
 _LAYERS_OF = re.compile(r"\d{1,4}(,\d{1,4})* of \d{1,4}")
 _ROW_GROUP_BYTES = 64 << 20
@@ -104,6 +108,20 @@ def layers_of(metadata: Mapping[str, str]) -> tuple[int, ...]:
         raise InputError(f"{shown(said)} are no layers of features; leave them out")
     listed = said.partition(" ")[0]
     return tuple(map(int, listed.split(","))) if listed else ()
+
+
+def patch_size_of(metadata: Mapping[str, str]) -> int:
+    """The side of a patch in pixels. Older features do not state it, but name their variant.
+
+    Raises:
+        InputError: the variant is unknown, or the side is no number.
+    """
+    stated = metadata.get(PATCH_SIZE)
+    if stated is None:
+        return find_variant(metadata["variant"]).patch_size
+    if not stated.isdecimal() or not int(stated):
+        raise InputError(f"the features state a patch size of {quoted(stated)}; compute them again")
+    return int(stated)
 
 
 def write_features(file: BinaryIO, schema: Any, rows: Iterator[ImageFeatures]) -> int:

@@ -141,7 +141,8 @@ def _answer(outputs: Mapping[str, Any], head: HeadEntry, *, scores: bool) -> Pre
         _check_classes(head, value.shape[1], len(names))
         return Classification(value, names)
     names = class_names(head)
-    _check_classes(head, int(value.max(initial=0)) + 1, len(names))
+    if isinstance(value, np.ndarray):  # classes that stay on a GPU are not read
+        _check_classes(head, int(value.max(initial=0)) + 1, len(names))
     lowres = outputs[scores_name(head.output)] if scores else None
     return Segmentation(value, names, palette_of(head), lowres)
 

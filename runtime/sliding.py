@@ -21,6 +21,7 @@ ScoresOf = Callable[[Pixels], Scores]
 
 _BAND_BYTES = 2**26
 _WINDOWS_AT_ONCE = 4
+_TILE_COLUMNS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,15 +70,20 @@ class _View:
             horizontal = bilinear_matrix(scores.shape[2], across.stop - across.start)
             total[:, of_band, across] += vertical @ scores @ horizontal.T
             count[of_band, across] += 1
-        return np.asarray(total / count, np.float32)
+        total /= count
+        return total
+
+    def row_bytes(self, size: ImageSize) -> int:
+        """Bytes of the scores of one row of the image, at its own `size` or at that of the view."""
+        rows = -(-self.size.height // size.height)
+        return 4 * len(self.scores[0]) * max(size.width, rows * self.size.width)
 
     def probabilities(self, size: ImageSize, band: slice) -> Scores:
         """Softmax [K, rows, W] of the logits at the image's own `size`, for some of its rows."""
         vertical = bilinear_matrix(self.size.height, size.height)[band]
-        used = np.flatnonzero(vertical.any(axis=0))
-        rows = range(int(used[0]), int(used[-1]) + 1)
-        horizontal = bilinear_matrix(self.size.width, size.width)
-        values = vertical[:, rows.start : rows.stop] @ self.logits(rows) @ horizontal.T
+        rows = _used(vertical)
+        down = vertical[:, rows.start : rows.stop] @ self.logits(rows)
+        values = _resampled_across(down, bilinear_matrix(self.size.width, size.width))
         values -= values.max(axis=0)
         np.exp(values, out=values)
         values /= values.sum(axis=0)
@@ -93,7 +99,7 @@ def classify_pixels(image: Pixels, recipe: SlidingRecipe, scores_of: ScoresOf) -
         for is_mirrored in ((False, True) if recipe.mirrors else (False,))
     ]
     classes = np.empty((size.height, size.width), np.uint8)
-    for band in _bands(size, len(views[0].scores[0])):
+    for band in _bands(size, max(view.row_bytes(size) for view in views)):
         total = views[0].probabilities(size, band)
         for view in views[1:]:
             total = total + view.probabilities(size, band)
@@ -134,10 +140,28 @@ def _view(image: Pixels, is_mirrored: bool, recipe: SlidingRecipe, scores_of: Sc
     return _View(size, is_mirrored, tuple(windows), tuple(scores))
 
 
-def _bands(size: ImageSize, classes: int) -> Iterator[slice]:
-    step = max(1, _BAND_BYTES // (4 * classes * size.width))
+def _bands(size: ImageSize, row_bytes: int) -> Iterator[slice]:
+    step = max(1, _BAND_BYTES // row_bytes)
     for start in range(0, size.height, step):
         yield slice(start, min(start + step, size.height))
+
+
+def _resampled_across(values: Scores, matrix: NDArray[np.float32]) -> Scores:
+    """`values` [K, rows, w] times `matrix` [W, w] transposed, without most of its zeros."""
+    classes, rows, _ = values.shape
+    out = np.empty((classes, rows, len(matrix)), np.float32)
+    for start in range(0, len(matrix), _TILE_COLUMNS):
+        tile = matrix[start : start + _TILE_COLUMNS]
+        used = _used(tile)
+        columns = slice(used.start, used.stop)
+        out[:, :, start : start + len(tile)] = values[:, :, columns] @ tile[:, columns].T
+    return out
+
+
+def _used(matrix: NDArray[np.float32]) -> range:
+    """The columns of `matrix` from the first to the last that holds more than zeros."""
+    used = np.flatnonzero(matrix.any(axis=0))
+    return range(int(used[0]), int(used[-1]) + 1)
 
 
 def resize_uint8(image: Pixels, size: ImageSize) -> Pixels:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,15 +18,16 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.signature import InputFormat
 
-_HEADS = "heads."
-"""What the names of a head's nodes begin with."""
+_OF_HEADS = re.compile(r"heads\.(?!\w+\.band_)")
+"""What the names of a head's nodes begin with, without those that make a class map of scores."""
 
 
 def head_flops(graph: Path, pixels: np.ndarray) -> int:
     """Floating-point operations of the heads in `graph` for `pixels` [B, H, W, 3].
 
     2 for each multiply-add of a matrix product or convolution, as in `flops`, with the shapes that
-    ONNX Runtime sees. Everything else is left out.
+    ONNX Runtime sees. Everything else is left out, and so is the way from scores to class maps,
+    which need not be made of products: see `bundle/tasks/class_map.py`.
     """
     return sum(_node_flops(event["args"]) for event in _events(graph, pixels))
 
@@ -62,7 +64,7 @@ def _events(graph: Path, pixels: np.ndarray) -> Iterator[dict[str, Any]]:
         session.run(None, {name: pixels if name == InputFormat.PIXELS else IMAGENET(pixels)})
         events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     for event in events:
-        if event.get("cat") == "Node" and event["name"].startswith(_HEADS):
+        if event.get("cat") == "Node" and _OF_HEADS.match(event["name"]):
             yield event
 
 

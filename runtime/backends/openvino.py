@@ -15,6 +15,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
+from dinov2rt.runtime.backends.class_maps import ClassMaps
 from dinov2rt.runtime.backends.openvino_program import Program
 from dinov2rt.runtime.cpu import is_x86, this_cpu
 
@@ -121,6 +122,7 @@ class OpenVinoBackend:
         try:
             self._graph: Any = self._openvino.Core().read_model(graph)
             _check_operators(self._graph)
+            self._maps = _drop_class_maps(self._graph)
             if "AVX-512" in this_cpu().instruction_sets:  # elsewhere it was not measured
                 _steer_products(self._graph)
             any_shape = self._graph.clone()
@@ -137,6 +139,10 @@ class OpenVinoBackend:
         """Run the graph; see `Backend.infer`."""
         if device_outputs:
             raise InputError("openvino returns numpy arrays; device outputs need a plan")
+        values = self._run(inputs, self._maps.sources(outputs))
+        return self._maps.completed(values, outputs, inputs)
+
+    def _run(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> dict[str, NDArray[Any]]:
         shapes = _shapes(inputs)
         with self._lock:
             if self._any_shape is None:
@@ -227,6 +233,15 @@ def _expose_padding(model: Any) -> bool:
     model.add_parameters(parameters)
     model.validate_nodes_and_infer_types()
     return True
+
+
+def _drop_class_maps(model: Any) -> ClassMaps:
+    """Remove class maps from the outputs of `model`, and with them what computes them."""
+    results = {result.output(0).get_any_name(): result for result in model.get_results()}
+    maps = ClassMaps.of(tuple(results))
+    for name in maps.names:
+        model.remove_result(results[name])
+    return maps
 
 
 def _steer_products(model: Any) -> None:

@@ -187,6 +187,42 @@ def test_options_of_the_other_kind_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_heads_are_fitted_on_a_backbone_that_is_no_variant(
+    bundle_unusual: Path,
+    photos: Path,
+    masks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Patches of 16 pixels and eight registers: 60x73 pixels are 4x5 patches."""
+    rows, heads = tmp_path / "f.parquet", (tmp_path / "c.npz", tmp_path / "s.npz")
+    options = ("--snap", "pad", "--patch-tokens", "--backend", "onnxruntime")
+    assert main(["run", str(bundle_unusual), str(photos), "--out", str(rows), *options]) == 0
+    train(rows, heads[0], "--labels", "folder")
+    train(rows, heads[1], "--masks", masks, "--json")
+    said = capsys.readouterr().out
+    assert "export it with: dinov2rt export auto --weights W --head classifier=" in said
+    assert json.loads(said[said.index("{") :])["patches"] <= 20 * IMAGES
+    weights = bundle_unusual.parent / "weights.pth"
+    sources = f"classifier={heads[0]},segmenter={heads[1]}"
+    facts = "--num-heads 3 --grid 10x16 --antialias on --offset 0 --mean .5,.5,.5 --std .25,.25,.25"
+    argv = ["export", "auto", "--weights", str(weights), *facts.split(), "--head", sources]
+    assert main([*argv, "--precision", "fp32", "--out", str(tmp_path / "bundle")]) == 0
+    segmenter = read_segmenter(heads[1])
+    (row, *_) = (row for part in rows.glob("*.parquet") for row in read_rows(part))
+    with load(tmp_path / "bundle", device="cpu", backend="onnxruntime") as model:
+        pixels = np.asarray(Image.open(photos / row.key))
+        answer: Any = model.predict(pixels, heads="segmenter", scores=True)
+        assert answer.classes.shape == (1, 60, 73)
+        assert row.patch_tokens is not None
+        planes = (row.patch_tokens @ segmenter.weight.T + segmenter.bias).T.reshape(-1, 4, 5)
+        terms = np.abs(segmenter.weight) @ np.abs(row.patch_tokens.T)
+        assert error(answer.scores[0], planes, terms.reshape(planes.shape)) < 1e-5
+        top = model.predict(pixels, heads="classifier", snap="pad").top(1)
+        assert top[0][0].name == Path(row.key).parent.name
+
+
 def test_layer_tokens_need_layers(
     bundle_s: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """`dinov2rt predict`: answers as files and pictures, resumed, and what is refused."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,23 @@ def test_answers_are_files_that_say_what_they_are(
         with Image.open(pictures[0]) as image:
             assert image.mode == "RGB"
             assert image.height >= 45 - 45 % 14
+
+
+def test_images_of_a_shard_are_answered_by_their_names(
+    predict: Predict, photos: Path, tmp_path: Path
+) -> None:
+    shard = tmp_path / "photos.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name in ("a.png", "below/b.png"):
+            archive.add(photos / name, name)
+    status, document, _ = predict(shard, "--head", "nyu-linear,linear")
+    assert (status, document["images"]) == (0, 2)
+    keys = [record["image"] for record in document["predictions"]]
+    assert [key.rpartition("#")[2] for key in keys] == ["a.png", "below/b.png"]
+    for record in document["predictions"]:
+        with Image.open(tmp_path / "out" / record["heads"]["nyu-linear"]["file"]) as image:
+            assert image.size == (record["width"], record["height"])
+            assert image.mode == "I;16"
 
 
 def test_the_same_command_resumes(

@@ -1,5 +1,6 @@
 """Answers of heads through the runtime: which passes, which sizes, names, and what is refused."""
 
+import dataclasses
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
 from dinov2rt.bundle.signature import layer_output_names
 from dinov2rt.errors import BundleError, InputError
+from dinov2rt.runtime.gpu.device_arrays import DeviceArray, is_on_gpu
+from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.predict import _answer
 from dinov2rt.runtime.predictions import Classification, Depth, Predictions, Segmentation
@@ -49,6 +53,53 @@ def test_each_head_answers_as_alone_whatever_the_others_need(model: Model) -> No
     assert together["kitti-dpt"].depth_range == (0.001, 80.0)
     forced = model.predict(pixels, heads=["linear", "nyu-linear"], snap="crop")
     assert forced["nyu-linear"].metres.shape == (1, 42, 28)
+
+
+class OnGpu:
+    """Stands for images on a GPU, and for a backend that takes them and leaves answers there."""
+
+    dtype, description, concurrent_calls, reads_gpu_arrays = "uint8", "a GPU", 1, True
+
+    def __init__(self, *shape: int) -> None:
+        self.shape, self.asked = shape, []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> "OnGpu":
+        assert range(len(self))[rows] == range(len(self))
+        return self
+
+    def batch_limit(self, size: ImageSize) -> None:
+        assert size == ImageSize(42, 56)
+
+    def infer(
+        self, inputs: dict[str, Any], outputs: tuple[str, ...], *, device_outputs: bool
+    ) -> dict[str, Any]:
+        assert inputs == {"pixels": self}
+        self.asked.append((outputs, device_outputs))
+        memory: Any = None
+        spec = TensorSpec((self.shape[0], 42, 56), np.dtype(np.uint8))
+        return dict.fromkeys(outputs, DeviceArray(memory, 0, spec))
+
+
+def test_images_on_a_gpu_take_one_pass_and_answers_stay_there(model: Model) -> None:
+    images = OnGpu(2, 42, 56, 3)
+    choice = dataclasses.replace(model._choice, backend=images)
+    on_gpu = dataclasses.replace(model, _choice=choice)
+    heads = ["linear", "nyu-dpt", "ade20k-linear"]
+    answers = on_gpu.predict(images, heads=heads, device_outputs=True)
+    outputs = ("logits_linear", "depth_nyu_dpt", "segmentation_ade20k_linear")
+    assert images.asked == [(outputs, True)]
+    for value in (answers["nyu-dpt"].metres, answers["ade20k-linear"].classes):
+        assert is_on_gpu(value)
+        assert value.shape == (2, 42, 56)
+    assert is_on_gpu(answers["ade20k-linear"][1].classes)
+    with pytest.raises(InputError, match='snap="crop" runs on the host'):
+        on_gpu.predict(OnGpu(2, 45, 56, 3), heads=heads)
 
 
 def test_a_list_of_sizes_comes_back_in_order(model: Model) -> None:

@@ -73,11 +73,15 @@ def test_a_false_answer_fails(bundle: Path, output: str) -> None:
     assert output in str(report)
 
 
-def test_verify_eager_covers_heads(bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("precision", "backend"),
+    [(Precision.FP32, "openvino"), (Precision.FP16, "onnxruntime")],
+)
+def test_verify_eager_covers_heads(bundle: Path, precision: Precision, backend: str) -> None:
     manifest = Manifest.read(bundle)
-    graph = manifest.graphs[0]
+    graph = next(graph for graph in manifest.graphs if graph.precision is precision)
     cases = eager_cases(manifest, graph, sizes=[ImageSize(45, 31)])
-    with load(bundle, device="cpu", backend="openvino") as model:
+    with load(bundle, device="cpu", backend=backend, precision=precision) as model:  # type: ignore[arg-type]
         report = model.verify(cases)
     assert report, report
     assert {task.output for task in report.tasks} >= OUTPUTS

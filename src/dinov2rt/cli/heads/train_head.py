@@ -7,6 +7,7 @@ from dinov2rt.analysis.head_training import TOKENS, TrainOptions, train_classifi
 from dinov2rt.analysis.segment_training import SegmentOptions, train_segmenter
 from dinov2rt.bundle.tasks.classifier_file import write_classifier
 from dinov2rt.bundle.tasks.segmenter_file import write_segmenter
+from dinov2rt.bundle.variants import variants
 from dinov2rt.cli.output import progress
 from dinov2rt.cli.verb import Outcome, Verb
 from dinov2rt.errors import InputError
@@ -101,7 +102,7 @@ def _train_classifier(arguments: Namespace) -> Outcome:
         f"{out}: {len(own.class_names)} classes from {trained.images} images",
         f"accuracy on images held out: {held_out.share:.1%} "
         f"(95% interval {held_out.low:.1%} to {held_out.high:.1%}); the head is fitted on all",
-        f"export it with: dinov2rt export {shown(own.variant)} --head classifier={out}",
+        _how_to_export(own.variant, f"classifier={out}"),
     ]
     return Outcome(document, "\n".join(lines))
 
@@ -134,9 +135,15 @@ def _train_segmenter(arguments: Namespace) -> Outcome:
         f"on images held out: mean IoU {held_out.mean_iou:.1%}, {held_out.pixels:.1%} of pixels "
         "right; the head is fitted on all",
         f"least IoU: {', '.join(f'{shown(name)} {iou:.1%}' for name, iou in worst)}",
-        f"export it with: dinov2rt export {shown(own.variant)} --head segmenter={out}",
+        _how_to_export(own.variant, f"segmenter={out}"),
     ]
     return Outcome(document, "\n".join(lines))
+
+
+def _how_to_export(backbone: str, head: str) -> str:
+    is_variant = any(variant.name == backbone for variant in variants())
+    wanted = backbone if is_variant else "auto --weights W"
+    return f"export it with: dinov2rt export {wanted} --head {head}"
 
 
 def _names(file: Path) -> tuple[str, ...]:
