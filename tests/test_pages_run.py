@@ -42,6 +42,7 @@ PIXELS = "import numpy as np\npixels = np.zeros((2, 28, 42, 3), np.uint8)\n"
 STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.gpu.run": None,
     "dinov2rt.benchmarks.studies.attention_forms": "dinov2_vits14 --repeats 1",
+    "dinov2rt.benchmarks.studies.class_maps": "SEGMENTS --size 56 --turns 1",
     "dinov2rt.benchmarks.studies.cpu_precisions": "BUNDLE --cells 1x56 --sizes 56 --turns 1",
     "dinov2rt.benchmarks.studies.extraction": "BUNDLE --images 45 --turns 1",
     "dinov2rt.benchmarks.studies.fleet": "",
@@ -166,6 +167,8 @@ def test_studies_run(module: str, clone: Path, environment: dict[str, str]) -> N
     arguments = shlex.split(STUDIES[module] or "")
     if "INT8" in arguments:
         _export_int8(clone, environment)
+    if "SEGMENTS" in arguments:
+        _export_segments(clone, environment)
     done = _run([sys.executable, "-m", module, *arguments], clone, environment)
     assert done.returncode == 0, f"{module}:\n{done.stdout}{done.stderr}"
     assert len(done.stdout.splitlines()) >= 2
@@ -177,6 +180,14 @@ def _export_int8(folder: Path, environment: dict[str, str]) -> None:
         lacking("this CPU has no VNNI, and int8 graphs are measured on one")
     options = ["dinov2_vits14", "--weights", "synthetic:0", "--precision", "fp32,int8"]
     program = [sys.executable, "-m", "dinov2rt", "export", *options, "--out", "INT8"]
+    assert _run(program, folder, environment).returncode == 0
+
+
+def _export_segments(folder: Path, environment: dict[str, str]) -> None:
+    """A bundle SEGMENTS with a segmentation head."""
+    head = ["--head", "ade20k-linear=synthetic:0", "--precision", "fp32"]
+    options = ["dinov2_vits14", "--weights", "synthetic:0", *head]
+    program = [sys.executable, "-m", "dinov2rt", "export", *options, "--out", "SEGMENTS"]
     assert _run(program, folder, environment).returncode == 0
 
 

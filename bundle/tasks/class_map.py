@@ -9,6 +9,7 @@ The result is exact: the first largest of all scores, resampled as in `bilinear.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +19,7 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Classes = NDArray[np.uint8]
 
-_STRIP_BYTES = 2**26
+_STRIP_BYTES = 2**24
 _PARTS = 4
 """Along each axis, of the pixels between four samples."""
 
@@ -97,22 +98,33 @@ class _Candidates:
         )
 
 
-def best_classes(scores: Floats, size: tuple[int, int]) -> Classes:
-    """The first best class of every pixel, uint8 [H, W]; `scores` are [K, h, w]."""
+def best_classes(scores: Floats, size: tuple[int, int], threads: int = 1) -> Classes:
+    """The first best class of every pixel, uint8 [H, W].
+
+    Args:
+        scores: [K, h, w].
+        size: height and width of the image, of at least a pixel for each row and column of scores.
+        threads: strips of the image are computed by so many threads.
+    """
     rows, columns = (_Axis.of(*sides) for sides in zip(scores.shape[1:], size, strict=True))
     bordered = np.pad(scores, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    bordered = bordered[:, :, columns.samples[0] : columns.samples[-1] + 2]
     classes = np.empty(size, np.uint8)
-    for strip in _strips(rows, size[1] * len(scores)):
+
+    def fill(strip: _Axis) -> None:
         samples = bordered[:, strip.samples[0] : strip.samples[-1] + 2]
-        samples = samples[:, :, columns.samples[0] : columns.samples[-1] + 2]
         classes[strip.cuts[0] : strip.cuts[-1]] = _strip(samples, strip, columns)
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(fill, _strips(rows, size[1] * len(scores), threads)))
     return classes
 
 
-def _strips(rows: _Axis, values_a_row: int) -> Iterator[_Axis]:
+def _strips(rows: _Axis, values_a_row: int, threads: int) -> Iterator[_Axis]:
     """A few runs of rows at a time, so that memory is bounded if no class can be left out."""
     longest = int(np.diff(rows.cuts).max())
-    step = max(1, _STRIP_BYTES // (4 * values_a_row * longest))
+    most = max(1, _STRIP_BYTES // (4 * values_a_row * longest))
+    step = min(most, -(-len(rows) // threads))
     for start in range(0, len(rows), step):
         yield rows.runs(start, min(start + step, len(rows)))
 

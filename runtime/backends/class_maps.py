@@ -17,18 +17,16 @@ from dinov2rt.bundle.tasks.class_map import best_classes
 
 @dataclass(frozen=True, slots=True)
 class ClassMaps:
-    """The class maps among the outputs of a graph that are made on the host."""
+    """The class maps among the outputs of a graph that are made on the host, by `threads`."""
 
     names: frozenset[str]
+    threads: int
 
     @classmethod
-    def of(cls, outputs: Sequence[str]) -> "ClassMaps":
+    def of(cls, outputs: Sequence[str], threads: int) -> "ClassMaps":
         """Those among `outputs` whose scores are outputs as well."""
-        return cls(
-            frozenset(
-                name for name in outputs if is_class_map(name) and scores_name(name) in outputs
-            )
-        )
+        maps = (name for name in outputs if is_class_map(name) and scores_name(name) in outputs)
+        return cls(frozenset(maps), threads)
 
     def sources(self, outputs: Sequence[str]) -> tuple[str, ...]:
         """What the graph has to return for `outputs`: scores in place of class maps."""
@@ -39,14 +37,24 @@ class ClassMaps:
         self, values: Mapping[str, Any], outputs: Sequence[str], inputs: Mapping[str, Any]
     ) -> dict[str, NDArray[Any]]:
         """The `outputs` of a call with `inputs`, whose `sources` are in `values`."""
-        return {
-            name: _maps(values[scores_name(name)], inputs) if name in self.names else values[name]
+        maps = {
+            name: self._made(values[scores_name(name)], _size(inputs))
             for name in outputs
+            if name in self.names
         }
+        return {name: maps[name] if name in maps else values[name] for name in outputs}
+
+    def _made(self, scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+        return np.stack([best_classes(image, size, self.threads) for image in scores])
 
 
-def _maps(scores: NDArray[np.float32], inputs: Mapping[str, Any]) -> NDArray[np.uint8]:
-    return np.stack([best_classes(image, _size(inputs)) for image in scores])
+def without_class_maps(model: Any, threads: int) -> ClassMaps:
+    """Remove class maps from the outputs of an OpenVINO model, and with them what computes them."""
+    results = {result.output(0).get_any_name(): result for result in model.get_results()}
+    maps = ClassMaps.of(tuple(results), threads)
+    for name in maps.names:
+        model.remove_result(results[name])
+    return maps
 
 
 def _size(inputs: Mapping[str, Any]) -> tuple[int, int]:

@@ -15,9 +15,9 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
-from dinov2rt.runtime.backends.class_maps import ClassMaps
+from dinov2rt.runtime.backends.class_maps import without_class_maps
 from dinov2rt.runtime.backends.openvino_program import Program
-from dinov2rt.runtime.cpu import is_x86, this_cpu
+from dinov2rt.runtime.cpu import is_x86, this_cpu, usable_cores
 
 FIXED_SHAPES = 4
 """Compiled for one shape alone, at most: each takes about as much memory as the weights."""
@@ -122,7 +122,7 @@ class OpenVinoBackend:
         try:
             self._graph: Any = self._openvino.Core().read_model(graph)
             _check_operators(self._graph)
-            self._maps = _drop_class_maps(self._graph)
+            self._maps = without_class_maps(self._graph, threads or usable_cores())
             if "AVX-512" in this_cpu().instruction_sets:  # elsewhere it was not measured
                 _steer_products(self._graph)
             any_shape = self._graph.clone()
@@ -233,15 +233,6 @@ def _expose_padding(model: Any) -> bool:
     model.add_parameters(parameters)
     model.validate_nodes_and_infer_types()
     return True
-
-
-def _drop_class_maps(model: Any) -> ClassMaps:
-    """Remove class maps from the outputs of `model`, and with them what computes them."""
-    results = {result.output(0).get_any_name(): result for result in model.get_results()}
-    maps = ClassMaps.of(tuple(results))
-    for name in maps.names:
-        model.remove_result(results[name])
-    return maps
 
 
 def _steer_products(model: Any) -> None:

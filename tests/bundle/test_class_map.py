@@ -21,7 +21,9 @@ def smooth(*shape: int) -> np.ndarray:
 
 def assert_exact(scores: np.ndarray, size: tuple[int, int]) -> None:
     full = resize_bilinear(scores, size)
-    off = best_classes(scores, size) != full.argmax(axis=0)
+    found = best_classes(scores, size)
+    np.testing.assert_array_equal(best_classes(scores, size, threads=3), found)
+    off = found != full.argmax(axis=0)
     # Two sums of rounded products differ where two classes are equal up to rounding.
     assert not np.any(off & (margins_of(full, axis=0) > 1e-5 * np.abs(full).max()))
     assert off.mean() < 1e-3
