@@ -42,12 +42,13 @@ PIXELS = "import numpy as np\npixels = np.zeros((2, 28, 42, 3), np.uint8)\n"
 STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.gpu.run": None,
     "dinov2rt.benchmarks.studies.attention_forms": "dinov2_vits14 --repeats 1",
-    "dinov2rt.benchmarks.studies.class_maps": "SEGMENTS --size 56 --turns 1",
+    "dinov2rt.benchmarks.studies.heads.class_maps": "SEGMENTS --size 56 --turns 1",
     "dinov2rt.benchmarks.studies.cpu_precisions": "BUNDLE --cells 1x56 --sizes 56 --turns 1",
     "dinov2rt.benchmarks.studies.extraction": "BUNDLE --images 45 --turns 1",
     "dinov2rt.benchmarks.studies.fleet": "",
     "dinov2rt.benchmarks.studies.growth": "BUNDLE --size 28 --batch 1 --seconds 0 --images 8",
-    "dinov2rt.benchmarks.studies.head_costs": "dinov2_vits14 --heads linear --size 56 --seconds 0",
+    "dinov2rt.benchmarks.studies.heads.head_costs": "dinov2_vits14 --heads linear "
+    "--size 56 --seconds 0",
     "dinov2rt.benchmarks.studies.int8_quality": "INT8 --crops 3 --size 56",
     "dinov2rt.benchmarks.studies.int8_forms": "dinov2_vits14 --weights synthetic:0 --crops 1 "
     "--cells 1x56 --turns 1",

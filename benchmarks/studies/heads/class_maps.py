@@ -1,6 +1,6 @@
 """Measures the way from a segmentation head's scores to classes of pixels, in OpenVINO.
 
-    python -m dinov2rt.benchmarks.studies.class_maps BUNDLE [--size 224,518 --turns 20]
+    python -m dinov2rt.benchmarks.studies.heads.class_maps BUNDLE [--size 224,518 --turns 20]
 
 Times one image through the graph without its class map, with the graph's own, and with the one that
 the runtime makes of candidates alone, in turns. BUNDLE has one segmentation head.

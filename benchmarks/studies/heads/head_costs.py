@@ -1,6 +1,6 @@
 r"""Measures what heads cost: their share of time beside their share of the work.
 
-    python -m dinov2rt.benchmarks.studies.head_costs dinov2_vits14 \
+    python -m dinov2rt.benchmarks.studies.heads.head_costs dinov2_vits14 \
         [--heads linear,nyu-linear4,ade20k-linear,nyu-dpt --size 224,518 --seconds 10]
 
 Exports the backbone alone and with each head, from synthetic weights, and times all of them on the
