@@ -109,25 +109,26 @@ def _verify(
 
 
 def _modes(manifest: Manifest) -> tuple[list[GraphMode], dict[Precision, str]]:
-    """How each precision of the bundle is verified on this CPU, and why another cannot be."""
+    """How each precision of the bundle is verified on this CPU, and why a graph cannot be."""
     ways = [m for m in GRAPH_MODES if m.device == "cpu" and m.graph_of(manifest) is not None]
-    chosen, unverifiable = list[GraphMode](), dict[Precision, str]()
-    for precision in dict.fromkeys(mode.precision for mode in ways):
-        reasons = {mode: mode.cannot_run() for mode in ways if mode.precision is precision}
-        able = [mode for mode, reason in reasons.items() if reason is None]
-        # OpenVINO packs a copy of the weights, which for ViT-g may be too much beside the export.
-        able.sort(key=lambda mode: mode.backend == "openvino")
-        if able:
-            chosen.append(able[0])
-        else:
-            unverifiable[precision] = next(filter(None, reasons.values()))
+    chosen, reasons = dict[Precision, GraphMode](), dict[Precision, str]()
+    # ONNX Runtime first: OpenVINO packs a copy of the weights, too much for ViT-g beside an export.
+    for mode in sorted(ways, key=lambda mode: mode.backend == "openvino"):
+        reason = mode.cannot_run()
+        if reason is None:
+            chosen.setdefault(mode.precision, mode)
+        elif mode.kind is GraphKind.OF_PRECISION:
+            reasons.setdefault(mode.precision, reason)
     of_precision = {mode.precision for mode in ways if mode.kind is GraphKind.OF_PRECISION}
     for graph in manifest.graphs:
         if graph.precision not in of_precision:
-            unverifiable[graph.precision] = (
+            reasons[graph.precision] = (
                 f"no backend computes {graph.precision} graphs on a CPU; verify its plan on the GPU"
             )
-    return chosen, unverifiable
+    unverifiable = {
+        name: why for name, why in reasons.items() if name not in chosen or name not in of_precision
+    }
+    return list(chosen.values()), unverifiable
 
 
 def _outcome(
