@@ -4,8 +4,10 @@ r"""A loaded model under long use: equal outputs, flat memory, and what ends whi
 
 Without `--bundle`, a bundle is made that computes next to nothing, so that only the code
 around a model is measured. For each CPU backend, threads call one model with images of mixed shapes
-and compare every output with the first call's; the resident memory is read after the first 1,000
-calls and at the end. As a control, a process of its own calls the library alone in the same way.
+and compare every output with the first call's. The resident memory is read after the first 1,000
+calls, halfway and at the end, in processes that do nothing else, after allocators gave back what
+is free: how much they hold is another amount in each process. As a control, threads call the
+library alone in the same way.
 Then four processes unpickle the model, one closes a model while others call it, and one forks.
 """
 
@@ -13,138 +15,31 @@ import argparse
 import multiprocessing
 import os
 import pickle
-import random
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 
 from dinov2rt.benchmarks.studies.reliability.growing import print_rows
+from dinov2rt.benchmarks.studies.reliability.many_calls import (
+    ALONE,
+    BACKENDS,
+    Load,
+    expected,
+    images,
+    in_new_process,
+)
 from dinov2rt.benchmarks.studies.reliability.small_bundle import write_small_bundle
 from dinov2rt.errors import Dinov2rtError
-from dinov2rt.optional import require
 from dinov2rt.runtime.backends.modes import BackendName, parse_backend
-from dinov2rt.runtime.backends.openvino import import_openvino
 from dinov2rt.runtime.model import Model, load
 
-_SHAPES = ((1, 28, 28), (1, 56, 42), (3, 28, 28), (2, 70, 98), (8, 42, 42), (1, 224, 224))
-_SETTLED = 1000
 _PROCESSES = 4
 _CLOSE_AFTER = 200
-BACKENDS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Counts and memory, in MiB, after many calls of one model."""
-
-    calls: int
-    unequal: int
-    settled_mib: float
-    end_mib: float
-
-    @property
-    def growth_mib(self) -> float:
-        """After the first calls."""
-        return self.end_mib - self.settled_mib
-
-
-def images(number: int) -> np.ndarray:
-    """One of a few batches, the same for the same number."""
-    batch, height, width = _SHAPES[number % len(_SHAPES)]
-    random_numbers = np.random.default_rng(number % len(_SHAPES))
-    return random_numbers.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
-
-
-def expected(model: Model) -> list[np.ndarray]:
-    """The CLS tokens of each batch."""
-    return [model(images(number)).cls_token for number in range(len(_SHAPES))]
-
-
-Compute = Callable[[np.ndarray], np.ndarray]
-"""Images [B, H, W, 3] in, CLS tokens [B, D] out."""
-
-
-def call_from_threads(compute: Compute, calls: int, threads: int) -> Load:
-    """Call `compute` from `threads` threads, `calls` times each, with shapes in a random order."""
-    batches = [images(number) for number in range(len(_SHAPES))]
-    want = [compute(batch) for batch in batches]
-
-    def call(seed: int) -> int:
-        numbers = random.Random(seed)  # noqa: S311  # no secret
-        unequal = 0
-        for number in (numbers.randrange(len(_SHAPES)) for _ in range(count)):
-            unequal += not np.array_equal(compute(batches[number]), want[number])
-        return unequal
-
-    settle = min(calls, -(-_SETTLED // threads))
-    with ThreadPoolExecutor(threads) as pool:
-        count = settle
-        unequal = sum(pool.map(call, range(threads)))
-        settled_mib, count = _resident_mib(), calls - settle
-        unequal += sum(pool.map(call, range(threads, 2 * threads)))
-    return Load(calls * threads, unequal, settled_mib, _resident_mib())
-
-
-def in_new_process(bundle: Path, kind: str, calls: int, threads: int) -> Load:
-    """`call_from_threads` in a process that holds nothing else; `kind` is one of `COMPUTES`."""
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn) as pool:
-        return pool.submit(_in_this_process, bundle, kind, calls, threads).result()
-
-
-def _in_this_process(bundle: Path, kind: str, calls: int, threads: int) -> Load:
-    with COMPUTES[kind](bundle) as compute:
-        return call_from_threads(compute, calls, threads)
-
-
-@contextmanager
-def _model(bundle: Path, backend: BackendName) -> Iterator[Compute]:
-    with load(bundle, backend=backend, device="cpu") as model:
-        yield cls_tokens_of(model)
-
-
-def cls_tokens_of(model: Model) -> Compute:
-    """What is called of `model`."""
-    return lambda batch: model(batch, outputs=["cls_token"]).cls_token
-
-
-@contextmanager
-def _onnxruntime_alone(bundle: Path) -> Iterator[Compute]:
-    ort = require("onnxruntime", extra="ort", purpose="the control")
-    session = ort.InferenceSession(bundle / "fp32.onnx", providers=["CPUExecutionProvider"])
-    yield lambda batch: session.run(["cls_token"], {"pixels": batch})[0]
-
-
-@contextmanager
-def _openvino_alone(bundle: Path) -> Iterator[Compute]:
-    """One request and a lock, as OpenVINO's own documentation has it for several threads."""
-    openvino = import_openvino()
-    core, lock = openvino.Core(), threading.Lock()
-    hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    request = core.compile_model(bundle / "fp32.onnx", "CPU", hints).create_infer_request()
-
-    def compute(batch: np.ndarray) -> np.ndarray:
-        with lock:
-            request.infer({"pixels": batch})
-            return np.array(request.get_tensor("cls_token").data)
-
-    yield compute
-
-
-ALONE = "{} alone"
-COMPUTES: dict[str, Callable[[Path], AbstractContextManager[Compute]]] = {
-    **{backend: partial(_model, backend=backend) for backend in BACKENDS},
-    ALONE.format("onnxruntime"): _onnxruntime_alone,
-    ALONE.format("openvino"): _openvino_alone,
-}
 
 
 def unpickle_in_processes(model: Model) -> int:
@@ -215,10 +110,6 @@ def _tell_outputs(model: Model, want: list[np.ndarray], sending: object) -> None
     sending.send(answer)  # type: ignore[attr-defined]
 
 
-def _resident_mib() -> float:
-    return float(psutil.Process().memory_info().rss / 2**20)
-
-
 @contextmanager
 def _bundle(given: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
@@ -227,35 +118,49 @@ def _bundle(given: Path | None) -> Iterator[Path]:
         yield given or Path(folder, "bundle")
 
 
+_MEMORY_HEADER = (
+    "what is called",
+    "MiB in use after 1,000",
+    "MiB more at the end",
+    "of these in the last half",
+    "MiB free, held by allocators",
+)
 _HEADER = (
     "backend",
     "calls",
     "unequal",
-    "MiB after 1,000",
-    "MiB more at the end",
-    "MiB more, library alone",
     "unequal processes",
     "closed: done, refused",
     "after a fork",
 )
 
 
-def study(bundle: Path, backend: BackendName, calls: int, threads: int) -> tuple[str, ...]:
-    """A row of the table."""
-    used, alone = (
-        in_new_process(bundle, kind, calls, threads) for kind in (backend, ALONE.format(backend))
+def memory_row(kind: str, loads: Sequence[Load]) -> tuple[str, ...]:
+    """A row of the first table, with the least and the most of each figure."""
+    return (
+        kind,
+        _range("{:.0f}", [each.in_use_mib[0] for each in loads]),
+        _range("{:.1f}", [each.growth_mib for each in loads]),
+        _range("{:.1f}", [each.late_growth_mib for each in loads]),
+        _range("{:.1f}", [each.free_mib for each in loads]),
     )
+
+
+def _range(form: str, values: Sequence[float]) -> str:
+    ends = dict.fromkeys(form.format(value) for value in (min(values), max(values)))
+    return " to ".join(ends)
+
+
+def row(bundle: Path, backend: BackendName, loads: Sequence[Load], threads: int) -> tuple[str, ...]:
+    """A row of the second table."""
     with load(bundle, backend=backend, device="cpu") as model:
         unequal = unpickle_in_processes(model)
         forked = fork_after_load(model)
         done, refused = close_while_called(model, threads)
     return (
         backend,
-        f"{used.calls:,}",
-        str(used.unequal),
-        f"{used.settled_mib:.0f}",
-        f"{used.growth_mib:.1f}",
-        f"{alone.growth_mib:.1f}",
+        f"{sum(each.calls for each in loads):,}",
+        str(sum(each.unequal for each in loads)),
         str(unequal),
         f"{done}, {refused}",
         forked,
@@ -263,19 +168,30 @@ def study(bundle: Path, backend: BackendName, calls: int, threads: int) -> tuple
 
 
 def main() -> int:
-    """The table on standard output."""
+    """Two tables on standard output."""
     parser = argparse.ArgumentParser(prog="steady_load")
     parser.add_argument("--calls", type=int, default=10_000, help="of each thread")
     parser.add_argument("--threads", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=1, help="processes of each kind")
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--backends", default=",".join(BACKENDS))
     arguments = parser.parse_args()
-    backends = arguments.backends.split(",")
+    backends = [parse_backend(each) for each in arguments.backends.split(",")]
+    loads: dict[str, list[Load]] = {}
+    kinds = [kind for backend in backends for kind in (backend, ALONE.format(backend))]
     with _bundle(arguments.bundle) as bundle:
-        rows = (
-            study(bundle, parse_backend(backend), arguments.calls, arguments.threads)
-            for backend in backends
-        )
+
+        def memory_rows() -> Iterator[tuple[str, ...]]:
+            for kind in kinds:
+                loads[kind] = [
+                    in_new_process(bundle, kind, arguments.calls, arguments.threads)
+                    for _ in range(arguments.repeats)
+                ]
+                yield memory_row(kind, loads[kind])
+
+        print_rows(_MEMORY_HEADER, kinds, memory_rows())
+        print()
+        rows = (row(bundle, each, loads[each], arguments.threads) for each in backends)
         print_rows(_HEADER, backends, rows)
     return 0
 
