@@ -92,7 +92,7 @@ test-lowest: ## The quick tests with the lowest versions that pyproject.toml all
 	$(LOWEST)/bin/python -m pip install --quiet uv
 	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct pyproject.toml \
 		$(foreach extra,$(subst $(comma), ,$(LOWEST_EXTRAS)),--extra $(extra)) --output-file $(LOWEST)/lowest.txt
-	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python \
+	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
 		--requirement $(LOWEST)/lowest.txt --group test setuptools
 	PYTHONPATH=src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
 		-W default::DeprecationWarning -W default::FutureWarning
