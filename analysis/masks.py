@@ -39,7 +39,7 @@ class MaskFolder:
         """The mask of the image `key`: below the same folders, or else in the folder itself.
 
         Raises:
-            InputError: there is none.
+            InputError: the image has no mask.
         """
         inside = PurePath(split_key(key)[1])
         if not inside.name:

@@ -92,7 +92,7 @@ class Manifest:
     def succeed(self, old: Self, bundle: Path, left: Iterable[str] = ()) -> None:
         """Write it in place of `old`, and remove the files that it does not name any more.
 
-        Of `left`, paths of files that killed processes may have left, the same is true.
+        Files at the paths in `left`, which killed processes may have left, are removed as well.
 
         Raises:
             BundleError: `bundle` cannot be written to.
@@ -130,7 +130,7 @@ class Manifest:
 
     @property
     def all_graphs(self) -> tuple[GraphEntry, ...]:
-        """Those of the precisions, that for ONNX Runtime CUDA, and those of one shape."""
+        """A graph for each precision, the graph for ONNX Runtime CUDA, and graphs of one shape."""
         return (*self.graphs, *([self.cuda_graph] if self.cuda_graph else []), *self.static_graphs)
 
     @property

@@ -153,7 +153,7 @@ def _check_kind(head: HeadEntry, value: Any) -> None:
     is_classes = np.issubdtype(value.dtype, np.integer)
     if value.ndim != axes or is_classes != (head.task is Task.SEGMENTATION):
         raise BundleError(
-            f"the output {head.output} is not that of head {head.name}; export the bundle again"
+            f"the output {head.output} does not fit head {head.name}; export the bundle again"
         )
 
 

@@ -74,7 +74,7 @@ class _View:
         return total
 
     def row_bytes(self, size: ImageSize) -> int:
-        """Bytes of the scores of one row of the image, at its own `size` or at that of the view."""
+        """Bytes of the scores of one row of the image, at its own `size` or at the view's."""
         rows = -(-self.size.height // size.height)
         return 4 * len(self.scores[0]) * max(size.width, rows * self.size.width)
 

@@ -69,7 +69,7 @@ def read_segmenter(file: Path) -> OwnSegmenter:
     """The segmentation head in `file`.
 
     Raises:
-        WeightsError: it cannot be read, is none, or is damaged.
+        WeightsError: it cannot be read, is not a segmentation head, or is damaged.
     """
     try:
         weight, bias, facts = read_own_head(file, FORMAT)

@@ -29,8 +29,8 @@ _INLINE_BYTES = 1024
 def add_cuda_graph(bundle: Path, progress: Callable[[str], None] = lambda _: None) -> GraphEntry:
     """Add the fused form of the bundle's fp16 graph, for ONNX Runtime CUDA, to the bundle.
 
-    It needs no torch. Its files are named by their content: those of an older such graph stay whole
-    until the manifest, which is replaced atomically, names the new ones.
+    It needs no torch. Its files are named by their content: the files of an older such graph stay
+    whole until the manifest, which is replaced atomically, names the new ones.
 
     Raises:
         BundleError: the bundle is unreadable or altered, or has no fp16 graph, or another build has

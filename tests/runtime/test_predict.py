@@ -188,10 +188,10 @@ def test_more_classes_than_names_are_refused(model: Model, head: str, value: np.
 @pytest.mark.parametrize(
     ("head", "value", "changes", "reason"),
     [
-        ("linear", np.zeros((1, 2, 2), np.float32), {}, "is not that of head linear"),
-        ("nyu-linear", np.zeros((1, 2), np.float32), {}, "is not that of head nyu-linear"),
-        ("nyu-linear", np.zeros((1, 2, 2), np.uint8), {}, "is not that of head nyu-linear"),
-        ("ade20k-ms", np.zeros((1, 2, 2), np.float32), {}, "is not that of head ade20k-ms"),
+        ("linear", np.zeros((1, 2, 2), np.float32), {}, "does not fit head linear"),
+        ("nyu-linear", np.zeros((1, 2), np.float32), {}, "does not fit head nyu-linear"),
+        ("nyu-linear", np.zeros((1, 2, 2), np.uint8), {}, "does not fit head nyu-linear"),
+        ("ade20k-ms", np.zeros((1, 2, 2), np.float32), {}, "does not fit head ade20k-ms"),
         ("linear", np.zeros((1, 5), np.float32), {"data": "nosuch"}, "unknown classes 'nosuch'"),
         ("nyu-linear", np.zeros((1, 2, 2), np.float32), {"depth_range": None}, "states no range"),
         ("ade20k-ms", np.zeros((1, 2, 2), np.uint8), {"data": "imagenet1k"}, "have no palette"),

@@ -94,7 +94,7 @@ def _compiled(graph: Path, pixels: NDArray[np.uint8], threads: int, *, has_map: 
 
 
 def main() -> int:
-    """Print a table, of times over those of the graph without its map; 2 for bad input."""
+    """Print a table of times over the graph without its map; 2 for bad input."""
     parser = argparse.ArgumentParser(prog="class_maps", description="what class maps cost on a CPU")
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--size", default="224,518", help="sides in pixels (default: 224,518)")

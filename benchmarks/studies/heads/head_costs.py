@@ -43,9 +43,9 @@ class HeadCost:
 
     `times_backbone` is the median over turns of the time divided by the backbone's alone, `least`
     and `most` the ends; `shortest` is the quotient of the two shortest turns, which other work on
-    the machine disturbs least. `eager_times_backbone` is that of eager PyTorch. `share_of_time` is
+    the machine disturbs least. `eager_times_backbone` is eager PyTorch's. `share_of_time` is
     the head's, `share_of_flops` its part of all matrix work of the graph. `over_eager` is the time
-    of eager PyTorch divided by that of dinov2rt, both with the head and in their shortest turns.
+    of eager PyTorch divided by dinov2rt's time, both with the head and in their shortest turns.
     """
 
     size: ImageSize

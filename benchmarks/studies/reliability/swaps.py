@@ -3,7 +3,7 @@ r"""A bundle that is replaced over and over while it is loaded: old, new or refu
     python -m dinov2rt.benchmarks.studies.reliability.swaps [--loads 300 --kinds onnxruntime]
 
 Another process puts two bundles in place by turns, as `export --force` does. Each load is followed
-by a call, whose output says which weights are served; they must be those of the manifest. A plan
+by a call, whose output says which weights are served; they must be the manifest's. A plan
 needs a GPU to be deserialized. Without one, it is loaded up to there, and the bytes that TensorRT
 for RTX is given must be the plan of the manifest.
 """

@@ -84,7 +84,7 @@ def _run(place: Path) -> Victim:
         parts = [part for part in out().glob("*.parquet") if part.name[0] not in "._"]
         rows = [row for part in parts for row in _rows(part)]
         if any(row != wanted[row["key"]] for row in rows):
-            raise ValueError("rows that are not those of a run that was never killed")
+            raise ValueError("rows that differ from a run that was never killed")
         if len(rows) == len(wanted):
             finish([*base, str(out())])
             if _rows(out()) != list(wanted.values()) or list(out().rglob("*.partial")):
@@ -112,7 +112,7 @@ def _predict(place: Path) -> Victim:
                 load_image(picture)
         got = _answers(out())
         if any(answer != wanted[name] for name, answer in got.items()):
-            raise ValueError("answers that are not those of a run that was never killed")
+            raise ValueError("answers that differ from a run that was never killed")
         if len(got) == len(wanted):
             finish([*base, str(out())])
             if list(out().rglob("*.partial")):
