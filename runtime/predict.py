@@ -151,7 +151,7 @@ def _check_kind(head: HeadEntry, value: Any) -> None:
     """Refuse an output that is of another task than the manifest says."""
     axes = 3 if head.is_dense else 2
     is_classes = np.issubdtype(value.dtype, np.integer)
-    if value.ndim != axes or is_classes != (head.task is Task.SEGMENTATION):
+    if len(value.shape) != axes or is_classes != (head.task is Task.SEGMENTATION):
         raise BundleError(
             f"the output {head.output} does not fit head {head.name}; export the bundle again"
         )
