@@ -5,7 +5,7 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -60,6 +60,12 @@ class OnGpu:
 
     dtype, description, concurrent_calls, reads_gpu_arrays = "uint8", "a GPU", 1, True
 
+    specs: ClassVar = {
+        "logits_linear": TensorSpec((2, 1000), np.dtype(np.float32)),
+        "depth_nyu_dpt": TensorSpec((2, 42, 56), np.dtype(np.float32)),
+        "segmentation_ade20k_linear": TensorSpec((2, 42, 56), np.dtype(np.uint8)),
+    }
+
     def __init__(self, *shape: int) -> None:
         self.shape, self.asked = shape, []
 
@@ -82,8 +88,7 @@ class OnGpu:
         assert inputs == {"pixels": self}
         self.asked.append((outputs, device_outputs))
         memory: Any = None
-        spec = TensorSpec((self.shape[0], 42, 56), np.dtype(np.uint8))
-        return dict.fromkeys(outputs, DeviceArray(memory, 0, spec))
+        return {name: DeviceArray(memory, 0, self.specs[name]) for name in outputs}
 
 
 def test_images_on_a_gpu_take_one_pass_and_answers_stay_there(model: Model) -> None:
@@ -92,8 +97,7 @@ def test_images_on_a_gpu_take_one_pass_and_answers_stay_there(model: Model) -> N
     on_gpu = dataclasses.replace(model, _choice=choice)
     heads = ["linear", "nyu-dpt", "ade20k-linear"]
     answers = on_gpu.predict(images, heads=heads, device_outputs=True)
-    outputs = ("logits_linear", "depth_nyu_dpt", "segmentation_ade20k_linear")
-    assert images.asked == [(outputs, True)]
+    assert images.asked == [(tuple(OnGpu.specs), True)]
     for value in (answers["nyu-dpt"].metres, answers["ade20k-linear"].classes):
         assert is_on_gpu(value)
         assert value.shape == (2, 42, 56)
