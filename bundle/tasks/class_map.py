@@ -2,8 +2,8 @@
 
 Between four samples of the grid, the resampled scores of a class are a bilinear form: over a
 rectangle of pixels, they are largest and smallest at its corners. A class whose largest corner is
-below another's smallest is not the best of any pixel in it. Of 150 classes, some ten are left
-between four samples, and one or two in a sixteenth of that. Only those are computed for each pixel.
+below another's smallest is not the best of any pixel in it. Most classes are left out between four
+samples, and nearly all in a sixteenth of that. Only the others are computed for each pixel.
 
 The result is exact: the first largest of all scores, resampled as in `bilinear.py`.
 """
