@@ -84,7 +84,7 @@ docs: setup ## The API reference, from the docstrings, into docs/api
 	$(BIN)/python -W error docs/api.py
 
 # Resolved by uv, since pip cannot; the tests' own tools are the newest that fit. What an old package
-# uses of a newer one may be deprecated.
+# uses of a newer one may be deprecated, and torch 2.9 warns of the switches of TF32 that it reads itself.
 LOWEST := .venv-lowest
 LOWEST_EXTRAS := ort,openvino,export,image,parquet,search,eval,ray,bench,peers,tensorrt-rtx
 test-lowest: ## The quick tests with the lowest versions that pyproject.toml allows
@@ -94,8 +94,9 @@ test-lowest: ## The quick tests with the lowest versions that pyproject.toml all
 		$(foreach extra,$(subst $(comma), ,$(LOWEST_EXTRAS)),--extra $(extra)) --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
 		--requirement $(LOWEST)/lowest.txt --group test setuptools
-	PYTHONPATH=src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
-		-W default::DeprecationWarning -W default::FutureWarning
+	PYTHONPATH=$(CURDIR)/src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
+		-W default::DeprecationWarning -W default::FutureWarning \
+		-W "default:Please use the new API settings:UserWarning"
 
 check: setup ## Formatting, lint, types, layers, containers, workflows, pages that are out of date
 	$(BIN)/ruff format --check

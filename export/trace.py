@@ -6,6 +6,7 @@ seconds for every variant, where torch needs many minutes for the symbolic shape
 
 import contextlib
 import copy
+import io
 import logging
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -268,12 +269,12 @@ def _token_axis(name: str, architecture: Architecture) -> tuple[str | int, ...]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter's messages about torchvision and its own deprecations."""
+    """Silence the exporter: torchvision, its own deprecations, what onnxscript 0.6 prints."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             yield
