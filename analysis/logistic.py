@@ -87,7 +87,7 @@ def _fit(model: Any, vectors: NDArray[np.float64], labels: NDArray[Any]) -> bool
 def _threads(vectors: NDArray[np.float64], labels: NDArray[Any]) -> AbstractContextManager[Any]:
     """One thread for a small fit, whose steps are shorter than it takes to wake up others.
 
-    On a machine whose cores are busy, others make it a hundred times slower.
+    On a machine whose cores are busy, they make it much slower.
     """
     if vectors.size * len(np.unique(labels)) > _LARGE_FIT:
         return nullcontext()

@@ -1,8 +1,6 @@
 """The official evaluations: their arithmetic alone, and the official outputs with a real model."""
 
 import math
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +17,6 @@ from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.heads.checkpoint import HeadSource
 from dinov2rt.runtime.model import Model, load
 from dinov2rt.runtime.sliding import (
-    _BAND_BYTES,
     MULTI_SCALE,
     ONE_SCALE,
     SlidingRecipe,
@@ -229,37 +226,3 @@ def test_the_sliding_window_is_the_official_one(
     want = golden("dinov2_vits14__ade20k_linear__hubble_518x518__slide")["class_map"]
     got = segments("").predict(pixels("hubble_518x518"), heads="ade20k-linear", recipe="official")
     assert np.mean(got.classes != want) < 1e-4
-
-
-MEASURED = """
-import resource, sys
-import numpy as np
-from dinov2rt import load
-
-def peak_bytes():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-with load(sys.argv[1], device="cpu", backend="openvino") as model:
-    large = np.random.default_rng(0).integers(0, 256, (1200, 1600, 3), dtype=np.uint8)
-    def segment(image):
-        return model.predict(image, heads="ade20k-linear", recipe="official").classes
-    segment(np.ascontiguousarray(large[:512, :683]))
-    before = peak_bytes()
-    assert segment(large).shape == (1, 1200, 1600)
-    print(peak_bytes() - before)
-"""
-
-
-@pytest.mark.slow
-def test_memory_of_a_process_does_not_grow_with_classes_times_pixels(
-    segments: Callable[[str], Model],
-) -> None:
-    """The engine sees windows alone, of one size for both images: what grows is on the host."""
-    command = [sys.executable, "-c", MEASURED, str(segments("").path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    photo = ImageSize(1200, 1600)
-    bound = bytes_on_the_host(photo, ONE_SCALE, classes=150, band_bytes=_BAND_BYTES)
-    all_scores = 4 * 150 * photo.pixels
-    # A quarter more: a process keeps some of what it has freed.
-    assert int(done.stdout) < 1.25 * bound < all_scores / 3
