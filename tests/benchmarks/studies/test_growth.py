@@ -45,7 +45,10 @@ def test_every_shape_is_measured_beside_its_terms(bundle_s: Path) -> None:
 
 
 class _Leak:
-    """Stands in for a model whose `map` leaks 8 MiB per batch."""
+    """Stands in for a model whose `map` leaks 64 MiB per batch.
+
+    The leak has to stand out: another library of the test process may take a few MiB meanwhile.
+    """
 
     def __init__(self) -> None:
         self._kept: list[np.ndarray] = []
@@ -54,16 +57,16 @@ class _Leak:
         """Leak nothing in a single call."""
 
     def map(self, batches: Iterable[np.ndarray]) -> Iterator[None]:
-        """Leak 8 MiB per batch; two batches per turn make 16 MiB."""
+        """Leak 64 MiB per batch; two batches per turn make 128 MiB."""
         for _ in batches:
-            self._kept.append(np.ones(2**20))
+            self._kept.append(np.ones(2**23))
             yield
 
 
 def test_a_leak_of_map_is_seen_below_an_earlier_peak() -> None:
-    np.ones(2**24)  # 128 MiB, given back at once
+    np.ones(2**26)  # 512 MiB, given back at once
     rate = map_rate(cast(Model, _Leak()), batch=1, images=2)
-    assert rate.rss_growth_mib == pytest.approx(2 * 16, abs=4)
+    assert rate.rss_growth_mib == pytest.approx(2 * 128, rel=0.1)
 
 
 def test_a_batch_of_map_that_is_the_largest_is_not_run_in_parts(
