@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dinov2rt.errors import InputError
+from dinov2rt.extraction.image_features import as_unicode, existing
 from dinov2rt.extraction.reader import num_rows, read_metadata
 from dinov2rt.foreign import shown
 from dinov2rt.optional import require
@@ -29,7 +30,7 @@ class Places:
 
     def file(self, position: int, key: str) -> Path:
         """The file of the image at `position` with the given `key`; `SHARD#NAME` for a shard."""
-        return self.roots[bisect.bisect_right(self.ends, position)] / key
+        return existing(str(self.roots[bisect.bisect_right(self.ends, position)] / key))
 
     def find(self, query: str, keys: Any) -> int | None:
         """The position of the image that `query` names, among `keys` (an Arrow array), or None.
@@ -73,21 +74,21 @@ def places_of(parts: Sequence[str], root: Path | None = None) -> Places:
         InputError: a part cannot be read.
     """
     files = [Path(part) for part in parts]
-    roots = [root or Path(read_metadata(file).get("root", "")) for file in files]
+    roots = [root or existing(read_metadata(file).get("root", "")) for file in files]
     return Places(tuple(roots), tuple(itertools.accumulate(map(num_rows, files))))
 
 
 def _position(keys: Any, key: str) -> int | None:
-    position = int(keys.index(key).as_py())
+    position = int(keys.index(as_unicode(key)).as_py())
     return None if position < 0 else position
 
 
 def _by_end(query: str, keys: Any) -> int | None:
     compute = require("pyarrow.compute", extra="parquet", purpose="searching features")
-    found = keys.filter(compute.ends_with(keys, f"/{query}")).unique().to_pylist()
+    found = keys.filter(compute.ends_with(keys, f"/{as_unicode(query)}")).unique().to_pylist()
     if len(found) > 1:
         raise InputError(
-            f"{query} is the end of {len(found)} keys, such as "
+            f"{shown(query)} is the end of {len(found)} keys, such as "
             f"{shown(', '.join(found[:_EXAMPLES]))}; give the whole key"
         )
     return _position(keys, found[0]) if found else None

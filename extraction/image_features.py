@@ -1,7 +1,9 @@
 """The features of one image, as a row of a file, and checks of what a file of others claims."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -82,6 +84,8 @@ SIZE_COLUMNS = (
 """The names of the size columns in every output, in the order of `sizes`."""
 
 _MAY_BE_NULL = SIZE_COLUMNS[2:4]
+_UNDECODABLE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
+"""The escape of a lone surrogate, with which Python stands for a byte that is not UTF-8."""
 
 
 def sizes(row: ImageFeatures) -> tuple[int | None, ...]:
@@ -94,6 +98,17 @@ def sizes(row: ImageFeatures) -> tuple[int | None, ...]:
 def as_unicode(key: str) -> str:
     """`key` with escapes instead of lone surrogates, which encode undecodable bytes of a name."""
     return key.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def existing(path: str) -> Path:
+    """The file or folder that `as_unicode` wrote as `path`.
+
+    A path without escapes, or one that exists as it is written, is itself.
+    """
+    written = Path(path)
+    if _UNDECODABLE.search(path) is None or written.exists():
+        return written
+    return Path(_UNDECODABLE.sub(lambda escape: chr(int(escape[1], 16)), path))
 
 
 def alike(rows: Iterable[ImageFeatures]) -> Iterator[ImageFeatures]:

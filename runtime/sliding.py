@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.tasks.bilinear import bilinear_matrix
+from dinov2rt.errors import InputError
 
 Pixels = NDArray[np.uint8]
 Scores = NDArray[np.float32]
@@ -22,6 +23,9 @@ ScoresOf = Callable[[Pixels], Scores]
 _BAND_BYTES = 2**26
 _WINDOWS_AT_ONCE = 4
 _TILE_COLUMNS = 256
+_MAX_SCALED_PIXELS = 2**26
+"""A thin image has so many at the recipe's short side that memory would not suffice: 1 × 5000
+would become 512 × 2,560,000."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +95,17 @@ class _View:
 
 
 def classify_pixels(image: Pixels, recipe: SlidingRecipe, scores_of: ScoresOf) -> Pixels:
-    """The class of every pixel of `image` [H, W, 3], uint8 [H, W]."""
+    """The class of every pixel of `image` [H, W, 3], uint8 [H, W].
+
+    Raises:
+        InputError: the image is so thin that it would have too many pixels at the recipe's scales.
+    """
     size = ImageSize(*image.shape[:2])
+    sizes = scaled_sizes(size, recipe)
+    _check_scaled(size, max(sizes, key=lambda scaled: scaled.pixels))
     views = [
         _view(resize_uint8(image, scaled), is_mirrored, recipe, scores_of)
-        for scaled in scaled_sizes(size, recipe)
+        for scaled in sizes
         for is_mirrored in ((False, True) if recipe.mirrors else (False,))
     ]
     classes = np.empty((size.height, size.width), np.uint8)
@@ -105,6 +115,14 @@ def classify_pixels(image: Pixels, recipe: SlidingRecipe, scores_of: ScoresOf) -
             total = total + view.probabilities(size, band)
         classes[band] = total.argmax(axis=0)
     return classes
+
+
+def _check_scaled(size: ImageSize, largest: ImageSize) -> None:
+    if largest.pixels > _MAX_SCALED_PIXELS:
+        raise InputError(
+            f"the official recipe scales {size} to {largest}, more than {_MAX_SCALED_PIXELS} "
+            'pixels; crop the image, or use recipe="single"'
+        )
 
 
 def scaled_sizes(size: ImageSize, recipe: SlidingRecipe) -> list[ImageSize]:

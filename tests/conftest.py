@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from support.installed import require_for_tests
-from support.small_cases import SMALL_CASES
+from support.small_cases import small_golden_cases
 from support.unusual import UNUSUAL, export_unusual
 
 from dinov2rt.benchmarks.harness.peak_rates import measure_peak_rates
@@ -150,7 +150,8 @@ def bundle_normalized(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The weights of `bundle_s_reg` with normalised input and the layers 2 and 11."""
     bundle = tmp_path_factory.mktemp("bundles") / "normalized"
     options = ExportOptions(InputFormat.IMAGES, layers=(2, 11), precisions=(Precision.FP32,))
-    export_bundle(find_variant("dinov2_vits14_reg"), "synthetic:0", bundle, options)
+    with small_golden_cases():
+        export_bundle(find_variant("dinov2_vits14_reg"), "synthetic:0", bundle, options)
     return bundle
 
 
@@ -242,8 +243,7 @@ def bundle_classifiers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ViT-S with the two classifiers alone: a call takes a tenth of the time of `bundle_heads`."""
     bundle = tmp_path_factory.mktemp("bundles") / "classifiers"
     heads = HeadSource.parse_all("linear=synthetic:0,linear4=synthetic:0")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+    with small_golden_cases():
         options = ExportOptions(precisions=(Precision.FP32,), heads=heads)
         export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle
@@ -259,7 +259,6 @@ def bundle_heads(tmp_path_factory: pytest.TempPathFactory) -> Path:
         layers=(8, 9, 10, 11),
         attention=True,
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+    with small_golden_cases():
         export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from support.small_cases import SMALL_CASES
+from support.small_cases import small_golden_cases
 
 from dinov2rt.bundle.tasks.bilinear import resize_bilinear
 from dinov2rt.bundle.tasks.classes import class_table, spread_colours
@@ -81,8 +81,7 @@ def bundle(features: Path, masks: Path) -> Path:
     train(features, folder / "s.npz", "--masks", masks, "--class-names", names)
     heads = f"classifier={folder / 'c.npz'},segmenter={folder / 's.npz'}"
     argv = ["export", "dinov2_vits14", "--weights", "synthetic:0", "--head", heads]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+    with small_golden_cases():
         assert main([*argv, "--precision", "fp32", "--out", str(folder / "bundle")]) == 0
     return folder / "bundle"
 

@@ -258,3 +258,45 @@ def test_other_weights_of_the_same_variant_are_refused(
     assert re.match(
         r"the bundle has weights_sha256 [0-9a-f]{64}, but the features have 0{64}", message
     )
+
+
+ODD_NAMES = ("caf\udce9.png", "a\x1b[2J.png", "b.png")
+
+
+@pytest.fixture(scope="module")
+def odd_features(
+    bundle_s: Path, crops: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path]:
+    """A folder with bytes that are not UTF-8 in its name and in an image's, and its features."""
+    folder = tmp_path_factory.mktemp("odd") / "na\udcefve"
+    folder.mkdir()
+    for name, crop in zip(ODD_NAMES, ("coffee0", "coffee1", "hubble0"), strict=True):
+        shutil.copy(crops / f"{crop}.png", folder / name)
+    out = folder.parent / "f.parquet"
+    assert main(["run", str(bundle_s), str(folder), "--out", str(out), "--device", "cpu"]) == 0
+    return folder, out
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_an_image_is_found_by_a_name_that_is_not_unicode(
+    name: str, odd_features: tuple[Path, Path], search: Search, tmp_path: Path
+) -> None:
+    folder, features = odd_features
+    picture = tmp_path / "p.png"
+    status, document, complaints = search(
+        folder / name, "--features", features, "-k", 2, "--picture", picture
+    )
+    assert (status, complaints) == (0, "")  # the picture shows every file
+    others = {other.replace("\udce9", "\\udce9") for other in ODD_NAMES if other != name}
+    assert set(near(document)) == others
+
+
+def test_names_with_escape_sequences_are_printed_escaped(
+    odd_features: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, features = odd_features
+    assert main(["search", str(folder / "b.png"), "--features", str(features), "-k", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "caf\\udce9.png" in shown
+    assert "a\\x1b[2J.png" in shown
+    assert "\x1b" not in shown

@@ -64,6 +64,15 @@ def test_scales_are_the_official_ones() -> None:
     assert one == ImageSize(512, 658)
 
 
+@pytest.mark.parametrize("recipe", [ONE_SCALE, MULTI_SCALE])
+def test_a_thin_image_that_would_fill_the_memory_is_refused(recipe: SlidingRecipe) -> None:
+    def unused(_: np.ndarray) -> np.ndarray:
+        raise AssertionError
+
+    with pytest.raises(InputError, match=r"scales 1x5000 to .*; crop the image, or use recipe"):
+        classify_pixels(np.zeros((1, 5000, 3), np.uint8), recipe, unused)
+
+
 def test_pixels_are_resampled_as_opencv_does() -> None:
     want = golden("dinov2_vits14__ade20k_linear__chelsea_98x126__pipeline")["resized_uint8"]
     got = resize_uint8(pixels("chelsea_98x126")[0], ImageSize(512, 658))

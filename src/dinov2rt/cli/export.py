@@ -87,9 +87,9 @@ def _verify(
     out: Path, manifest: Manifest
 ) -> tuple[tuple[AccuracyReport, ...], dict[Precision, str]]:
     """The reports of all graphs that can run on this CPU, and why the others cannot."""
-    modes, unverifiable = _modes(manifest)
+    unverifiable = _unverifiable(manifest)
     reports = []
-    for mode in modes:
+    for mode in _modes(manifest):
         progress(f"verifying {mode.precision} with {mode.backend}")
         try:
             with load(out, device="cpu", backend=mode.backend, precision=mode.precision) as model:
@@ -108,27 +108,34 @@ def _verify(
     return tuple(reports), unverifiable
 
 
-def _modes(manifest: Manifest) -> tuple[list[GraphMode], dict[Precision, str]]:
-    """How each precision of the bundle is verified on this CPU, and why a graph cannot be."""
-    ways = [m for m in GRAPH_MODES if m.device == "cpu" and m.graph_of(manifest) is not None]
-    chosen, reasons = dict[Precision, GraphMode](), dict[Precision, str]()
+def _modes(manifest: Manifest) -> list[GraphMode]:
+    """How each precision of the bundle is verified on this CPU."""
     # ONNX Runtime first: OpenVINO packs a copy of the weights, too much for ViT-g beside an export.
-    for mode in sorted(ways, key=lambda mode: mode.backend == "openvino"):
-        reason = mode.cannot_run()
-        if reason is None:
+    modes = sorted(_cpu_modes(manifest), key=lambda mode: mode.backend == "openvino")
+    chosen: dict[Precision, GraphMode] = {}
+    for mode in modes:
+        if mode.cannot_run() is None:
             chosen.setdefault(mode.precision, mode)
-        elif mode.kind is GraphKind.OF_PRECISION:
-            reasons.setdefault(mode.precision, reason)
-    of_precision = {mode.precision for mode in ways if mode.kind is GraphKind.OF_PRECISION}
+    return list(chosen.values())
+
+
+def _unverifiable(manifest: Manifest) -> dict[Precision, str]:
+    """Why graphs cannot be verified on this CPU, by their precision."""
+    modes = [mode for mode in _cpu_modes(manifest) if mode.kind is GraphKind.OF_PRECISION]
+    unverifiable: dict[Precision, str] = {}
     for graph in manifest.graphs:
-        if graph.precision not in of_precision:
-            reasons[graph.precision] = (
+        reasons = [mode.cannot_run() for mode in modes if mode.precision == graph.precision]
+        if not reasons:
+            unverifiable[graph.precision] = (
                 f"no backend computes {graph.precision} graphs on a CPU; verify its plan on the GPU"
             )
-    unverifiable = {
-        name: why for name, why in reasons.items() if name not in chosen or name not in of_precision
-    }
-    return list(chosen.values()), unverifiable
+        elif all(reason is not None for reason in reasons):
+            unverifiable[graph.precision] = str(reasons[0])
+    return unverifiable
+
+
+def _cpu_modes(manifest: Manifest) -> list[GraphMode]:
+    return [m for m in GRAPH_MODES if m.device == "cpu" and m.graph_of(manifest) is not None]
 
 
 def _outcome(

@@ -1,81 +1,15 @@
 """The failure of a candidate affects only its own rows, and no measured row is lost."""
 
-import os
-import signal
-import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pytest
+from support.pooling_candidate import can_run, cannot_run, open_pooling
 
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
-from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload
+from dinov2rt.benchmarks.peers.candidate import Candidate
 from dinov2rt.benchmarks.results import PeakRates, Row
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.errors import BackendError
-
-DIM = 8
-
-
-class Pooling:
-    """Returns means of pixels as tokens; may die, or be wrong, from the second shape on."""
-
-    version = "pooling 1"
-
-    def __init__(self, way_to_fail: str) -> None:
-        self.way_to_fail, self.shapes = way_to_fail, 0
-
-    def prepare(self, pixels: np.ndarray) -> np.ndarray:
-        self.shapes += 1
-        if self.way_to_fail == "dies" and self.shapes == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return pixels
-
-    def run(self, prepared: np.ndarray) -> np.ndarray:
-        return prepared
-
-    def outputs(self, result: np.ndarray) -> dict[str, np.ndarray]:
-        batch, height, width, _ = result.shape
-        means = result.reshape(batch, -1).mean(axis=1, dtype=np.float32)
-        if self.way_to_fail == "wrong":
-            means = means * np.float32(1.5)
-        patches = height // 14 * (width // 14)
-        return {
-            "cls_token": np.tile(means[:, None], (1, DIM)),
-            "patch_tokens": np.tile(means[:, None, None], (1, patches, DIM)),
-        }
-
-    def close(self) -> None:
-        pass
-
-
-def open_pooling(_: Workload, *, way_to_fail: str) -> Runner:
-    if way_to_fail == "load":
-        raise BackendError("there is no such library")
-    return Pooling(way_to_fail)
-
-
-def can_run(_: Workload) -> None:
-    return None
-
-
-def cannot_run(_: Workload) -> str:
-    return "its package is not installed"
-
-
-THINGS = (open_pooling, can_run, cannot_run)
-
-
-@pytest.fixture(autouse=True)
-def importable_by_children(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.syspath_prepend(Path(__file__).parent)
-    monkeypatch.setitem(sys.modules, "test_measure", sys.modules[__name__])
-    for thing in THINGS:
-        monkeypatch.setattr(thing, "__module__", "test_measure")
-    yield
 
 
 def candidate(name: str, way_to_fail: str = "", *, is_peer: bool = True) -> Candidate:

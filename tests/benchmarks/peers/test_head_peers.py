@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.small_cases import SMALL_CASES
+from support.small_cases import small_golden_cases
 
 from dinov2rt.benchmarks.harness.accuracy_check import check_heads, task_limits_for
 from dinov2rt.benchmarks.harness.graph_flops import head_flops, head_work
@@ -41,8 +41,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
             precisions=(Precision.FP32,),
             heads=HeadSource.parse_all(heads.replace("*", "=synthetic:0")),
         )
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+        with small_golden_cases():
             export_bundle(find_variant(variant), "synthetic:0", bundle, options)
         return Workload(bundle, "cpu", threads=1)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dinov2rt.benchmarks.harness.flops import flops, quadratic_flops
+from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.benchmarks.studies import growth
 from dinov2rt.benchmarks.studies.growth import curve, main, map_rate
 from dinov2rt.bundle.geometry import ImageSize
@@ -26,7 +27,10 @@ def test_the_quadratic_term_grows_with_the_square_of_the_tokens() -> None:
     assert linear[1] / linear[0] == pytest.approx(16, rel=0.02)
 
 
-def test_every_shape_is_measured_beside_its_terms(bundle_s: Path) -> None:
+def test_every_shape_is_measured_beside_its_terms(
+    bundle_s: Path, peak_rates: PeakRates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(growth, "measure_peak_rates", lambda *_: peak_rates)
     with load(bundle_s, device="cpu", threads=1) as model:
         points = curve(model, [(1, 28), (2, 56)], seconds=0)
         rate = map_rate(model, 2, 5)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.small_cases import SMALL_CASES
+from support.small_cases import small_golden_cases
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import Golden
@@ -29,8 +29,7 @@ OUTPUTS = {"logits", "depth", "segmentation"}
 @contextmanager
 def exported(narrow: Variant, folder: Path, *names: str) -> Iterator[Path]:
     heads = tuple(HeadSource(name, "synthetic:0") for name in names)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dinov2rt.export.golden._photos_by_size", lambda _: dict(SMALL_CASES))
+    with small_golden_cases():
         export_bundle(narrow, "synthetic:0", folder, ExportOptions(heads=heads, attention=True))
         yield folder
 

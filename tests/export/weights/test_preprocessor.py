@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+from support.small_cases import small_golden_cases
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Manifest
@@ -111,7 +112,8 @@ def with_halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ExportOptions(
         precisions=(Precision.FP32, Precision.FP16), stated=Stated(normalization=HALVES)
     )
-    export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
+    with small_golden_cases():
+        export_bundle(find_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     return bundle
 
 
