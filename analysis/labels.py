@@ -8,7 +8,7 @@ from typing import Any
 
 from dinov2rt.analysis.keyed_images import split_key
 from dinov2rt.errors import InputError
-from dinov2rt.files import read_regular, require_regular
+from dinov2rt.files import read_regular, require_regular, require_utf8
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 
@@ -111,6 +111,7 @@ def _read_parquet(file: Path) -> list[tuple[str, str]]:
     pa = require("pyarrow", extra="parquet", purpose="reading labels from Parquet")
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading labels from Parquet")
     try:
+        require_utf8(file)
         require_regular(file)
         with parquet.ParquetFile(file) as opened:
             _check_columns(file, opened.schema_arrow.names)

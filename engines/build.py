@@ -20,6 +20,7 @@ from dinov2rt.engines.options import BuildOptions, canonical_target
 from dinov2rt.engines.plans import FOLDER, identity_of, record_plan, write_plan
 from dinov2rt.engines.profile_syntax import default_profiles, parse_profiles
 from dinov2rt.errors import BackendError, BuildError, BundleError, Dinov2rtError, InputError
+from dinov2rt.files import require_utf8
 
 Progress = Callable[[str], None]
 
@@ -159,6 +160,10 @@ def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
     """Parse the graph and build the plan; check fusion after both steps."""
     trt, started = job.toolkit.trt, time.perf_counter()
     log = make_logger(trt)
+    try:
+        require_utf8(onnx_file)
+    except OSError as error:
+        raise BundleError(f"{onnx_file} cannot be parsed ({error.strerror})") from error
     progress(f"parsing {onnx_file.name}")
     builder = _new_builder(job.toolkit, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

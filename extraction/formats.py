@@ -4,6 +4,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from dinov2rt.errors import InputError
+from dinov2rt.files import require_utf8
 from dinov2rt.optional import require
 
 
@@ -23,7 +24,7 @@ def feature_format(path: Path) -> FeatureFormat:
 
     Raises:
         InputError: the suffix is unknown, the parent folder does not exist, or `path` is a folder
-            (.npz, .csv) or a file (.parquet).
+            (.npz, .csv), or a file or not UTF-8 (.parquet).
         MissingDependencyError: the format is Parquet and pyarrow is not installed.
     """
     suffixes = [str(member) for member in FeatureFormat]
@@ -38,4 +39,12 @@ def feature_format(path: Path) -> FeatureFormat:
         require("pyarrow", extra="parquet", purpose="writing Parquet")
         if path.exists() and not path.is_dir():
             raise InputError(f"{path} is a file, not a folder of parts; give another name")
+        _check_utf8(path)
     return chosen
+
+
+def _check_utf8(path: Path) -> None:
+    try:
+        require_utf8(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be Parquet ({error.strerror})") from error

@@ -1,8 +1,6 @@
 """Reads and writes features and failures as Parquet."""
 
 import contextlib
-import errno
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +25,7 @@ from dinov2rt.extraction.image_features import (
     check_row,
     sizes,
 )
-from dinov2rt.files import require_regular
+from dinov2rt.files import require_regular, require_utf8, why_unreadable
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.named_enum import NamedEnum
 from dinov2rt.optional import require
@@ -267,6 +265,7 @@ def opened_parquet(file: Path) -> Iterator[Any]:
     """Open a Parquet file of features or failures; read errors become `InputError`."""
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading features")
     with reading_parquet(file):
+        require_utf8(file)
         require_regular(file)
         with parquet.ParquetFile(file) as opened:
             yield opened
@@ -279,15 +278,8 @@ def reading_parquet(place: object) -> Iterator[None]:
         yield
     except (_pyarrow().lib.ArrowException, OSError, UnicodeDecodeError) as error:
         raise InputError(
-            f"{place} cannot be read as Parquet ({_reason(error)}); leave it out"
+            f"{place} cannot be read as Parquet ({why_unreadable(error)}); leave it out"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    number = getattr(error, "errno", None)
-    if number and number != errno.EINVAL:  # of which only the text says what was invalid
-        return os.strerror(number)
-    return " ".join(str(getattr(error, "strerror", None) or error).split())
 
 
 def _pyarrow() -> Any:

@@ -1,7 +1,6 @@
 """Reads shards, files with many images: WebDataset's tar archives, and Parquet."""
 
 import contextlib
-import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.files import open_regular, require_regular
+from dinov2rt.files import open_regular, require_regular, require_utf8, why_unreadable
 from dinov2rt.foreign import quoted, shown
 from dinov2rt.optional import require
 from dinov2rt.runtime.image_search import IMAGE_SUFFIXES
@@ -194,6 +193,7 @@ def _check_end(archive: tarfile.TarFile) -> None:
 def _opened(shard: Path) -> Any:
     parquet = require("pyarrow.parquet", extra="parquet", purpose="reading Parquet shards")
     with _reading(shard):
+        require_utf8(shard)
         require_regular(shard)
         return parquet.ParquetFile(shard)
 
@@ -218,9 +218,8 @@ def _reading(shard: Path) -> Iterator[None]:
 
 
 def _unreadable(shard: Path, error: Exception) -> InputError:
-    reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
     return InputError(
-        f"{shard} cannot be read as Parquet ({shown(' '.join(reason.split()))}); get it again"
+        f"{shard} cannot be read as Parquet ({shown(why_unreadable(error))}); get it again"
     )
 
 

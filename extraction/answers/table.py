@@ -42,7 +42,9 @@ def write_table(records: Sequence[_Record], file: Path) -> None:
             return
         pa = require("pyarrow", extra="parquet", purpose="writing answers as Parquet")
         parquet = require("pyarrow.parquet", extra="parquet", purpose="writing answers as Parquet")
-        parquet.write_table(pa.Table.from_pylist(list(_rows(records)), _schema(pa)), partial)
+        table = pa.Table.from_pylist(list(_rows(records)), _schema(pa))
+        with partial.open("wb") as stream:
+            parquet.write_table(table, stream)
 
 
 def _schema(pa: Any) -> Any:

@@ -121,6 +121,28 @@ def require_regular(file: Path, found: os.stat_result | None = None) -> None:
         raise OSError(errno.EINVAL, f"it is {kind}, not a regular file")
 
 
+def require_utf8(path: Path) -> None:
+    """Refuse a path with bytes that are not UTF-8, before it is given to a library that takes text.
+
+    Raises:
+        OSError: it has such bytes.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise OSError(
+            errno.EINVAL, "its path is not UTF-8, which is needed here; rename it"
+        ) from None
+
+
+def why_unreadable(error: Exception) -> str:
+    """The cause of an error that the system or a library raised while reading, in one line."""
+    number = getattr(error, "errno", None)
+    if number and number != errno.EINVAL:  # of which only the text says what was invalid
+        return os.strerror(number)
+    return " ".join(str(getattr(error, "strerror", None) or error).split())
+
+
 _PARTIAL = ".partial"
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 _KINDS = (
