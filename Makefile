@@ -93,7 +93,8 @@ test-lowest: ## The quick tests with the lowest versions that pyproject.toml all
 	$(LOWEST)/bin/uv pip compile --quiet --resolution lowest-direct pyproject.toml \
 		$(foreach extra,$(subst $(comma), ,$(LOWEST_EXTRAS)),--extra $(extra)) --output-file $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
-		--requirement $(LOWEST)/lowest.txt --group test setuptools
+		--requirement $(LOWEST)/lowest.txt --group test 'setuptools>=77'
+	$(LOWEST)/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(LOWEST)/bin/python --editable .
 	PYTHONPATH=$(CURDIR)/src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
 		-W default::DeprecationWarning -W default::FutureWarning \
 		-W "default:Please use the new API settings:UserWarning"

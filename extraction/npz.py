@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import tempfile
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,19 @@ def _write_npz(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, st
             shape = (offsets[-1], kept[0].cls_token.shape[-1])
             arrays["patch_tokens"] = np.memmap(spool, np.float32, mode="r", shape=shape)
             arrays["patch_offsets"] = np.array(offsets, np.int64)
-        np.savez(archive, metadata=np.array(json.dumps(metadata)), **arrays)  # type: ignore[arg-type]
+        _savez(archive, {"metadata": np.array(json.dumps(metadata)), **arrays})
     return len(kept)
+
+
+def _savez(archive: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
+    """As `np.savez`, whose archive complains later, on standard error, if the disk is full.
+
+    NumPy 1 leaves it open then.
+    """
+    with zipfile.ZipFile(archive, "w") as members:
+        for name, array in arrays.items():
+            with members.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 def _npz_arrays(rows: list[ImageFeatures]) -> dict[str, NDArray[Any]]:

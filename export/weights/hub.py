@@ -1,8 +1,10 @@
 """Checkpoints on the Hugging Face hub: downloaded once, into the cache that transformers shares."""
 
+import contextlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 from dinov2rt.errors import WeightsError, first_line
 from dinov2rt.export.weights.containers import SUFFIXES
@@ -10,6 +12,7 @@ from dinov2rt.optional import require
 
 _PART = r"[\w.-]{1,96}"
 _ID = re.compile(rf"(?:hf[-_]hub:)?(?P<id>{_PART}/{_PART}?)(?:@(?P<revision>[\w./-]{{1,96}}))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _BESIDE = ("config.json", "preprocessor_config.json")
 _FORMS = (
     ("model.safetensors", "model*.safetensors", "model.safetensors.index.json"),
@@ -45,11 +48,7 @@ def download(source: str) -> Snapshot:
     hub = require("huggingface_hub", extra="hub", purpose=f"downloading {source}")
     for patterns in _FORMS:
         try:
-            folder = hub.snapshot_download(
-                match["id"],
-                revision=match["revision"],
-                allow_patterns=[*patterns, *_BESIDE],
-            )
+            folder = _folder(hub, match["id"], match["revision"], [*patterns, *_BESIDE])
         except Exception as error:  # of its own, of requests, of the system
             raise WeightsError(
                 f"{source} is neither a file nor can it be downloaded from the Hugging Face hub "
@@ -61,3 +60,22 @@ def download(source: str) -> Snapshot:
         f"{source} on the Hugging Face hub holds no {_FORMS[0][0]} and no {_FORMS[1][0]}; "
         "download its weights and give their path"
     )
+
+
+def _folder(hub: ModuleType, repository: str, revision: str | None, patterns: list[str]) -> str:
+    """The folder of a repository's files in the cache."""
+
+    def download_snapshot(*, local: bool) -> str:
+        folder: str = hub.snapshot_download(
+            repository, revision=revision, allow_patterns=patterns, local_files_only=local
+        )
+        return folder
+
+    try:
+        return download_snapshot(local=False)
+    except Exception:
+        # Without a network, some releases refuse a commit that the cache holds.
+        if revision is not None and _COMMIT.fullmatch(revision):
+            with contextlib.suppress(Exception):
+                return download_snapshot(local=True)
+        raise
