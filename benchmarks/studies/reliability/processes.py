@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _MOST_S = 600
+_NO_THREAD_MEMORY = 127
+"""The status with which glibc ends a process that has no memory for a new thread's variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,9 @@ class Ended:
 
     @property
     def aborted_for_memory(self) -> bool:
-        """Whether a library written in C++ ended the process for want of memory, and said so."""
+        """Whether a C++ library or the C library ended the process for want of memory, and said so."""
+        if self.status == _NO_THREAD_MEMORY:
+            return "cannot allocate memory for thread-local data: ABORT" in self.said
         return self.status == -signal.SIGABRT and "std::bad_alloc" in self.said
 
     def must(self, *statuses: int) -> None:

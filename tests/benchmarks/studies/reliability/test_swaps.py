@@ -20,7 +20,7 @@ def test_hundreds_of_loads_are_old_new_or_refused(kind: str) -> None:
     loads = try_swaps(kind, 300)
     assert loads.mixed == 0
     assert loads.tried >= 300
-    assert loads.swaps >= 100
+    assert loads.swaps >= loads.changes >= 30
 
 
 def test_a_mixture_is_counted() -> None:
