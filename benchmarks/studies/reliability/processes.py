@@ -22,7 +22,7 @@ class Ended:
 
     @property
     def aborted_for_memory(self) -> bool:
-        """Whether a C++ library or the C library ended the process for want of memory, and said so."""
+        """Whether a library in C or C++ ended the process for want of memory, and said so."""
         if self.status == _NO_THREAD_MEMORY:
             return "cannot allocate memory for thread-local data: ABORT" in self.said
         return self.status == -signal.SIGABRT and "std::bad_alloc" in self.said
