@@ -19,7 +19,10 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.int64]
 Classes = NDArray[np.uint8]
 
-_STRIP_BYTES = 2**24
+_STRIP_PAIRS = 2**17
+"""Pairs of a class and four samples that are looked at together. If no class can be left out, a
+pair takes 800 bytes."""
+
 _PARTS = 4
 """Along each axis, of the pixels between four samples."""
 
@@ -53,13 +56,12 @@ class _Axis:
         at = np.arange(_PARTS + 1)
         return self.cuts[:-1, None] + np.diff(self.cuts)[:, None] * at // _PARTS
 
-    def ends(self) -> Floats:
-        """Shares of the first and the last pixel of every part, [2 · parts, runs]."""
-        parts = self.parts()
-        last = np.maximum(parts[:, 1:] - 1, parts[:, :1])
-        first = np.minimum(parts[:, :-1], last)
-        ends: Floats = self.share[np.stack((first, last), axis=2)].reshape(len(parts), -1).T
-        return ends
+    def bounds(self) -> Floats:
+        """Shares between the parts of every run, and at its ends, [parts + 1, runs]."""
+        cuts, last = self.parts(), self.cuts[1:, None] - 1
+        before, after = np.maximum(cuts - 1, self.cuts[:-1, None]), np.minimum(cuts, last)
+        bounds: Floats = (self.share[before] + self.share[after]).T * np.float32(0.5)
+        return bounds
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -80,22 +82,13 @@ class _Candidates:
     down: Floats
     both: Floats
 
-    def scores(self, y: Floats, x: Floats) -> Floats:
-        """Scores [n, m, P] at the shares `y` [n, P] and `x` [m, P]."""
-        left, slope = self.base + self.down * y, self.across + self.both * y
+    def scores(self, pairs: Indices | slice, y: Floats, x: Floats) -> Floats:
+        """Scores [n, m, P] of some `pairs` [P], at the shares `y` [n, P] and `x` [m, P]."""
+        left = self.base[pairs] + self.down[pairs] * y
+        slope = self.across[pairs] + self.both[pairs] * y
         scores: Floats = slope[:, None] * x
         scores += left[:, None]
         return scores
-
-    def __getitem__(self, pairs: Indices) -> "_Candidates":
-        return _Candidates(
-            self.cell[pairs],
-            self.of_class[pairs],
-            self.base[pairs],
-            self.across[pairs],
-            self.down[pairs],
-            self.both[pairs],
-        )
 
 
 def best_classes(scores: Floats, size: tuple[int, int], threads: int = 1) -> Classes:
@@ -115,16 +108,15 @@ def best_classes(scores: Floats, size: tuple[int, int], threads: int = 1) -> Cla
         samples = bordered[:, strip.samples[0] : strip.samples[-1] + 2]
         classes[strip.cuts[0] : strip.cuts[-1]] = _strip(samples, strip, columns)
 
+    strips = list(_strips(rows, len(columns) * len(scores), threads))
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(fill, _strips(rows, size[1] * len(scores), threads)))
+        list(pool.map(fill, strips))
     return classes
 
 
-def _strips(rows: _Axis, values_a_row: int, threads: int) -> Iterator[_Axis]:
+def _strips(rows: _Axis, pairs_a_row: int, threads: int) -> Iterator[_Axis]:
     """A few runs of rows at a time, so that memory is bounded if no class can be left out."""
-    longest = int(np.diff(rows.cuts).max())
-    most = max(1, _STRIP_BYTES // (4 * values_a_row * longest))
-    step = min(most, -(-len(rows) // threads))
+    step = min(max(1, _STRIP_PAIRS // pairs_a_row), -(-len(rows) // threads))
     for start in range(0, len(rows), step):
         yield rows.runs(start, min(start + step, len(rows)))
 
@@ -135,10 +127,12 @@ def _strip(samples: Floats, rows: _Axis, columns: _Axis) -> Classes:
     starts = _starts(part)
     classes = _spread(candidates.of_class[pair[starts]], rows, columns)
     counts = np.diff(starts, append=len(part))
-    several = (counts > 1) & _hold_pixels(rows, columns)
-    if several.any():
-        some = candidates[pair[np.repeat(several, counts)]]
-        _settle(classes, some, part[starts[several]], counts[several], rows, columns)
+    counts[~_hold_pixels(rows, columns)] = 0
+    several = np.flatnonzero(counts > 1)
+    if len(several):
+        several = several[np.argsort(-counts[several], kind="stable")]
+        contested = _Contested(part[starts[several]], counts[several], starts[several])
+        _settle(classes, candidates, pair, contested, rows, columns)
     return classes
 
 
@@ -170,19 +164,17 @@ def _of_parts(candidates: _Candidates, rows: _Axis, columns: _Axis) -> tuple[Ind
     Part i · parts + j of cell c has the number (i · parts + j) · cells + c.
     """
     y, x = np.divmod(candidates.cell, len(columns))
-    corners = candidates.scores(rows.ends()[:, y], columns.ends()[:, x])
-    low, high = (_over_ends(reduce, corners) for reduce in (np.minimum, np.maximum))
-    starts = _starts(candidates.cell)
-    counts = np.diff(starts, append=len(candidates.cell))
-    floor = np.repeat(np.maximum.reduceat(low, starts, axis=2), counts, axis=2)
+    corners = candidates.scores(slice(None), rows.bounds()[:, y], columns.bounds()[:, x])
+    low, high = (_over_bounds(reduce, corners) for reduce in (np.minimum, np.maximum))
+    floor = np.maximum.reduceat(low, _starts(candidates.cell), axis=2)[:, :, candidates.cell]
     part, pair = np.divmod(np.flatnonzero(~(high < floor)), len(candidates.cell))
     return part * len(rows) * len(columns) + candidates.cell[pair], pair
 
 
-def _over_ends(reduce: np.ufunc, corners: Floats) -> Floats:
-    """The least or the largest of each part's corners: [2n, 2m, P] to [n, m, P]."""
-    pairs = reduce(corners[::2], corners[1::2])
-    reduced: Floats = reduce(pairs[:, ::2], pairs[:, 1::2])
+def _over_bounds(reduce: np.ufunc, corners: Floats) -> Floats:
+    """The least or the largest of each part's corners: [n + 1, m + 1, P] to [n, m, P]."""
+    pairs = reduce(corners[1:], corners[:-1])
+    reduced: Floats = reduce(pairs[:, 1:], pairs[:, :-1])
     return reduced
 
 
@@ -200,26 +192,42 @@ def _hold_pixels(rows: _Axis, columns: _Axis) -> NDArray[np.bool_]:
     return (tall[:, None, :, None] & wide[None, :, None]).ravel()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Contested:
+    """Parts with several candidates: their numbers, `counts`, and where their first stands.
+
+    Those with the most candidates come first.
+    """
+
+    part: Indices
+    counts: Indices
+    starts: Indices
+
+
 def _settle(
     classes: Classes,
     candidates: _Candidates,
-    part: Indices,
-    counts: Indices,
+    pair: Indices,
+    contested: _Contested,
     rows: _Axis,
     columns: _Axis,
 ) -> None:
-    """Write the classes of the pixels of some parts, which have `counts` candidates each."""
-    sub, cell = np.divmod(part, len(rows) * len(columns))
+    """Write the classes of the pixels of the `contested` parts, candidate after candidate."""
+    sub, cell = np.divmod(contested.part, len(rows) * len(columns))
     (i, j), (r, c) = np.divmod(sub, _PARTS), np.divmod(cell, len(columns))
     y, x = _pixels(rows.parts(), r, i), _pixels(columns.parts(), c, j)
-    down, across = (np.repeat(s, counts, axis=1) for s in (rows.share[y], columns.share[x]))
-    scores = candidates.scores(down, across)
-    starts = np.cumsum(counts) - counts
-    best = np.maximum.reduceat(scores, starts, axis=2)
-    is_best = scores == np.repeat(best, counts, axis=2)
-    named = np.where(is_best, candidates.of_class, candidates.of_class.max())
-    first = np.minimum.reduceat(named, starts, axis=2)
-    classes[y[:, None] - rows.cuts[0], x[None]] = first
+    down, across = rows.share[y], columns.share[x]
+    first = pair[contested.starts]
+    best = candidates.scores(first, down, across)
+    winner = np.broadcast_to(candidates.of_class[first], best.shape).copy()
+    for nth in range(1, int(contested.counts[0])):
+        parts = slice(np.searchsorted(-contested.counts, -nth))  # those with more than `nth`
+        other = pair[contested.starts[parts] + nth]
+        scores = candidates.scores(other, down[:, parts], across[:, parts])
+        is_better = scores > best[:, :, parts]
+        np.copyto(best[:, :, parts], scores, where=is_better)
+        np.copyto(winner[:, :, parts], candidates.of_class[other], where=is_better)
+    classes[y[:, None] - rows.cuts[0], x[None]] = winner
 
 
 def _pixels(parts: Indices, run: Indices, part: Indices) -> Indices:
