@@ -69,8 +69,11 @@ bench-gpu: ## On a GPU machine, with the torch of its PYTHON: accuracy and laten
 report: setup ## Pages of the committed results, and the tables of docs/performance.md
 	$(RUN) report
 
+# The tests of a file stay together, since they share bundles. A process takes up to 3 GB.
+TEST_PROCESSES ?= 2
+IN_PARALLEL := -n $(TEST_PROCESSES) --dist loadfile
 test: setup ## Every test that this machine can run in minutes
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest $(IN_PARALLEL) $(PYTEST_OPTIONS)
 
 # Packages there are whatever that machine has, and what they deprecate is not our failure.
 test-gpu: ## On a GPU machine, with the torch and pytest of its PYTHON: fails if no GPU test can run
@@ -95,7 +98,7 @@ test-lowest: ## The quick tests with the lowest versions that pyproject.toml all
 	$(LOWEST)/bin/uv pip install --quiet --compile-bytecode --python $(LOWEST)/bin/python \
 		--requirement $(LOWEST)/lowest.txt --group test 'setuptools>=77'
 	$(LOWEST)/bin/uv pip install --quiet --no-deps --no-build-isolation --python $(LOWEST)/bin/python --editable .
-	PYTHONPATH=$(CURDIR)/src $(LOWEST)/bin/python -m pytest $(PYTEST_OPTIONS) \
+	PYTHONPATH=$(CURDIR)/src $(LOWEST)/bin/python -m pytest $(IN_PARALLEL) $(PYTEST_OPTIONS) \
 		-W default::DeprecationWarning -W default::FutureWarning \
 		-W "default:Please use the new API settings:UserWarning"
 
