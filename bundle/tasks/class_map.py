@@ -23,6 +23,9 @@ _STRIP_PAIRS = 2**17
 """Pairs of a class and four samples that are looked at together. If no class can be left out, a
 pair takes 800 bytes."""
 
+_THREAD_PAIRS = 2**16
+"""With fewer, threads wait for each other longer than they compute."""
+
 _PARTS = 4
 """Along each axis, of the pixels between four samples."""
 
@@ -109,6 +112,9 @@ def best_classes(scores: Floats, size: tuple[int, int], threads: int = 1) -> Cla
         classes[strip.cuts[0] : strip.cuts[-1]] = _strip(samples, strip, columns)
 
     strips = list(_strips(rows, len(columns) * len(scores), threads))
+    if len(strips) == 1:
+        fill(*strips)
+        return classes
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(fill, strips))
     return classes
@@ -116,7 +122,8 @@ def best_classes(scores: Floats, size: tuple[int, int], threads: int = 1) -> Cla
 
 def _strips(rows: _Axis, pairs_a_row: int, threads: int) -> Iterator[_Axis]:
     """A few runs of rows at a time, so that memory is bounded if no class can be left out."""
-    step = min(max(1, _STRIP_PAIRS // pairs_a_row), -(-len(rows) // threads))
+    most, fewest = (max(1, pairs // pairs_a_row) for pairs in (_STRIP_PAIRS, _THREAD_PAIRS))
+    step = min(most, max(fewest, -(-len(rows) // threads)))
     for start in range(0, len(rows), step):
         yield rows.runs(start, min(start + step, len(rows)))
 
