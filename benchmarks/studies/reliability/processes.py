@@ -9,8 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _MOST_S = 600
-_NO_THREAD_MEMORY = 127
-"""The status with which glibc ends a process that has no memory for a new thread's variables."""
+_ABORTS = (
+    (-signal.SIGABRT, "std::bad_alloc"),
+    (-signal.SIGABRT, "failed to register TLS destructor: out of memory"),
+    (127, "cannot allocate memory for thread-local data: ABORT"),
+)
+"""How C++ and glibc end a process for want of memory: the status, and what they say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +27,7 @@ class Ended:
     @property
     def aborted_for_memory(self) -> bool:
         """Whether a library in C or C++ ended the process for want of memory, and said so."""
-        if self.status == _NO_THREAD_MEMORY:
-            return "cannot allocate memory for thread-local data: ABORT" in self.said
-        return self.status == -signal.SIGABRT and "std::bad_alloc" in self.said
+        return any(self.status == status and text in self.said for status, text in _ABORTS)
 
     def must(self, *statuses: int) -> None:
         """Refuse another status, or more than a line for what went wrong.

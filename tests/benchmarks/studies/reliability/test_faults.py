@@ -49,6 +49,7 @@ def test_only_an_abort_that_names_memory_is_one_for_want_of_memory() -> None:
     assert Ended(-signal.SIGABRT, bad_alloc).aborted_for_memory
     assert Ended(127, "cannot allocate memory for thread-local data: ABORT").aborted_for_memory
     assert not Ended(-signal.SIGABRT, "double free").aborted_for_memory
+    assert not Ended(127, bad_alloc).aborted_for_memory
     assert not Ended(127, "command not found").aborted_for_memory
     assert not Ended(-signal.SIGSEGV, bad_alloc).aborted_for_memory
 
