@@ -1,0 +1,58 @@
+"""Heads on a backbone in int8: they stay float32, and hold limits of their own."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.small_cases import small_golden_cases
+
+from dinov2rt.bundle.manifest import Manifest
+from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.variants import Variant
+from dinov2rt.export.exporter import ExportOptions, export_bundle
+from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.runtime.backends import openvino
+from dinov2rt.runtime.model import load
+
+
+@pytest.fixture
+def any_cpu_runs_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without VNNI, OpenVINO computes what the int8 graph says, only slower."""
+    if not openvino.is_x86():
+        pytest.skip("int8 is for x86")
+    cpu = openvino.this_cpu()
+    with_vnni = dataclasses.replace(
+        cpu, instruction_sets=(*cpu.instruction_sets, "AVX-512 VNNI"), instruction_sets_known=True
+    )
+    monkeypatch.setattr(openvino, "this_cpu", lambda: with_vnni)
+
+
+@pytest.mark.usefixtures("any_cpu_runs_int8")
+def test_heads_answer_on_an_int8_backbone_within_their_limits(
+    toy_variant: Callable[[str], Variant], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "bundle"
+    heads = HeadSource.parse_all("linear=synthetic:0,ade20k-linear=synthetic:0")
+    options = ExportOptions(precisions=(Precision.FP32, Precision.INT8), heads=heads)
+    with small_golden_cases():
+        export_bundle(toy_variant("dinov2_vits14"), "synthetic:0", bundle, options)
+    graph = Manifest.read(bundle).graph_in(Precision.INT8)
+    assert graph is not None
+    assert graph.quantization is not None
+    assert graph.quantization.float32 == ()
+    assert set(graph.task_limits) == {"logits", "segmentation", "segmentation_scores"}
+
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 56, 75, 3), dtype=np.uint8)
+    with (
+        load(bundle, device="cpu", backend="openvino", precision="int8") as model,
+        load(bundle, device="cpu", backend="openvino", precision="fp32") as exact,
+    ):
+        report = model.verify()
+        got, want = model.predict(pixels), exact.predict(pixels)
+    assert report, report
+    assert {task.output for task in report.tasks} == set(graph.task_limits)
+    assert got["ade20k-linear"].classes.shape == (1, 56, 75)
+    error = np.linalg.norm(got["linear"].logits - want["linear"].logits)
+    assert 1e-4 < error / np.linalg.norm(want["linear"].logits) < 0.1  # int8, and near
