@@ -15,8 +15,6 @@ from dinov2rt.errors import InputError
 from dinov2rt.foreign import quoted
 
 _PLAIN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,59}")
-_RESERVED_NAMES = ("attention", "pictures", "records")
-"""Other folders that `dinov2rt predict` makes beside those of the heads."""
 
 
 class Task(StrEnum):
@@ -170,8 +168,6 @@ class HeadEntry:
         for text in (self.name, self.data):  # parts of file names
             if not _PLAIN_NAME.fullmatch(text):
                 raise ValueError(f"a head's name or data is {quoted(text)}")
-        if self.name in _RESERVED_NAMES:
-            raise ValueError(f"a head's name is {quoted(self.name)}, which is reserved")
         if self.depth_range is not None:
             low, high = self.depth_range
             if not 0 <= low < high < math.inf:

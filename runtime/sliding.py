@@ -24,8 +24,7 @@ _BAND_BYTES = 2**26
 _WINDOWS_AT_ONCE = 4
 _TILE_COLUMNS = 256
 _MAX_SCALED_PIXELS = 2**26
-"""A thin image has so many at the recipe's short side that memory would not suffice: 1 × 5000
-would become 512 × 2,560,000."""
+"""More would fill the memory. A thin image of 1 × 5000 would become 512 × 2,560,000."""
 
 
 @dataclass(frozen=True, slots=True)

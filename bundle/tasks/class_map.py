@@ -21,7 +21,7 @@ Classes = NDArray[np.uint8]
 
 _STRIP_PAIRS = 2**17
 """Pairs of a class and four samples that are looked at together. If no class can be left out, a
-pair takes 800 bytes."""
+pair takes up to 1,000 bytes."""
 
 _THREAD_PAIRS = 2**16
 """With fewer, threads wait for each other longer than they compute."""

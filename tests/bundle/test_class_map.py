@@ -71,7 +71,7 @@ def test_scores_that_are_not_numbers_give_a_class() -> None:
 def test_memory_is_bounded_even_where_no_class_can_be_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A pair of a class and four samples takes some hundred bytes, for the pairs of a strip."""
+    """A pair of a class and four samples takes up to 1,000 bytes while its strip is computed."""
     strip_pairs, classes, size = 2**14, 150, (560, 280)
     monkeypatch.setattr("dinov2rt.bundle.tasks.class_map._STRIP_PAIRS", strip_pairs)
     scores = np.zeros((classes, 40, 20), np.float32)

@@ -109,7 +109,6 @@ def test_usual_limits_are_sound() -> None:
         ),
         (lambda document: head(document, name="../../out"), "name or data is '../../out'"),
         (lambda document: head(document, data="/etc/x"), "name or data is '/etc/x'"),
-        (lambda document: head(document, name="pictures"), "name is 'pictures', which is reserved"),
         (lambda document: head(document, depth_range=[1.0, 0.5]), "has depths from 1.0 to 0.5"),
     ],
 )

@@ -1,5 +1,6 @@
 """`dinov2rt predict`: answers as files and pictures, resumed, and what is refused."""
 
+import dataclasses
 import json
 import tarfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.cli import main
 
 Predict = Callable[..., tuple[int, Any, str]]
@@ -110,6 +112,26 @@ def test_the_same_command_resumes(
     assert [Path(key).name for key in asked] == ["c.png"]
     status, _, complaint = predict(photos, "--head", "linear4")
     assert (status, "holds answers with another asked" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["pictures", "records", "attention"])
+def test_a_head_that_is_called_as_another_folder_is_refused(
+    name: str,
+    bundle_classifiers: Path,
+    copy_of: Callable[[Path], Path],
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    bundle = copy_of(bundle_classifiers)
+    manifest = Manifest.read(bundle)
+    first, *rest = manifest.heads
+    heads = (dataclasses.replace(first, name=name), *rest)
+    dataclasses.replace(manifest, heads=heads).write(bundle)
+    out = tmp_path / "out"
+    assert main(["predict", str(bundle), str(photos), "--out", str(out)]) == 2
+    assert f"a folder of the answers is called {name} already" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_depth_as_metres_in_npy(predict: Predict, photos: Path, tmp_path: Path) -> None:

@@ -13,13 +13,17 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.heads.checkpoint import HeadSource
+from dinov2rt.export.int8.products import product_names
 from dinov2rt.runtime.backends import openvino
 from dinov2rt.runtime.model import load
 
 
 @pytest.fixture
 def any_cpu_runs_int8(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without VNNI, OpenVINO computes what the int8 graph says, only slower."""
+    """Without VNNI, OpenVINO runs int8 graphs slowly, and some of their products overflow.
+
+    The search leaves such products in float32, as it does with all that harm too much.
+    """
     if not openvino.is_x86():
         pytest.skip("int8 is for x86")
     cpu = openvino.this_cpu()
@@ -41,7 +45,7 @@ def test_heads_answer_on_an_int8_backbone_within_their_limits(
     graph = Manifest.read(bundle).graph_in(Precision.INT8)
     assert graph is not None
     assert graph.quantization is not None
-    assert graph.quantization.float32 == ()
+    assert len(graph.quantization.float32) < len(product_names(toy_variant("dinov2_vits14")))
     assert set(graph.task_limits) == {"logits", "segmentation", "segmentation_scores"}
 
     pixels = np.random.default_rng(0).integers(0, 256, (1, 56, 75, 3), dtype=np.uint8)

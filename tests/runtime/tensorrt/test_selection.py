@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.installed import require_for_tests
+from support.plans import add_plan
 
 from dinov2rt.bundle.entries import FileEntry, Flavour, PlanEntry
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Manifest
-from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.profiles import ProfileEntry, ShapeRange
 from dinov2rt.errors import BackendError, BundleError, InputError, PlanInputError
 from dinov2rt.runtime.gpu.cuda import Gpu
@@ -35,25 +35,8 @@ NO_GPU = "there is no NVIDIA driver"
 @pytest.fixture
 def planned(pooling_bundle: Path) -> Path:
     """A bundle with a plan in its manifest, whose file is never read here."""
-    manifest = Manifest.read(pooling_bundle)
-    graph = manifest.graphs[0]
-    (pooling_bundle / "plans").mkdir()
-    (pooling_bundle / "plans" / "a.plan").write_bytes(b"a plan")
-    plan = PlanEntry(
-        file=FileEntry.of(pooling_bundle, "plans/a.plan"),
-        flavour=Flavour.TENSORRT_RTX,
-        version=RTX_VERSION,
-        target="sm80",
-        precision=Precision.FP32,
-        input_name="pixels",
-        outputs=graph.outputs,
-        profiles=(ProfileEntry("28", ShapeRange.pinned(ImageSize(28, 28), 4), 1024),),
-        fused_attention=0,
-        weight_bytes=1,
-        build_seconds=1.0,
-        graph_sha256=graph.files[0].sha256,
-    )
-    replace(manifest, plans=(plan,)).write(pooling_bundle)
+    profile = ProfileEntry("28", ShapeRange.pinned(ImageSize(28, 28), 4), 1024)
+    add_plan(pooling_bundle, version=RTX_VERSION, profiles=(profile,))
     return pooling_bundle
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.plans import add_plan
 
-from dinov2rt.bundle.entries import FileEntry, Flavour, PlanEntry
+from dinov2rt.bundle.entries import FileEntry, Flavour
 from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import PlanInputError, PlanWarning
@@ -60,24 +61,9 @@ def test_a_plan_that_can_run_no_case_does_not_pass(pooling_bundle: Path, narrow:
 @pytest.fixture
 def vouched_for(pooling_bundle: Path, narrow: Narrow) -> Model:
     """A model that appears to run a plan, to test the record of a verification without a GPU."""
+    entry = add_plan(pooling_bundle, flavour=Flavour.TENSORRT, version="11.4.0.106")
     manifest = Manifest.read(pooling_bundle)
     (graph,) = manifest.graphs
-    entry = PlanEntry(
-        file=FileEntry("plans/a.plan", 1, "0" * 64),
-        flavour=Flavour.TENSORRT,
-        version="11.4.0.106",
-        target="sm80",
-        precision=graph.precision,
-        input_name=graph.input_name,
-        outputs=graph.outputs,
-        profiles=(),
-        fused_attention=0,
-        weight_bytes=1,
-        build_seconds=1.0,
-        graph_sha256=graph.files[0].sha256,
-    )
-    manifest = replace(manifest, plans=(entry,))
-    manifest.write(pooling_bundle)
     plan: Any = OnnxRuntimeBackend(pooling_bundle / "fp32.onnx", device="cpu", threads=1)
     plan.entry, plan.gpu = entry, GPU
     # The backend behind the plan allows only one image, and would skip the golden case.

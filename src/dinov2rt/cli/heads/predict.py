@@ -19,7 +19,7 @@ from dinov2rt.cli.arguments import (
 from dinov2rt.cli.progress import Progress
 from dinov2rt.cli.verb import Outcome, Verb, status_of
 from dinov2rt.errors import InputError
-from dinov2rt.extraction.answers.files import DEPTH_FORMATS, PredictionFolder
+from dinov2rt.extraction.answers.files import DEPTH_FORMATS, RECORDS, PredictionFolder
 from dinov2rt.extraction.answers.prediction import Answered, PredictOptions
 from dinov2rt.extraction.answers.predictor import Predictor, Watch, predict_to_folder
 from dinov2rt.extraction.answers.table import FORMATS, table_name, write_table
@@ -118,7 +118,7 @@ def _run(arguments: Namespace) -> Outcome:
         arguments.paths, chunk_images=arguments.part_images, image_column=arguments.image_column
     )
     with Decoders(arguments.decoders) as decoders, load_model(arguments) as model:
-        Request.of(model.manifest.heads, options.heads, None, scores=False)  # or refused here
+        _check_names(Request.of(model.manifest.heads, options.heads, None, scores=False))
         folder = _folder(model, arguments, options, chunks)
         draw = _draw if arguments.pictures else None
         predictor = Predictor(model, options, folder, decoders, draw)
@@ -127,6 +127,16 @@ def _run(arguments: Namespace) -> Outcome:
         records = list(folder.records(chunks))
         write_table(records, folder.folder / table)
         return _outcome(arguments, model, records, failures)
+
+
+def _check_names(request: Request) -> None:
+    """Refuse heads that are called as other folders of the answers: they would share files."""
+    taken = [head.name for head in request.heads if head.name in (RECORDS, PICTURES, ATTENTION)]
+    if taken:
+        raise InputError(
+            f"a folder of the answers is called {taken[0]} already, as this head of the bundle is; "
+            "leave it out with --head"
+        )
 
 
 def _folder(

@@ -48,6 +48,8 @@ def test_only_an_abort_that_names_memory_is_one_for_want_of_memory() -> None:
     bad_alloc = "terminate called after throwing an instance of 'std::bad_alloc'"
     assert Ended(-signal.SIGABRT, bad_alloc).aborted_for_memory
     assert Ended(127, "cannot allocate memory for thread-local data: ABORT").aborted_for_memory
+    no_memory = "Fatal glibc error: failed to register TLS destructor: out of memory"
+    assert Ended(-signal.SIGABRT, no_memory).aborted_for_memory
     assert not Ended(-signal.SIGABRT, "double free").aborted_for_memory
     assert not Ended(127, bad_alloc).aborted_for_memory
     assert not Ended(127, "command not found").aborted_for_memory
