@@ -156,21 +156,25 @@ def _find_graph(bundle: Path, manifest: Manifest, precision: Precision) -> Graph
     )
 
 
-def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
-    """Parse the graph and build the plan; check fusion after both steps."""
-    trt, started = job.toolkit.trt, time.perf_counter()
-    log = make_logger(trt)
+def _parse(parser: Any, onnx_file: Path, toolkit: str) -> None:
     try:
         require_utf8(onnx_file)
     except OSError as error:
         raise BundleError(f"{onnx_file} cannot be parsed ({error.strerror})") from error
+    if not parser.parse_from_file(str(onnx_file)):
+        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
+        raise BuildError(f"{toolkit} cannot parse {onnx_file}: {_one_line(reasons)}")
+
+
+def _build(job: _Job, onnx_file: Path, progress: Progress) -> _Built:
+    """Parse the graph and build the plan; check fusion after both steps."""
+    trt, started = job.toolkit.trt, time.perf_counter()
+    log = make_logger(trt)
     progress(f"parsing {onnx_file.name}")
     builder = _new_builder(job.toolkit, log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)  # owns the weights: must live until the plan is built
-    if not parser.parse_from_file(str(onnx_file)):
-        reasons = "; ".join(parser.get_error(index).desc() for index in range(parser.num_errors))
-        raise BuildError(f"{job.toolkit.name} cannot parse {onnx_file}: {_one_line(reasons)}")
+    _parse(parser, onnx_file, job.toolkit.name)
     blocks = fusion.read_network(trt, network)
     precision = fusion.check_network(blocks, job.depth, job.graph.precision)
     config = configure(job.toolkit, builder, network.get_input(0).name, job.options, job.profiles)
