@@ -45,6 +45,11 @@ class Cpu:
         """Whether it has instructions that make bfloat16 faster than float32."""
         return any(name in self.instruction_sets for name in _MULTIPLIES_BF16)
 
+    @property
+    def multiplies_bf16_tiles(self) -> bool:
+        """Whether it has AMX for bfloat16, several times faster than AVX-512."""
+        return "AMX-BF16" in self.instruction_sets
+
 
 def this_cpu() -> Cpu:
     """This machine's CPU; without /proc/cpuinfo, its instruction sets are unknown."""

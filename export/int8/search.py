@@ -3,7 +3,9 @@
 Products are rounded and ranked once (`form.py`). Then the graph itself runs in OpenVINO on crops of
 photographs: with static activations, but dynamic ones in the first k products of the rank, until
 the least k is found that holds the limits with a margin. If no k does, all activations are dynamic,
-and the first k products stay float32. What was found must hold the limits on other crops as well.
+and the first k products stay float32. On a CPU with AMX, where bf16 is faster than dynamic
+activations, the first k products are in bf16 instead, and nothing is dynamic. What was found must
+hold the limits on other crops as well.
 """
 
 import functools
@@ -31,7 +33,7 @@ from dinov2rt.export.int8.form import RANGED_ON, Form, size_of
 from dinov2rt.export.int8.gptq import Int8Product
 from dinov2rt.export.int8.measurement import Crops, Measured, running
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
+from dinov2rt.runtime.backends.openvino_int8 import fastest_rest, rounds_dynamically
 
 _MARGIN = 0.5
 """How much of the error that the limits allow the search does: other images may be worse."""
@@ -120,7 +122,7 @@ class _Trials:
         static = len(_static(products))
         self.progress(
             f"trying int8 with {static} of {total} products static, {len(products) - static} "
-            f"dynamic, {total - len(products)} in float32"
+            f"dynamic, {total - len(products)} in {self.rest}"
         )
         return form.build(self.model, count)
 
@@ -154,7 +156,7 @@ def search(
 ) -> tuple[ir.Model, QuantizationEntry]:
     """The int8 graph with the most static products that holds the limits, and what it took.
 
-    Static activations are the fastest, float32 products the slowest.
+    Static activations are the fastest, products that stay as they are the slowest.
 
     Args:
         model: the float32 graph, not split; it stays as it is.
@@ -177,7 +179,13 @@ def search(
 
 
 def _forms(form_of: Callable[[Activations], Form]) -> Iterator[Form]:
-    """Static with dynamic products in place of the first; then dynamic with float32 ones."""
+    """Static with dynamic products in place of the first; then dynamic with float32 ones.
+
+    Where dynamic activations are slower than bf16, the first stay as they are.
+    """
+    if not rounds_dynamically():
+        yield form_of(Activations.STATIC)
+        return
     dynamic = functools.cache(lambda: form_of(Activations.DYNAMIC))
     yield replace(form_of(Activations.STATIC), instead=lambda: dynamic().rounded)
     yield dynamic()

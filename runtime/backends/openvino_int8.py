@@ -2,9 +2,13 @@
 
 from pathlib import Path
 
+from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
+from dinov2rt.runtime.cpu import this_cpu
+
+_PRODUCTS_OF_A_BLOCK = 4
 
 
 def fastest_rest() -> Precision:
@@ -12,7 +16,18 @@ def fastest_rest() -> Precision:
     return Precision.FP32 if cannot_run_bf16() else Precision.BF16
 
 
-def open_int8(file: Path, graph: GraphEntry, *, threads: int | None) -> OpenVinoBackend:
+def rounds_dynamically() -> bool:
+    """Whether dynamic activations make products faster here than bf16 does.
+
+    On a CPU with AMX, OpenVINO does not round them where the rest is in bf16. It turns the int8
+    weights into bf16 at every call, which takes longer than a bf16 graph: docs/adr/0009.
+    """
+    return not this_cpu().multiplies_bf16_tiles
+
+
+def open_int8(
+    file: Path, graph: GraphEntry, architecture: Architecture, *, threads: int | None
+) -> OpenVinoBackend:
     """Open an int8 graph; its rest is in bf16 only if its export measured it so."""
     measured = graph.quantization.rest if graph.quantization else Precision.FP32
     fastest = fastest_rest()
@@ -21,4 +36,13 @@ def open_int8(file: Path, graph: GraphEntry, *, threads: int | None) -> OpenVino
     backend.description += f", int8 products, the rest in {rest}"
     if rest is not fastest:
         backend.description += f" ({fastest} was not measured at the export)"
+    if not rounds_dynamically() and _has_dynamic(graph, architecture):
+        backend.description += '; precision="bf16" is faster on this CPU'
     return backend
+
+
+def _has_dynamic(graph: GraphEntry, architecture: Architecture) -> bool:
+    """Whether some int8 products round their activations at every call."""
+    made = graph.quantization
+    fixed = len(made.static) + len(made.float32) if made else 0
+    return fixed < _PRODUCTS_OF_A_BLOCK * architecture.depth

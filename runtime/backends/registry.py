@@ -41,7 +41,7 @@ def _open_openvino(request: GraphRequest, precision: Precision) -> Backend:
 
 
 def _open_int8(request: GraphRequest) -> Backend:
-    return open_int8(request.file, request.graph, threads=request.threads)
+    return open_int8(request.file, request.graph, request.architecture, threads=request.threads)
 
 
 def _open_onnxruntime(request: GraphRequest, device: Device) -> Backend:

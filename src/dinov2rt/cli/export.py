@@ -181,8 +181,8 @@ def _quantized(entry: QuantizationEntry, architecture: Architecture) -> list[str
     static, float32 = len(entry.static), len(entry.float32)
     lines = [
         f"int8: of {total} products {static} round activations statically, "
-        f"{total - static - float32} dynamically, {float32} stayed float32 (the manifest names "
-        "them); on other crops the smallest cosine of a CLS token is "
+        f"{total - static - float32} dynamically, {float32} stayed {entry.rest} (the manifest "
+        "names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
         f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "
         f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"

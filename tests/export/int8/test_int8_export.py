@@ -17,6 +17,7 @@ from dinov2rt.bundle.precision import Precision, QuantizationEntry
 from dinov2rt.bundle.variants import Variant, variants
 from dinov2rt.cli import main
 from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.int8.products import product_names
 from dinov2rt.runtime.backends import openvino_int8
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16, cannot_run_int8
 from dinov2rt.runtime.model import Model, load
@@ -127,6 +128,31 @@ def test_a_bundle_that_was_not_measured_with_it_stays_float32_and_says_so(
     with load(older, precision="int8") as model:
         assert computed(model, ATTENTION) == {"f32"}
         assert "the rest in fp32 (bf16 was not measured at the export)" in model.describe()
+
+
+@pytest.mark.parametrize(
+    ("is_static", "rounds_dynamically", "is_said"),
+    [(False, False, True), (True, False, False), (False, True, False)],
+)
+def test_dynamic_activations_on_amx_are_slower_than_bf16_and_it_is_said(
+    bundle: Path,
+    copy_of: Callable[[Path], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_static: bool,
+    rounds_dynamically: bool,
+    is_said: bool,
+) -> None:
+    other = copy_of(bundle)
+    manifest = Manifest.read(other)
+    (graph,) = manifest.graphs
+    names = product_names(manifest.architecture) if is_static else ()
+    entry = dataclasses.replace(quantization(bundle), static=names, float32=())
+    changed = dataclasses.replace(graph, quantization=entry)
+    dataclasses.replace(manifest, graphs=(changed,)).write(other)
+    monkeypatch.setattr(openvino_int8, "rounds_dynamically", lambda: rounds_dynamically)
+    with load(other, precision="int8") as model:
+        assert ('; precision="bf16" is faster on this CPU' in model.describe()) is is_said
 
 
 def test_without_bfloat16_the_rest_is_float32(
