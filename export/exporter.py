@@ -18,17 +18,14 @@ from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import SCHEMA_VERSION, Manifest
 from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import OPSET, InputFormat
+from dinov2rt.bundle.signature import OPSET
 from dinov2rt.bundle.variants import Variant, name_of
 from dinov2rt.errors import ExportError
 from dinov2rt.export.cuda.bundle_graph import write_cuda_graph
-from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, split_qkv
-from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
+from dinov2rt.export.finish import finish
 from dinov2rt.export.golden import golden_cases, source_difference
 from dinov2rt.export.graph import ExportGraph
 from dinov2rt.export.heads.checkpoint import EagerHead, load_heads
-from dinov2rt.export.heads.graph import attach_heads
-from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.int8.calibration import Calibration
 from dinov2rt.export.int8.form import make_form
 from dinov2rt.export.int8.search import Evidence, gather, search
@@ -41,11 +38,10 @@ from dinov2rt.export.options import (
     check_static,
     check_target,
 )
-from dinov2rt.export.portable.opset import lower
 from dinov2rt.export.portable.static import write_static_graphs
 from dinov2rt.export.ranges import Ranges, record_ranges, worst
 from dinov2rt.export.trace import trace
-from dinov2rt.export.typed import FLOAT16_MAX, half_outputs, to_half
+from dinov2rt.export.typed import FLOAT16_MAX
 from dinov2rt.export.weights.checkpoint import Weights, load_weights
 from dinov2rt.place import built_beside
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
@@ -168,40 +164,52 @@ def _write_graphs(
     progress: Progress,
 ) -> tuple[GraphEntry, ...]:
     """Write all graphs: clones of one trace, which share weights until one changes them."""
-    architecture = weights.architecture
-    traced = trace(ExportGraph(architecture, weights.state_dict, options.extras).eval())
+    traced = trace(ExportGraph(weights.architecture, weights.state_dict, options.extras).eval())
     _describe(traced, weights)
-    entries = []
-    for precision in options.precisions:
-        model = _finish(traced.clone(), architecture, precision, options, reference.heads)
-        quantization = None
-        if precision is Precision.INT8 and reference.evidence is not None:
-            progress("rounding weights to int8")
-            eager = load_eager(weights.architecture, weights.state_dict)
-            form_of = partial(make_form, model, eager, reference.evidence.photos)
-            model, quantization = search(model, form_of, reference.evidence, bundle, progress)
-        in_bf16 = reference.limits[Precision.BF16] if precision is Precision.FP32 else None
-        entry = GraphEntry(
-            precision=precision,
-            opset=options.opset,
-            input_name=options.input_format.value,
-            outputs=tuple(str(output.name) for output in model.graph.outputs),
-            pads=any(head.spec.is_dense for head in reference.heads),
-            layers=options.layers,
-            files=_save(model, bundle, precision),
-            ranges=reference.ranges if precision is Precision.FP16 else {},
-            limits=reference.limits[precision].tokens,
-            task_limits=reference.limits[precision].tasks,
-            unnormed=options.unnormed,
-            quantization=quantization,
-            bf16_limits=in_bf16.tokens if in_bf16 else None,
-            bf16_task_limits=in_bf16.tasks if in_bf16 else {},
-        )
-        if in_bf16 and in_bf16.tasks and not _holds_in_bf16(bundle, entry, reference.cases):
-            progress("no bf16 on a CPU: it does not hold the limits of heads, or cannot run here")
-            entry = dataclasses.replace(entry, bf16_limits=None, bf16_task_limits={})
-        entries.append(entry)
-    return tuple(entries)
+    return tuple(
+        _write_graph(bundle, traced, weights, precision, options, reference, progress)
+        for precision in options.precisions
+    )
+
+
+def _write_graph(
+    bundle: Path,
+    traced: ir.Model,
+    weights: Weights,
+    precision: Precision,
+    options: ExportOptions,
+    reference: _Reference,
+    progress: Progress,
+) -> GraphEntry:
+    """Write one graph. Its own weights are freed at the return, before the next one is made."""
+    model = finish(traced.clone(), weights.architecture, precision, options, reference.heads)
+    quantization = None
+    if precision is Precision.INT8 and reference.evidence is not None:
+        progress("rounding weights to int8")
+        eager = load_eager(weights.architecture, weights.state_dict)
+        form_of = partial(make_form, model, eager, reference.evidence.photos)
+        model, quantization = search(model, form_of, reference.evidence, bundle, progress)
+    in_bf16 = reference.limits[Precision.BF16] if precision is Precision.FP32 else None
+    entry = GraphEntry(
+        precision=precision,
+        opset=options.opset,
+        input_name=options.input_format.value,
+        outputs=tuple(str(output.name) for output in model.graph.outputs),
+        pads=any(head.spec.is_dense for head in reference.heads),
+        layers=options.layers,
+        files=_save(model, bundle, precision),
+        ranges=reference.ranges if precision is Precision.FP16 else {},
+        limits=reference.limits[precision].tokens,
+        task_limits=reference.limits[precision].tasks,
+        unnormed=options.unnormed,
+        quantization=quantization,
+        bf16_limits=in_bf16.tokens if in_bf16 else None,
+        bf16_task_limits=in_bf16.tasks if in_bf16 else {},
+    )
+    if in_bf16 and in_bf16.tasks and not _holds_in_bf16(bundle, entry, reference.cases):
+        progress("no bf16 on a CPU: it does not hold the limits of heads, or cannot run here")
+        return dataclasses.replace(entry, bf16_limits=None, bf16_task_limits={})
+    return entry
 
 
 def _holds_in_bf16(bundle: Path, graph: GraphEntry, cases: Sequence[GoldenCase]) -> bool:
@@ -230,49 +238,6 @@ def _write_cuda_graph(
     if half.pads:  # dense heads compute with the image's size: see `NOT_CAPTURED`
         return None
     return write_cuda_graph(bundle, architecture, half)
-
-
-def _finish(
-    model: ir.Model,
-    architecture: Architecture,
-    precision: Precision,
-    options: ExportOptions,
-    heads: tuple[EagerHead, ...],
-) -> ir.Model:
-    """Fold, type, and attach the input: from a clone of the trace to what is saved.
-
-    For int8 it is a float32 graph, which is then quantised in the search.
-    """
-    if precision in (Precision.FP32, Precision.INT8):
-        fold(model, architecture)
-        _attach_taps(model, architecture, options, heads)
-        if precision is Precision.FP32:
-            fold_norms(model)
-            split_qkv(model)
-    else:
-        fold_attention_scale(model, architecture)
-        _attach_taps(model, architecture, options, heads)
-        to_half(model, precision)
-        if options.half_outputs:
-            half_outputs(model, precision)
-    if options.input_format is InputFormat.PIXELS:
-        attach_pixel_input(model, architecture.normalization)
-    lower(model, options.opset)
-    return model
-
-
-def _attach_taps(
-    model: ir.Model,
-    architecture: Architecture,
-    options: ExportOptions,
-    heads: tuple[EagerHead, ...],
-) -> None:
-    """Attach layers, attention maps and heads, after the weights are folded."""
-    if options.attention:
-        attach_attention(model, architecture)
-    attach_heads(model, architecture, heads)
-    if any(head.spec.is_dense for head in heads):
-        attach_center_padding(model, architecture.patch_size)
 
 
 def _describe(model: ir.Model, weights: Weights) -> None:

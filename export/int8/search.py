@@ -175,7 +175,7 @@ def search(
             measured = trials.check(graph)
             if measured.holds:
                 return graph, _entry(form, count, measured, trials)
-    raise ExportError(_refusal(form.ranked, measured))
+    raise ExportError(_refusal(form.ranked, measured, trials.rest))
 
 
 def _forms(form_of: Callable[[Activations], Form]) -> Iterator[Form]:
@@ -221,10 +221,10 @@ def _least(holds: Callable[[int], bool], most: int) -> int:
     return high
 
 
-def _refusal(ranked: Sequence[str], measured: Measured) -> str:
+def _refusal(ranked: Sequence[str], measured: Measured, rest: Precision) -> str:
     cls_token, others = measured.cosines
     return (
         f"int8 does not hold {INT8_LIMITS} and {INT8_KEPT_NEAREST:.0%} of nearest neighbours with "
-        f"these weights: with all products but {ranked[-1]} in float32 it reaches {cls_token:.6f}, "
+        f"these weights: with all products but {ranked[-1]} in {rest} it reaches {cls_token:.6f}, "
         f'{others:.6f} and {measured.kept_nearest:.1%}; leave "int8" out of the precisions'
     )

@@ -9,8 +9,9 @@ import onnxruntime
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.export.exporter import ExportOptions, _finish
+from dinov2rt.export.finish import finish
 from dinov2rt.export.graph import ExportGraph
+from dinov2rt.export.options import ExportOptions
 from dinov2rt.export.trace import trace
 
 
@@ -19,7 +20,7 @@ class Float32Graph:
 
     def __init__(self, architecture: Architecture, state: Any, folder: Path) -> None:
         traced = trace(ExportGraph(architecture, state).eval())
-        model = _finish(traced, architecture, Precision.FP32, ExportOptions(), ())
+        model = finish(traced, architecture, Precision.FP32, ExportOptions(), ())
         ir.save(model, folder / "fp32.onnx", external_data="fp32.onnx.data")
         self._session = onnxruntime.InferenceSession(
             folder / "fp32.onnx", providers=["CPUExecutionProvider"]
