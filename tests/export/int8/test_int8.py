@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import torch
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.errors import ExportError
@@ -24,14 +26,14 @@ from dinov2rt.export.int8.calibration import Calibration
 from dinov2rt.export.int8.form import Form, make_form
 from dinov2rt.export.int8.gptq import Int8Product, Int8Weight, round_product, to_nearest
 from dinov2rt.export.int8.graph import product_weights, to_int8
-from dinov2rt.export.int8.measurement import Crops
+from dinov2rt.export.int8.measurement import Crops, running
 from dinov2rt.export.int8.products import product_names
 from dinov2rt.export.int8.search import Evidence, _least, search
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.surgery import Writer, add_initializer
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_int8
-from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
+from dinov2rt.runtime.backends.openvino_int8 import fastest_rest, rounds_dynamically
 from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
 
 FormOf = Callable[[Activations], Form]
@@ -130,6 +132,24 @@ def test_products_multiply_bytes_and_the_rank_knows_what_they_compute(
     exact = tokens.numpy() @ (weight.integers * weight.scale) + bias
     assert relative(got, want) < 1e-4  # a number halfway between two may be rounded to either
     assert (relative(got, exact) > 1e-3) is (width >= INT8_GROUP)
+
+
+@pytest.mark.skipif(cannot_run_int8() is not None, reason="without VNNI products stay float32")
+@pytest.mark.skipif(rounds_dynamically(), reason="needs AMX-BF16")
+def test_with_amx_openvino_multiplies_dynamic_products_in_bf16(
+    folded: ir.Model, form_of: FormOf, evidence: Evidence, tmp_path: Path
+) -> None:
+    """If a later OpenVINO multiplies bytes there, int8 may have dynamic activations: ADR 0009."""
+    (case,) = evidence.searched_on.cases
+    with running(form_of(Activations.DYNAMIC).build(folded, 0), tmp_path, Precision.BF16) as graph:
+        graph.backend.infer({"images": case.images}, ["cls_token"])
+        assert graph.backend._any_shape is not None
+        compiled: Any = graph.backend._any_shape.request.get_compiled_model()
+        nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = {(str(each["layerType"].value), str(each["primitiveType"].value)) for each in nodes}
+    assert {kernel for layer, kernel in kinds if layer == "FullyConnected"} == {
+        "brgemm_avx512_amx_bf16"
+    }
 
 
 def test_the_graph_rounds_static_activations_as_the_rank_does(tmp_path: Path) -> None:
