@@ -32,6 +32,33 @@ def keep_norms(model: Any) -> None:
     model.add_results([opset1.result(token) for token in tokens])
 
 
+def widen_convolutions(model: Any) -> None:
+    """Let every convolution compute one more column, of zeros, and cut it off again.
+
+    On CPUs with AMX, OpenVINO 2026.4.1 computes a wrong result, or NaN, where it is a single column
+    of five rows or more: images that are one patch wide. A second column avoids that kernel.
+    """
+    from openvino import opset1, opset8  # import_openvino was here before
+
+    for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
+        users = list(node.output(0).get_target_inputs())
+        told = node.get_attributes()
+        rows, columns = told["pads_end"]
+        wider = opset1.convolution(
+            node.input_value(0),
+            node.input_value(1),
+            told["strides"],
+            told["pads_begin"],
+            [rows, columns + told["strides"][1]],
+            told["dilations"],
+            name=node.get_friendly_name(),
+        )
+        first, last, step, axis = (np.array([value]) for value in (0, -1, 1, 3))
+        cut = opset8.slice(wider, first, last, step, axis)
+        for user in users:
+            user.replace_source_output(cut.output(0))
+
+
 def _scaled(norm: Any) -> Any:
     """The output of a norm behind its scale and shift, where the graph has them."""
     output = norm.output(0)

@@ -1,5 +1,5 @@
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,16 @@ def test_it_is_near_float32_at_any_size(bf16: Model, model: Model, snap: str) ->
             assert difference < 0.02 * np.linalg.norm(want.outputs[name]), (shape, name)
 
 
+@pytest.mark.parametrize("shape", [(1, 70, 14), (2, 518, 14), (1, 14, 518)])
+def test_it_is_near_float32_where_a_shape_of_one_column_is_known(
+    bf16: Model, model: Model, shape: tuple[int, int, int]
+) -> None:
+    """OpenVINO's own convolution is wrong there on CPUs with AMX: see `widen_convolutions`."""
+    bf16.warm_up([shape])
+    got, want = (each(images(*shape)).patch_tokens for each in (bf16, model))
+    assert np.linalg.norm(got - want) < 0.02 * np.linalg.norm(want)
+
+
 def test_tables_of_many_sizes_are_bounded_and_those_of_their_size(bundle_s_reg: Path) -> None:
     core = openvino.Core()
     model = core.read_model(bundle_s_reg / "fp32.onnx")
@@ -195,12 +205,16 @@ def test_a_bundle_without_the_graph_says_what_to_do(pooling_bundle: Path) -> Non
 
 @needs_bf16
 def test_heads_that_did_not_hold_their_limits_at_the_export_are_refused(
-    bundle_heads: Path,
+    bundle_heads: Path, copy_of: Callable[[Path], Path]
 ) -> None:
-    """Of all heads, on small golden cases, one depth head has more pixels off than autocast."""
+    """Such an export writes no limits; whether these heads hold them depends on the CPU."""
+    other = copy_of(bundle_heads)
+    manifest = Manifest.read(other)
+    graphs = [replace(graph, bf16_limits=None, bf16_task_limits={}) for graph in manifest.graphs]
+    replace(manifest, graphs=tuple(graphs)).write(other)
     with pytest.raises(BackendError, match=r"did not show that .*depth_nyu_linear4.* hold their"):
-        load(bundle_heads, precision="bf16")
-    with load(bundle_heads, device="cpu") as model:
+        load(other, precision="bf16")
+    with load(other, device="cpu") as model:
         assert FASTER not in model.describe()
 
 
