@@ -16,6 +16,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
 from dinov2rt.runtime.backends.class_maps import without_class_maps
+from dinov2rt.runtime.backends.openvino_bf16 import mixes_up_heads
 from dinov2rt.runtime.backends.openvino_program import Program
 from dinov2rt.runtime.cpu import is_x86, this_cpu, usable_cores
 
@@ -175,6 +176,8 @@ class OpenVinoBackend:
                 self._fixed.popitem(last=False)
         model = self._graph.clone()
         model.reshape({name: list(shape) for name, shape in shapes})
+        if self._precision is Precision.BF16 and mixes_up_heads(model):
+            return  # the program of any shape goes on serving this one
         program = self._program(model)
         with self._lock:
             if self._any_shape is not None:  # not closed meanwhile

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 _SIZES_KEPT = 8
 _PRODUCTS = ("MatMul", "Convolution")
 _AFFINE = ("Multiply", "Add")
+_EXCHANGED = [0, 2, 1, 3]
 
 
 def keep_norms(model: Any) -> None:
@@ -57,6 +58,23 @@ def widen_convolutions(model: Any) -> None:
         cut = opset8.slice(wider, first, last, step, axis)
         for user in users:
             user.replace_source_output(cut.output(0))
+
+
+def mixes_up_heads(model: Any) -> bool:
+    """Whether OpenVINO 2026.4.1 would compute attention of `model`, of known shapes, wrongly.
+
+    In bfloat16 it does where there are as many tokens as heads: [B, N, heads, width] with its
+    second and third axis exchanged has the same shape. It is right where shapes are dynamic.
+    """
+    return any(
+        shape.is_static and list(order.get_data()) == _EXCHANGED and shape[1] == shape[2]
+        for shape, order in (
+            (node.get_input_partial_shape(0), node.input_value(1).get_node())
+            for node in model.get_ops()
+            if node.get_type_name() == "Transpose"
+        )
+        if order.get_type_name() == "Constant"
+    )
 
 
 def _scaled(norm: Any) -> Any:

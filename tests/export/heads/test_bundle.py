@@ -79,7 +79,8 @@ def test_a_false_answer_fails(bundle: Path, output: str) -> None:
 def test_verify_eager_covers_heads(bundle: Path, precision: Precision, backend: str) -> None:
     manifest = Manifest.read(bundle)
     graph = next(graph for graph in manifest.graphs if graph.precision is precision)
-    cases = eager_cases(manifest, graph, sizes=[ImageSize(45, 31)])
+    # The error of depth on six patches varies more than the limit of two small golden cases knows.
+    cases = eager_cases(manifest, graph, sizes=[ImageSize(98, 126)])
     with load(bundle, device="cpu", backend=backend, precision=precision) as model:  # type: ignore[arg-type]
         report = model.verify(cases)
     assert report, report
