@@ -258,12 +258,12 @@ def test_where_dynamic_activations_do_not_pay_nothing_is_dynamic(
     *,
     is_dynamic: bool,
 ) -> None:
-    """Static activations may do no harm here, so one product has to give way in either case."""
+    """Static activations may do no harm here, so one product at least has to give way."""
     monkeypatch.setattr("dinov2rt.export.int8.search.rounds_dynamically", lambda: is_dynamic)
     monkeypatch.setattr("dinov2rt.export.int8.search._least", lambda *_: 1)
     _, entry = search(folded, form_of, evidence, tmp_path)
     others = set(product_names(variant)) - set(entry.static)
-    assert len(others) == 1
+    assert others
     assert set(entry.float32) == (set() if is_dynamic else others)
 
 
