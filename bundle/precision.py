@@ -40,17 +40,17 @@ class CalibrationEntry:
 
 @dataclass(frozen=True, slots=True)
 class QuantizationEntry:
-    """The products of an int8 graph that stay float32, and the graph's agreement with eager.
+    """The products of an int8 graph that are not int8, and the graph's agreement with eager.
 
-    `float32` names the products, e.g. `blocks.3.qkv`. The figures are measured at export, on crops
-    of photographs that the search does not use. `cls_cosine_min` is the smallest cosine of a CLS
-    token, `token_cosine_p1` the smallest first percentile of the cosines of a crop's other tokens.
-    `same_nearest` is the share of crops with the same nearest neighbour, `kept_nearest` the share
-    with an equally near one up to a tie (`limits.NEAREST_TIE`), or None in older bundles.
-    `calibration` says which photographs these are; None in older bundles. `rest` is the precision
-    of everything else when this was measured: bf16 where the CPU of the export has it. `static`
-    names the int8 products that round activations with scales and zero points fixed at export;
-    others have scales for each token, computed at every call.
+    `float32` names them, e.g. `blocks.3.qkv`; they compute in `rest`. The figures are measured at
+    export, on crops of photographs that the search does not use. `cls_cosine_min` is the smallest
+    cosine of a CLS token, `token_cosine_p1` the smallest first percentile of the cosines of a
+    crop's other tokens. `same_nearest` is the share of crops with the same nearest neighbour,
+    `kept_nearest` the share with an equally near one up to a tie (`limits.NEAREST_TIE`), or None in
+    older bundles. `calibration` says which photographs these are; None in older bundles. `rest` is
+    the precision of everything else when this was measured: bf16 where the CPU of the export has
+    it. `static` names the int8 products that round activations with scales and zero points fixed at
+    export; others have scales for each token, computed at every call.
     """
 
     float32: tuple[str, ...]

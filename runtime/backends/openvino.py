@@ -172,12 +172,12 @@ class OpenVinoBackend:
             if shapes in self._fixed:
                 self._fixed.move_to_end(shapes)
                 return
+            model = self._graph.clone()
+            model.reshape({name: list(shape) for name, shape in shapes})
+            if self._precision is Precision.BF16 and mixes_up_heads(model):
+                return  # the program of any shape goes on serving this one
             while len(self._fixed) >= FIXED_SHAPES:
                 self._fixed.popitem(last=False)
-        model = self._graph.clone()
-        model.reshape({name: list(shape) for name, shape in shapes})
-        if self._precision is Precision.BF16 and mixes_up_heads(model):
-            return  # the program of any shape goes on serving this one
         program = self._program(model)
         with self._lock:
             if self._any_shape is not None:  # not closed meanwhile

@@ -15,7 +15,7 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends import openvino as backend_module
-from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
+from dinov2rt.runtime.backends.openvino import FIXED_SHAPES, OpenVinoBackend, cannot_run_bf16
 from dinov2rt.runtime.backends.openvino_bf16 import _SIZES_KEPT, PositionTables
 from dinov2rt.runtime.backends.openvino_program import options
 from dinov2rt.runtime.model import Model, load
@@ -165,6 +165,14 @@ def test_it_is_near_float32_where_the_shape_is_known(
     bf16.warm_up([shape])
     got, want = (each(images(*shape)).patch_tokens for each in (bf16, model))
     assert np.linalg.norm(got - want) < 0.02 * np.linalg.norm(want)
+
+
+@needs_bf16
+def test_a_shape_that_is_not_compiled_alone_evicts_none(bundle_s_reg: Path) -> None:
+    backend = OpenVinoBackend(bundle_s_reg / "fp32.onnx", threads=1, precision=Precision.BF16)
+    for shape in (*[(1, 28, 14 * count) for count in range(2, 2 + FIXED_SHAPES)], (1, 14, 14)):
+        backend.prepare({"pixels": images(*shape)})
+    assert len(backend._fixed) == FIXED_SHAPES
 
 
 def test_tables_of_many_sizes_are_bounded_and_those_of_their_size(bundle_s_reg: Path) -> None:
