@@ -2,10 +2,9 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -17,6 +16,8 @@ from dinov2rt.bundle.limits import INT8_KEPT_NEAREST, NEAREST_TIE, Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import is_token_output
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend
+
+_CLS = "cls_token"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +71,23 @@ class Running:
 
     def measure(self, crops: Crops, limits: Limits) -> Measured:
         """Compare every output on every crop."""
-        return self._with_gallery(crops, limits, tuple(self._compared(crops, limits)))
+        compared = tuple(self._compared(crops, limits))
+        return _measured(crops, limits, compared, list(self._cls_tokens(crops.gallery)))
 
     def holds(self, crops: Crops, limits: Limits) -> bool:
-        """Whether `measure` would hold; most of its time is saved where a case misses a limit."""
-        compared = []
+        """Whether `measure` would hold; it stops at the first crop that misses a limit."""
+        compared, cls_tokens = [], []
         for output in self._compared(crops, limits):
             if not output.passed:
                 return False
             compared.append(output)
-        return self._with_gallery(crops, limits, tuple(compared)).holds
+        for cls_token, want in zip(
+            self._cls_tokens(crops.gallery), crops.gallery.reference(_CLS), strict=True
+        ):
+            if not compare(crops.gallery.name, _CLS, cls_token, want[None], limits).passed:
+                return False
+            cls_tokens.append(cls_token)
+        return _measured(crops, limits, compared, cls_tokens).holds
 
     def _compared(self, crops: Crops, limits: Limits) -> Iterator[OutputAccuracy]:
         for case in crops.cases:
@@ -87,20 +95,22 @@ class Running:
             for name, value in got.items():
                 yield compare(case.name, name, value, case.reference(name), limits)
 
-    def _with_gallery(
-        self, crops: Crops, limits: Limits, compared: tuple[OutputAccuracy, ...]
-    ) -> Measured:
-        name, want = "cls_token", crops.gallery.reference("cls_token")
-        got = np.concatenate([self._cls_token(image[None]) for image in crops.gallery.images])
-        accuracy = compare(crops.gallery.name, name, got, want, limits)
-        return Measured((*compared, accuracy), nearest_lost(got, want))
+    def _cls_tokens(self, gallery: GoldenCase) -> Iterator[NDArray[np.float32]]:
+        """The CLS token [1, D] of each crop, one crop a call: many at once take much memory."""
+        for image in gallery.images:
+            yield self.backend.infer({self.input_name: image[None]}, [_CLS])[_CLS]
 
-    def _cls_token(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """That of one image: many at once take much memory."""
-        token: NDArray[np.float32] = self.backend.infer({self.input_name: images}, ["cls_token"])[
-            "cls_token"
-        ]
-        return token
+
+def _measured(
+    crops: Crops,
+    limits: Limits,
+    compared: Sequence[OutputAccuracy],
+    cls_tokens: Sequence[NDArray[np.float32]],
+) -> Measured:
+    """What was `compared`, and the gallery with its neighbours."""
+    got, want = np.concatenate(cls_tokens), crops.gallery.reference(_CLS)
+    accuracy = compare(crops.gallery.name, _CLS, got, want, limits)
+    return Measured((*compared, accuracy), nearest_lost(got, want))
 
 
 @contextlib.contextmanager

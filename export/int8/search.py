@@ -1,11 +1,10 @@
-"""Which products of an int8 graph round statically, or stay float32: found by measurement.
+"""Which products of an int8 graph round statically, or stay as they are: found by measurement.
 
 Products are rounded and ranked once (`form.py`). Then the graph itself runs in OpenVINO on crops of
-photographs: with static activations, but dynamic ones in the first k products of the rank, until
-the least k is found that holds the limits with a margin. If no k does, all activations are dynamic,
-and the first k products stay float32. On a CPU with AMX, where bf16 is faster than dynamic
-activations, the first k products are in bf16 instead, and nothing is dynamic. What was found must
-hold the limits on other crops as well.
+photographs: with static activations, but with the first k products of the rank in bf16, until the
+least k is found that holds the limits with a margin. On a CPU without bf16, the first k products
+have dynamic activations instead; if no k holds the limits, all activations are dynamic, and the
+first k products stay float32. What was found must hold the limits on other crops as well.
 """
 
 import functools
@@ -33,7 +32,7 @@ from dinov2rt.export.int8.form import RANGED_ON, Form, size_of
 from dinov2rt.export.int8.gptq import Int8Product
 from dinov2rt.export.int8.measurement import Crops, Measured, running
 from dinov2rt.export.model import Dinov2
-from dinov2rt.runtime.backends.openvino_int8 import fastest_rest, rounds_dynamically
+from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 
 _MARGIN = 0.5
 """How much of the error that the limits allow the search does: other images may be worse."""
@@ -169,7 +168,7 @@ def search(
         ExportError: it does not, however many stay float32.
     """
     trials = _Trials(model, evidence, scratch, progress, fastest_rest())
-    for form in _forms(form_of):
+    for form in _forms(form_of, trials.rest):
         for count in range(trials.least(form), len(form.ranked)):
             graph = trials.build(form, count)
             measured = trials.check(graph)
@@ -178,12 +177,12 @@ def search(
     raise ExportError(_refusal(form.ranked, measured, trials.rest))
 
 
-def _forms(form_of: Callable[[Activations], Form]) -> Iterator[Form]:
-    """Static with dynamic products in place of the first; then dynamic with float32 ones.
+def _forms(form_of: Callable[[Activations], Form], rest: Precision) -> Iterator[Form]:
+    """Static, with the first products in bf16 where this CPU has it.
 
-    Where dynamic activations are slower than bf16, the first stay as they are.
+    Elsewhere static, with dynamic products in place of the first; then dynamic, with float32 ones.
     """
-    if not rounds_dynamically():
+    if rest is Precision.BF16:
         yield form_of(Activations.STATIC)
         return
     dynamic = functools.cache(lambda: form_of(Activations.DYNAMIC))

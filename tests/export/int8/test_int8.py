@@ -247,24 +247,23 @@ def test_the_search_says_what_stayed_float32_and_how_well_it_agrees(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("is_dynamic", [True, False])
-def test_where_dynamic_activations_do_not_pay_nothing_is_dynamic(
+@pytest.mark.parametrize("rest", sorted({Precision.FP32, fastest_rest()}))
+def test_with_bf16_nothing_is_dynamic(
     folded: ir.Model,
     form_of: FormOf,
     variant: Variant,
     evidence: Evidence,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    *,
-    is_dynamic: bool,
+    rest: Precision,
 ) -> None:
-    """Static activations may do no harm here, so one product at least has to give way."""
-    monkeypatch.setattr("dinov2rt.export.int8.search.rounds_dynamically", lambda: is_dynamic)
+    """Static activations may do no harm here, so one product at least is made another."""
+    monkeypatch.setattr("dinov2rt.export.int8.search.fastest_rest", lambda: rest)
     monkeypatch.setattr("dinov2rt.export.int8.search._least", lambda *_: 1)
     _, entry = search(folded, form_of, evidence, tmp_path)
     others = set(product_names(variant)) - set(entry.static)
     assert others
-    assert set(entry.float32) == (set() if is_dynamic else others)
+    assert set(entry.float32) == (others if rest is Precision.BF16 else set())
 
 
 def test_weights_that_int8_cannot_hold_are_refused(
