@@ -1,4 +1,4 @@
-"""Draws any number of reproducible crops of photographs."""
+"""Crops of photographs: from the middle, or any number of reproducible ones."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.export.golden import PHOTOS, at_least
 from dinov2rt.runtime.image_search import find_images
 from dinov2rt.runtime.images import load_image
+
+PHOTOS = Path(__file__).parent / "photos"
 
 
 def photo_crops(seeds: range, size: ImageSize, photos: Path = PHOTOS) -> NDArray[np.uint8]:
@@ -46,3 +48,20 @@ def _crop(photo: NDArray[np.uint8], size: ImageSize, seed: int) -> NDArray[np.ui
     left = random.integers(image.shape[1] - size.width + 1)
     crop = image[top : top + size.height, left : left + size.width]
     return crop[:, ::-1] if random.integers(2) else crop
+
+
+def at_least(photo: np.ndarray, size: ImageSize) -> np.ndarray:
+    """`photo` [H, W, 3], enlarged (bicubic) where it is smaller than `size`."""
+    height, width = photo.shape[:2]
+    scale = max(size.height / height, size.width / width, 1)
+    if scale == 1:
+        return photo
+    enlarged = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
+    return np.asarray(Image.fromarray(photo).resize(enlarged, Image.Resampling.BICUBIC))
+
+
+def center_crop(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
+    """The middle of `image` [H, W, 3]; half a pixel more is left at the bottom and the right."""
+    top = (image.shape[0] - size.height) // 2
+    left = (image.shape[1] - size.width) // 2
+    return image[top : top + size.height, left : left + size.width]

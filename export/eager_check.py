@@ -14,14 +14,8 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.bundle.variants import variant_of
 from dinov2rt.errors import InputError, WeightsError
-from dinov2rt.export.golden import (
-    COMMON_SIZE,
-    PHOTOS,
-    at_least,
-    center_crop,
-    eager_case,
-    uneven_size,
-)
+from dinov2rt.export.crops import PHOTOS, at_least, center_crop
+from dinov2rt.export.golden import COMMON_SIZE, eager_case, uneven_size
 from dinov2rt.export.heads.checkpoint import EagerHead, HeadSource, load_heads
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.weights.architecture import Stated

@@ -1,24 +1,20 @@
 """Computes the golden outputs: the eager float32 model on real photographs."""
 
 import itertools
-from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.signature import NO_EXTRAS, Extras, FloatArray, InputFormat, output_names
+from dinov2rt.export.crops import PHOTOS, at_least, center_crop
 from dinov2rt.export.heads.answers import center_padded, head_outputs, pads_images
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.portable.static import StaticShape
 from dinov2rt.export.weights.checkpoint import Weights
 from dinov2rt.runtime.images import load_image
-
-PHOTOS = Path(__file__).parent / "photos"
 
 _PHOTOS = ("astronaut.jpg", "coffee.jpg", "chelsea.jpg", "hubble.jpg")
 COMMON_SIZE = ImageSize(224, 224)
@@ -76,16 +72,6 @@ def golden_pixels(size: ImageSize, photos: tuple[str, ...]) -> np.ndarray:
     )
 
 
-def at_least(photo: np.ndarray, size: ImageSize) -> np.ndarray:
-    """`photo` [H, W, 3], enlarged (bicubic) where it is smaller than `size`."""
-    height, width = photo.shape[:2]
-    scale = max(size.height / height, size.width / width, 1)
-    if scale == 1:
-        return photo
-    enlarged = (int(np.ceil(width * scale)), int(np.ceil(height * scale)))
-    return np.asarray(Image.fromarray(photo).resize(enlarged, Image.Resampling.BICUBIC))
-
-
 def eager_case(
     model: Dinov2,
     name: str,
@@ -124,13 +110,6 @@ def eager_outputs(model: Dinov2, images: torch.Tensor, extras: Extras) -> dict[s
     names = output_names(model.architecture, extras)
     outputs = {name: value.float().numpy() for name, value in zip(names, values, strict=True)}
     return outputs | head_outputs(model, images, size)
-
-
-def center_crop(image: NDArray[np.uint8], size: ImageSize) -> NDArray[np.uint8]:
-    """The middle of `image` [H, W, 3]; half a pixel more is left at the bottom and the right."""
-    top = (image.shape[0] - size.height) // 2
-    left = (image.shape[1] - size.width) // 2
-    return image[top : top + size.height, left : left + size.width]
 
 
 def source_difference(loaded: Weights, of_source: Architecture) -> str:

@@ -12,7 +12,7 @@ import pytest
 from support.documents import DOCUMENTS, ROOT, Block, blocks, modules
 
 from dinov2rt.cli.entry import make_parser
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 
 BLOCKS = list(blocks())
 

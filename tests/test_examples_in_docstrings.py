@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import dinov2rt
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.runtime.model import Model
 
 MODULES = {name: f"dinov2rt.{name}" for name in set(dinov2rt._MODULES.values())}

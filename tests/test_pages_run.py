@@ -22,7 +22,7 @@ from support.installed import lacking
 
 from dinov2rt.bundle.heads import OFFICIAL_HEADS
 from dinov2rt.bundle.variants import find_variant
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.heads.checkpoint import file_keys, module_of_spec, official_head_url
 from dinov2rt.export.heads.synthetic import synthetic_head
 from dinov2rt.export.weights.official import official_url

@@ -26,8 +26,7 @@ from dinov2rt.benchmarks.harness.clock import timed
 from dinov2rt.benchmarks.harness.photo_batch import photo_batch
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError
-from dinov2rt.export.crops import photo_crops
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS, photo_crops
 from dinov2rt.runtime.image_search import find_images
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model, load

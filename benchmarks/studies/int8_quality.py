@@ -23,8 +23,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import NEAREST_TIE
 from dinov2rt.bundle.signature import FloatArray, InputFormat
 from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.export.crops import photo_crops
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS, photo_crops
 from dinov2rt.runtime.model import Model, load
 
 _FIRST_SEED = 1000  # far from the crops that the export searched and checked on

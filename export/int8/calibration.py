@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.errors import InputError
-from dinov2rt.export.crops import crops_of
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS, crops_of
 from dinov2rt.runtime.image_search import find_images
 from dinov2rt.runtime.images import load_fitted, load_image
 from dinov2rt.runtime.preprocess import Preprocess

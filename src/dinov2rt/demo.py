@@ -19,8 +19,8 @@ from dinov2rt.bundle.variants import find_variant
 from dinov2rt.engines.build import build_plan
 from dinov2rt.engines.options import BuildOptions
 from dinov2rt.errors import BackendError, MissingDependencyError, PlanWarning
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.exporter import export_bundle
-from dinov2rt.export.golden import PHOTOS
 from dinov2rt.export.heads.checkpoint import HeadSource
 from dinov2rt.export.options import ExportOptions
 from dinov2rt.runtime.gpu.cuda import find_gpu

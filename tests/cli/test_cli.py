@@ -26,7 +26,7 @@ from dinov2rt.cli.info import parameter_count
 from dinov2rt.cli.options.export import parse_layers
 from dinov2rt.cli.verify import parse_sizes
 from dinov2rt.errors import InputError
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.weights.state_dict import official_shapes
 from dinov2rt.place import built_beside
 from dinov2rt.runtime.backends.openvino import cannot_run_bf16

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dinov2rt.cli import main
 from dinov2rt.cli.progress import Progress, duration
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 
 Run = Callable[..., tuple[int, Any, str]]
 

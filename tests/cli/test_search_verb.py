@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dinov2rt.cli import main
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.extraction.reader import read_features
 
 NAMES = ("astronaut", "chelsea", "coffee", "hubble")

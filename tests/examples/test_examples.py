@@ -19,7 +19,7 @@ from support.installed import require_for_tests
 
 import dinov2rt
 from dinov2rt.bundle.manifest import Manifest
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 MAX_BODY_BYTES = 400_000

@@ -11,8 +11,7 @@ from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.export import crops
-from dinov2rt.export.crops import photo_crops
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS, photo_crops
 from dinov2rt.runtime.images import load_image
 
 SIDES = (20, 21, 22, 23, 24)

@@ -9,8 +9,8 @@ from dinov2rt.bundle.entries import GraphEntry
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.errors import InputError, WeightsError
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.eager_check import eager_cases
-from dinov2rt.export.golden import PHOTOS
 from dinov2rt.runtime.images import load_image
 
 SMALL = ImageSize(28, 45)

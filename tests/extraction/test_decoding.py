@@ -17,7 +17,7 @@ from PIL import Image
 
 from dinov2rt.bundle.geometry import ImageSize, Snap
 from dinov2rt.errors import Dinov2rtError, InputError
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.extraction.chunks import Chunk, Failure, FileSlice, ImageFiles, Item
 from dinov2rt.extraction.decoding import (
     DecodedImage,

@@ -11,7 +11,7 @@ from PIL import Image
 
 import dinov2rt
 from dinov2rt.errors import InputError
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.model import Model
 

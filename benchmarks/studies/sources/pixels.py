@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.weights.source_steps import source_steps
 from dinov2rt.runtime.images import load_image
 

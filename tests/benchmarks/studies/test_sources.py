@@ -10,7 +10,7 @@ from support.installed import require_for_tests
 from dinov2rt.benchmarks.studies.sources.interpolation import distances
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.normalization import Normalization
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.weights.preprocessor import normalization_of
 from dinov2rt.runtime.images import load_image
 from dinov2rt.runtime.preprocess import Preprocess

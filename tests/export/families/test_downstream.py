@@ -11,7 +11,7 @@ from support.unusual import UNUSUAL, export_unusual, precisions
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.cli import main
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 
 CPU = ("--device", "cpu")
 

@@ -15,6 +15,7 @@ import torch
 
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
+from dinov2rt.bundle.limits import INT8_LIMITS
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat
 from dinov2rt.bundle.variants import Variant
@@ -328,3 +329,32 @@ def test_the_fewest_are_found_that_hold(least: int) -> None:
 
     assert _least(holds, 7) == least
     assert len(tried) == len(set(tried)) <= 6
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (5, 0, 0), (-2, 2, 2)])
+def test_a_search_holds_what_measuring_everything_holds(
+    folded: ir.Model, form: Form, evidence: Evidence, tmp_path: Path, angles: tuple[float, ...]
+) -> None:
+    """Nothing is wrong; a CLS token is; only the neighbours are."""
+    crops = crops_with_neighbours(evidence.checked_on.cases[0], *angles)
+    with running(form.build(folded, 0), tmp_path, Precision.FP32) as graph:
+        holds = graph.holds(crops, INT8_LIMITS)
+        assert holds is graph.measure(crops, INT8_LIMITS).holds is (angles == (0, 0, 0))
+
+
+def test_a_search_stops_at_the_first_crop_that_misses(
+    folded: ir.Model,
+    form: Form,
+    evidence: Evidence,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    crops = crops_with_neighbours(evidence.checked_on.cases[0], 0, 5, 0, 0, 0)
+    calls = []
+    infer = OpenVinoBackend.infer
+    monkeypatch.setattr(
+        OpenVinoBackend, "infer", lambda self, *given: calls.append(1) or infer(self, *given)
+    )
+    with running(form.build(folded, 0), tmp_path, Precision.FP32) as graph:
+        assert not graph.holds(crops, INT8_LIMITS)
+    assert len(calls) == len(crops.cases) + 2

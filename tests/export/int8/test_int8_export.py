@@ -16,7 +16,7 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision, QuantizationEntry
 from dinov2rt.bundle.variants import Variant, variants
 from dinov2rt.cli import main
-from dinov2rt.export.golden import PHOTOS
+from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.int8.products import product_names
 from dinov2rt.runtime.backends import openvino_int8
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16, cannot_run_int8
