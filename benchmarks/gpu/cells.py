@@ -5,7 +5,8 @@
 `dinov2rt bench` starts a process for each candidate, which takes most of its time. Here one process
 holds every model, the most important cells come first, and a cell starts only if it is likely to
 end within the budget; the result names the cells that did not fit. For each bundle it writes
-OUT/VARIANT.json, which `dinov2rt report` reads, and OUT/VARIANT.kernels.json.
+OUT/VARIANT.json, which `dinov2rt report` reads, and OUT/VARIANT.kernels.json. Called again, it
+keeps the cells that are in OUT/VARIANT.json and measures the others.
 
 Device time: images are in GPU memory and outputs stay there; about twenty calls are enqueued back
 to back between two CUDA events. Host time: images come from numpy arrays and outputs return to
@@ -18,7 +19,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -41,7 +42,7 @@ from dinov2rt.benchmarks.results import (
     Settings,
 )
 from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
-from dinov2rt.errors import Dinov2rtError, first_line
+from dinov2rt.errors import BackendError, Dinov2rtError, InputError, first_line
 
 _MATRIX_SIDE = 8192
 
@@ -66,6 +67,31 @@ class Run:
         self.rows: dict[str, list[Row]] = {name: [] for name in self.workloads}
         self.facts: dict[tuple[str, str], CandidateFacts] = {}
         self.missing: list[Missing] = []
+        for variant in self.workloads:
+            self._take_over(variant)
+
+    def _take_over(self, variant: str) -> None:
+        """Keep what an earlier call measured on this machine, with this bundle and version."""
+        file = self.out / f"{variant}.json"
+        if not file.exists():
+            return
+        try:
+            earlier = BenchmarkRun.read(file)
+        except InputError as error:
+            _say(f"{variant}: measured anew, since {error}")
+            return
+        same = (self._bundle_facts(variant), __version__, _hardware(self.environment))
+        if (*earlier.bundles, earlier.version, _hardware(earlier.environment)) != same:
+            _say(f"{variant}: measured anew, since {file} is of another bundle, machine or version")
+            return
+        self.rows[variant] = list(earlier.rows)
+        self.facts.update({(variant, facts.candidate): facts for facts in earlier.candidates})
+
+    def _is_measured(self, cell: Cell, workload: Workload) -> bool:
+        """Whether every contestant of the cell has a row."""
+        asked = contestants_for(cell, workload, all_peers=self.all_peers)
+        names = {each.name for each in asked if not each.is_reference}
+        return names <= {row.candidate for row in self.rows[cell.variant] if row.cell == cell}
 
     def measure_all(self) -> None:
         """Measure every cell, the most important first, until the budget is spent."""
@@ -73,6 +99,9 @@ class Run:
         for batch, side in CELLS:
             for variant, workload in self.workloads.items():
                 cell = Cell(variant, batch, side, side)
+                if self._is_measured(cell, workload):
+                    _say(f"{cell}: measured by an earlier call")
+                    continue
                 if time.monotonic() + longest_s > self.deadline:
                     _say(f"{cell}: does not fit into the budget")
                     self.missing.append(Missing(variant, "every candidate", f"{cell}: no time"))
@@ -84,6 +113,7 @@ class Run:
 
     def _measure(self, cell: Cell, workload: Workload) -> None:
         contestants: list[Contestant] = []
+        self.rows[cell.variant] = [row for row in self.rows[cell.variant] if row.cell != cell]
         for contestant in contestants_for(cell, workload, all_peers=self.all_peers):
             _say(f"{cell}: loading {contestant.name}")
             try:
@@ -94,18 +124,37 @@ class Run:
                 self.rows[cell.variant].append(row)
             facts = contestant.facts(cell.variant)
             self.facts.setdefault((cell.variant, contestant.name), facts)  # its first load counts
-        for row in measure(cell, workload.manifest, contestants, self.peak_rates):
-            self.rows[cell.variant].append(row)
-            if row.latency is not None:
-                _say(
-                    f"{row.cell} {row.candidate}: device {row.latency.compute_ms:.3f} ms, "
-                    f"host {row.latency.p50_ms:.3f} ms"
-                )
-        self._keep_kernels(cell, contestants)
+        try:
+            for row in self._rows_of(cell, workload, contestants):
+                self.rows[cell.variant].append(row)
+                _say(_summary(row))
+            self._keep_kernels(cell, contestants)
+        except Exception as error:  # such as memory that is spent; later cells are tried
+            _say(f"{cell}: {first_line(error)}")
+            self._fail_the_rest(cell, contestants, first_line(error))
+
+    def _rows_of(
+        self, cell: Cell, workload: Workload, contestants: Sequence[Contestant]
+    ) -> Iterator[Row]:
+        if not any(each.is_reference for each in contestants):
+            raise BackendError("the reference did not load, so nothing can be compared")
+        yield from measure(cell, workload.manifest, contestants, self.peak_rates)
+
+    def _fail_the_rest(self, cell: Cell, contestants: Sequence[Contestant], reason: str) -> None:
+        """Give each contestant without a row at the cell one with the reason."""
+        rows = self.rows[cell.variant]
+        done = {row.candidate for row in rows if row.cell == cell}
+        rows += [
+            Row(cell, each.name, failure=reason)
+            for each in contestants
+            if not each.is_reference and each.name not in done
+        ]
 
     def _keep_kernels(self, cell: Cell, contestants: Sequence[Contestant]) -> None:
         """Write the GPU kernels of dinov2rt at this cell, with their times, beside the result."""
-        own = next(each for each in contestants if not each.is_peer)
+        own = next((each for each in contestants if not each.is_peer), None)
+        if own is None:  # it did not load; its row says why
+            return
         file = self.out / f"{cell.variant}.kernels.json"
         kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
         kept[str(cell)] = kernels_of(own.enqueue)
@@ -113,10 +162,6 @@ class Run:
 
     def write(self, variant: str) -> None:
         """Write the results of one variant."""
-        bundle = self.workloads[variant].bundle
-        manifest = self.workloads[variant].manifest
-        digest = hashlib.sha256((bundle / MANIFEST_NAME).read_bytes()).hexdigest()
-        weights = manifest.weights
         BenchmarkRun(
             schema=SCHEMA_VERSION,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -125,11 +170,31 @@ class Run:
             settings=Settings(1, "cuda", DESCRIPTION, 0.0, TURNS, one_process=True),
             environment=self.environment,
             peak_rates=self.peak_rates,
-            bundles=(BundleFacts(variant, weights.source, weights.sha256, digest),),
+            bundles=(self._bundle_facts(variant),),
             candidates=tuple(f for (name, _), f in self.facts.items() if name == variant),
             missing=tuple(each for each in self.missing if each.variant == variant),
             rows=tuple(self.rows[variant]),
         ).write(self.out / f"{variant}.json")
+
+    def _bundle_facts(self, variant: str) -> BundleFacts:
+        workload = self.workloads[variant]
+        digest = hashlib.sha256((workload.bundle / MANIFEST_NAME).read_bytes()).hexdigest()
+        weights = workload.manifest.weights
+        return BundleFacts(variant, weights.source, weights.sha256, digest)
+
+
+def _hardware(environment: Environment) -> tuple[str, str | None, dict[str, str]]:
+    """Machine, GPU and libraries: cells are of one run only if these are equal."""
+    return environment.machine, environment.gpu, environment.libraries
+
+
+def _summary(row: Row) -> str:
+    if row.latency is None:
+        return f"{row.cell} {row.candidate}: {row.failure}"
+    return (
+        f"{row.cell} {row.candidate}: device {row.latency.compute_ms:.3f} ms, "
+        f"host {row.latency.p50_ms:.3f} ms"
+    )
 
 
 def _say(text: str) -> None:

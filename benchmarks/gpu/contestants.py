@@ -23,7 +23,7 @@ from dinov2rt.bundle.signature import output_names
 from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.model import Model, load
 
-CELLS = ((1, 224), (32, 224), (8, 518), (128, 224))
+CELLS = ((1, 224), (32, 224), (8, 518), (128, 224), (8, 224))
 """Batches and sides, the most important first."""
 
 _EVERY_CELL = 2**40
@@ -145,12 +145,14 @@ class OwnContestant:
     def __init__(self, bundle: Path) -> None:
         self._bundle = bundle
         self._load_ms = 0.0
+        self._version = f"dinov2rt {__version__}"
 
     def open(self, cell: Cell) -> None:
         """Load the bundle, once for all cells, and prepare the photographs."""
         began = time.perf_counter()
         self._model = _own_model(self._bundle)
         self._load_ms = 1e3 * (time.perf_counter() - began)
+        self._version = f"dinov2rt {__version__}, {self._model.summary}"
         self._pixels = photo_batch(cell.batch, cell.size)
         self._on_gpu = torch.from_numpy(self._pixels).cuda()
         self._model.warm_up([(cell.batch, cell.height, cell.width)])
@@ -175,10 +177,8 @@ class OwnContestant:
 
     def facts(self, variant: str) -> CandidateFacts:
         """Version and backend."""
-        version = f"dinov2rt {__version__}, {self._model.summary}"
-        return _facts(
-            variant, self.name, "dinov2rt, ONNX Runtime CUDA, fp16", version, self._load_ms
-        )
+        title = "dinov2rt, ONNX Runtime CUDA, fp16"
+        return _facts(variant, self.name, title, self._version, self._load_ms)
 
 
 class TorchContestant:

@@ -76,6 +76,7 @@ def steps(out: Path, names: Sequence[str], asked: Asked) -> Iterator[Step]:
             yield from _speed_steps(out, variant, asked)
     else:
         yield _cells_step(out, names, asked)
+        yield _memory_step(out, names)
 
 
 def _export_step(out: Path, variant: str, asked: Asked) -> Step:
@@ -108,6 +109,14 @@ def _cells_step(out: Path, names: Sequence[str], asked: Asked) -> Step:
     peers = ("--all-peers",) if asked.all_peers else ()
     arguments = (str(out), *bundles, *peers, "--budget", f"{asked.budget_s:g}")
     return Step("all", "cells", arguments, module="dinov2rt.benchmarks.gpu.cells")
+
+
+def _memory_step(out: Path, names: Sequence[str]) -> Step:
+    """The step that measures the GPU memory of the largest variant after many shapes."""
+    widths = {variant.name: variant.embed_dim for variant in variants()}
+    largest = max(names, key=lambda name: widths.get(name, 0))
+    bundle = str(_bundle(out, largest))
+    return Step("all", "memory", (bundle,), module="dinov2rt.benchmarks.gpu.memory")
 
 
 def _build_steps(bundle: Path, variant: str, asked: Asked) -> Iterator[Step]:

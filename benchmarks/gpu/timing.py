@@ -15,6 +15,7 @@ from dinov2rt.benchmarks.results import Cell, PeakRates, Row
 from dinov2rt.benchmarks.statistics import summarise
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.errors import first_line
 
 TURNS = 5
 _TURN_S = 0.08
@@ -25,17 +26,24 @@ _COPY_BYTES = 2**31
 def measure(
     cell: Cell, manifest: Manifest, contestants: Sequence[Contestant], peak_rates: PeakRates
 ) -> Iterator[Row]:
-    """A row for each contestant: checks accuracy first, then measures times in turns."""
+    """A row for each contestant: checks accuracy first, then measures times in turns.
+
+    A contestant that fails before its times are taken, e.g. for want of memory, has the reason in
+    its row, and the others go on.
+    """
     reference = next(each for each in contestants if each.is_reference)
     want = reference.outputs()
     limits = limits_for(manifest, Precision.FP16)
-    rows = {
-        each.name: Row(cell, each.name, accuracy=check(each.outputs(), want, limits))
-        for each in contestants
-        if not each.is_reference
-    }
-    timed = [each for each in contestants if each.name in rows]
-    calls = {each.name: _calls_a_turn(each.enqueue) for each in timed}
+    rows, calls, timed = {}, {}, []
+    for each in contestants:
+        if each.is_reference:
+            continue
+        try:
+            rows[each.name] = Row(cell, each.name, accuracy=check(each.outputs(), want, limits))
+            calls[each.name] = _calls_a_turn(each.enqueue)
+            timed.append(each)
+        except Exception as error:  # a peer may raise anything
+            yield Row(cell, each.name, failure=first_line(error))
     device_ms: dict[str, list[float]] = {each.name: [] for each in timed}
     host_ms: dict[str, list[list[float]]] = {each.name: [] for each in timed}
     for _ in range(TURNS):

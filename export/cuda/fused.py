@@ -17,6 +17,8 @@ values that depend only on the image's size are inputs, which the runtime comput
 the padding, and the matrices that resample the position table.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
@@ -54,6 +56,15 @@ def _first_head(graph: ir.Graph) -> ir.Node:
     return next(node for node in graph if (node.name or "").startswith(_BEHIND_BLOCKS))
 
 
+@dataclass(frozen=True, slots=True)
+class _Grid:
+    """Counts of a batch of images and of their patches, each int64 [1]."""
+
+    batch: ir.Value
+    rows: ir.Value
+    columns: ir.Value
+
+
 def _embed(write: Writer, architecture: Architecture) -> ir.Value:
     """Images to the tokens that enter the first block, [B, 1 + R + h·w, D] float32."""
     images = write.graph.inputs[0]
@@ -67,7 +78,8 @@ def _embed(write: Writer, architecture: Architecture) -> ir.Value:
         images = write("Mul", images, scale, name="pixels/scaled")
         images = write("Add", images, shift, name="pixels/normalized")
     padded = write("Pad", images, padding, name="embedding/padded")
-    patches = _patches(write, padded, architecture.patch_size, is_pixels)
+    grid = _grid(write, padded, architecture.patch_size, is_pixels)
+    patches = _patches(write, padded, grid, architecture.patch_size, is_pixels)
     weight = write.array("patch_weight")  # [D, 3, P, P]
     order = (2, 3, 1, 0) if is_pixels else (1, 2, 3, 0)
     weight = weight.transpose(order).reshape(-1, architecture.embed_dim)
@@ -76,11 +88,26 @@ def _embed(write: Writer, architecture: Architecture) -> ir.Value:
     patch_tokens = write(
         "Add", product, _positions(write, architecture), name="embedding/patch_tokens"
     )
-    batch = write("Shape", padded, name="embedding/batch", dtype=_INT64, start=0, end=1)
-    one = np.array([1])
-    shape = write("Concat", batch, one, one, name="embedding/prefix_shape", dtype=_INT64, axis=0)
-    prefix = write("Expand", write.initializer("prefix"), shape, name="embedding/prefix")
-    return write("Concat", prefix, patch_tokens, name="embedding/tokens", axis=1)
+    return _behind_prefix(write, patch_tokens, grid)
+
+
+def _behind_prefix(write: Writer, patch_tokens: ir.Value, grid: _Grid) -> ir.Value:
+    """The prefix, which is CLS and registers, and the patch tokens: [B, 1 + R + h·w, D].
+
+    They are added, each padded with zeros to the whole length, which is exact. The CUDA kernel of
+    Concat would read the lengths of its parts from host memory that ONNX Runtime reuses after the
+    call. A captured CUDA graph reads it again at every launch.
+    """
+    prefix = write.array("prefix")
+    before = np.array([0, prefix.shape[1], 0, 0, 0, 0])
+    zero = np.zeros(4, np.int64), np.zeros(1, np.int64)
+    num_patches = write("Mul", grid.rows, grid.columns, name="embedding/num_patches", dtype=_INT64)
+    after = write(
+        "Concat", zero[0], num_patches, zero[1], name="embedding/after", dtype=_INT64, axis=0
+    )
+    patch_tokens = write("Pad", patch_tokens, before, name="embedding/behind_prefix")
+    padded = write("Pad", write.initializer("prefix"), after, name="embedding/prefix")
+    return write("Add", patch_tokens, padded, name="embedding/tokens")
 
 
 def _declare_inputs(write: Writer, images: ir.Value, architecture: Architecture) -> ir.Value:
@@ -101,12 +128,8 @@ def _declare_inputs(write: Writer, images: ir.Value, architecture: Architecture)
     return padding
 
 
-def _patches(write: Writer, padded: ir.Value, patch_size: int, is_pixels: bool) -> ir.Value:
-    """Padded images to the pixels of each patch of P × P, [B, h·w, 3 · P · P] float16.
-
-    A convolution whose stride is its kernel is a product of these; ONNX Runtime's own convolution
-    kernel for such a patch takes much longer.
-    """
+def _grid(write: Writer, padded: ir.Value, patch_size: int, is_pixels: bool) -> _Grid:
+    """The counts, from the shape of the padded images."""
     height, width = (1, 2) if is_pixels else (2, 3)
     batch = write("Shape", padded, name="patches/batch", dtype=_INT64, start=0, end=1)
     sides = []
@@ -116,7 +139,18 @@ def _patches(write: Writer, padded: ir.Value, patch_size: int, is_pixels: bool) 
         )
         side = np.array([patch_size])
         sides.append(write("Div", pixels, side, name=f"patches/{name}", dtype=_INT64))
-    rows, columns = sides
+    return _Grid(batch, *sides)
+
+
+def _patches(
+    write: Writer, padded: ir.Value, grid: _Grid, patch_size: int, is_pixels: bool
+) -> ir.Value:
+    """Padded images to the pixels of each patch of P × P, [B, h·w, 3 · P · P] float16.
+
+    A convolution whose stride is its kernel is a product of these; ONNX Runtime's own convolution
+    kernel for such a patch takes much longer.
+    """
+    batch, rows, columns = grid.batch, grid.rows, grid.columns
     side, channels = np.array([patch_size]), np.array([3])
     if is_pixels:  # [B, h, P, w, P · 3]
         cells = [batch, rows, side, columns, side * channels]

@@ -20,7 +20,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _WITHOUT_TF32 = {"use_tf32": "0"}
 _ERRORS_ONLY = 3
 _LEAST_ON_CUDA = (1, 31)
-"""The first version that can release captured CUDA graphs from Python."""
+"""The oldest version that ran on a GPU (docs/gpu-support.md)."""
 
 
 def cannot_run(device: Device) -> str | None:
@@ -41,14 +41,13 @@ def cannot_run(device: Device) -> str | None:
 def _too_old(version: str) -> str | None:
     """Why a version is too old for GPUs.
 
-    Before 1.31, a captured CUDA graph cannot be released, so that memory would grow with every
-    shape. Before 1.25, Attention is silently computed on the CPU.
+    Versions before 1.25 silently compute Attention on the CPU; those before 1.31 were never tried.
     """
     if not is_older(version, _LEAST_ON_CUDA):
         return None
     return (
         f"onnxruntime {version} is older than {'.'.join(map(str, _LEAST_ON_CUDA))}, the first that "
-        "can release captured CUDA graphs; pip install -U 'dinov2rt[cuda]'"
+        "was tried on a GPU; pip install -U 'dinov2rt[cuda]'"
     )
 
 

@@ -1,14 +1,11 @@
 """ONNX Runtime on an NVIDIA GPU: the fused graph, with its own buffers and captured CUDA graphs."""
 
-import contextlib
-import itertools
+import shlex
 import threading
-import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -24,6 +21,7 @@ from dinov2rt.optional import require
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
 from dinov2rt.runtime.backends.onnxruntime import load_cuda_libraries, new_session
 from dinov2rt.runtime.gpu.cuda import (
+    CapturedGraph,
     DeviceMemory,
     Gpu,
     PinnedMemory,
@@ -31,17 +29,25 @@ from dinov2rt.runtime.gpu.cuda import (
     call,
     find_gpu,
 )
-from dinov2rt.runtime.gpu.lane import Lane
+from dinov2rt.runtime.gpu.lane import Lane, capture_or_warn
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 from dinov2rt.runtime.gpu.phases import Phases
 
-_NO_CAPTURE = -1
 _GRIDS_KEPT = 64
+
+_RUNS_BEFORE_CAPTURE = 2
+"""Of a shape: ONNX Runtime plans its memory in the first, and allocates it in the second."""
+
+_OLDER_FORM = b"embedding/prefix_shape"
+"""A name in fused graphs whose captured CUDA graphs read memory that later calls overwrite."""
 _DTYPES: dict[InputFormat, np.dtype[Any]] = {
     InputFormat.PIXELS: np.dtype(np.uint8),
     InputFormat.IMAGES: np.dtype(np.float32),
 }
 _FLOAT32: np.dtype[Any] = np.dtype(np.float32)
+
+
+Capture = Callable[[Stream, Callable[[], None], tuple[int, ...]], CapturedGraph | None]
 
 
 class Memory(Protocol):
@@ -53,9 +59,9 @@ class Memory(Protocol):
         ...
 
 
-@dataclass(slots=True, weakref_slot=True)
+@dataclass(slots=True)
 class _Bound:
-    """A session with inputs and outputs bound to addresses; `run_options` name the CUDA graph.
+    """A session with inputs and outputs bound to addresses, and its CUDA graph once captured.
 
     `kept` keeps the memory alive that the binding refers to: the matrices on the GPU and the
     padding on the host.
@@ -67,8 +73,13 @@ class _Bound:
     addresses: Mapping[str, int]
     outputs: Mapping[str, TensorSpec]
     kept: tuple[Any, ...]
+    stream: Stream
+    graph: CapturedGraph | None = None
 
     def launch(self) -> None:
+        if self.graph is not None:
+            self.graph.launch(self.stream)
+            return
         try:
             self.session.run_with_iobinding(self.binding, self.run_options)
         except Exception as error:  # ONNX Runtime's errors share no base class
@@ -80,7 +91,7 @@ class SessionProgram:
     """A session as the `Program` of a lane. The key of a shape is its `GridInputs`.
 
     `upload` copies a small array to the session's device; `device` is ONNX Runtime's name for that
-    device.
+    device. `capture` records what a launch enqueues, see `capture_or_warn`.
     """
 
     def __init__(
@@ -91,10 +102,11 @@ class SessionProgram:
         ordinal: int,
         upload: Callable[[NDArray[np.float32]], Memory],
         device: str = "cuda",
+        capture: Capture = capture_or_warn,
     ) -> None:
         self._session, self._graph, self._architecture = session, graph, architecture
-        self._upload, self._device = upload, device
-        self._numbers = itertools.count(1)
+        self._upload, self._device, self._capture = upload, device, capture
+        self._run_options = _run_options()
         self._matrices: OrderedDict[GridInputs, dict[str, tuple[TensorSpec, Memory]]] = (
             OrderedDict()
         )
@@ -104,20 +116,21 @@ class SessionProgram:
 
     def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
         """Bind buffers for a shape that is new; it runs without a CUDA graph."""
-        return self._bind(cast(GridInputs, key), shape, lane, _NO_CAPTURE)
+        return self._bind(cast(GridInputs, key), shape, lane)
 
     def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
-        """Bind buffers for a shape that comes again; its next launch captures a CUDA graph.
+        """Bind buffers for a shape that comes again, and capture its CUDA graph.
 
-        The CUDA graph is released together with the returned object.
+        ONNX Runtime can capture by itself, but keeps each CUDA graph as long as the session, and
+        for each thread that calls.
         """
-        number = next(self._numbers)
-        bound = self._bind(cast(GridInputs, key), shape, lane, number)
-        release = partial(_release, self._session, number)
-        weakref.finalize(bound, release).atexit = False
+        bound = self._bind(cast(GridInputs, key), shape, lane)
+        for _ in range(_RUNS_BEFORE_CAPTURE):
+            bound.launch()
+        bound.graph = self._capture(lane.stream, bound.launch, shape)
         return bound
 
-    def _bind(self, grid: GridInputs, shape: tuple[int, ...], lane: Lane, number: int) -> _Bound:
+    def _bind(self, grid: GridInputs, shape: tuple[int, ...], lane: Lane) -> _Bound:
         outputs = output_specs(self._graph, self._architecture, shape[0], grid)
         images = TensorSpec(shape, self.input_dtype)
         specs = {self.input_name: images, **outputs}
@@ -133,8 +146,15 @@ class SessionProgram:
             binding.bind_output(
                 name, self._device, self.ordinal, spec.dtype, list(spec.shape), addresses[name]
             )
-        kept = (padding, matrices)
-        return _Bound(self._session, binding, _run_options(number), addresses, outputs, kept)
+        return _Bound(
+            session=self._session,
+            binding=binding,
+            run_options=self._run_options,
+            addresses=addresses,
+            outputs=outputs,
+            kept=(padding, matrices),
+            stream=lane.stream,
+        )
 
     def _bind_input(self, binding: Any, name: str, spec: TensorSpec, address: int) -> None:
         binding.bind_input(name, self._device, self.ordinal, spec.dtype, list(spec.shape), address)
@@ -157,7 +177,7 @@ class OnnxRuntimeCudaBackend:
     """One session over the fused graph; the weights are in GPU memory once.
 
     Concurrent calls are serialized in one stream. A CUDA graph is captured when a shape comes for
-    the second time. Eight CUDA graphs are kept; the least recently used is evicted.
+    the second time. Eight CUDA graphs are kept; the least recently used is freed.
     """
 
     concurrent_calls = 1
@@ -165,6 +185,7 @@ class OnnxRuntimeCudaBackend:
 
     def __init__(self, graph_file: Path, graph: GraphEntry, architecture: Architecture) -> None:
         ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
+        _check_form(graph_file)
         self.gpu: Gpu = find_gpu()
         gpu = f"{self.gpu.name} ({self.gpu.target})"
         self.description: str = f"onnxruntime {ort.__version__}, {gpu}"
@@ -172,7 +193,6 @@ class OnnxRuntimeCudaBackend:
         self._stream = Stream()
         options = {
             "device_id": str(self.gpu.ordinal),
-            "enable_cuda_graph": "1",
             "use_tf32": "0",
             "user_compute_stream": str(self._stream.handle),
         }
@@ -252,16 +272,18 @@ def output_specs(
     }
 
 
-def _run_options(number: int) -> Any:
+def _run_options() -> Any:
     ort = require("onnxruntime", extra="cuda", purpose="the ONNX Runtime backend")
     options = ort.RunOptions()
-    options.add_run_config_entry("gpu_graph_id", str(number))
-    # No synchronization is needed: readers of the outputs are enqueued in the same stream.
+    # Readers of the outputs are enqueued in the same stream, and a capture must not synchronize it.
     options.add_run_config_entry("disable_synchronize_execution_providers", "1")
     return options
 
 
-def _release(session: Any, number: int) -> None:
-    """Free a captured CUDA graph. Errors are ignored: no caller is left to tell."""
-    with contextlib.suppress(Exception):
-        session.release_captured_graph(number)
+def _check_form(graph_file: Path) -> None:
+    if _OLDER_FORM in graph_file.read_bytes():
+        raise BackendError(
+            f"{graph_file.name} is of an older version, which could read memory of other calls; "
+            f"dinov2rt build {shlex.quote(str(graph_file.parent))} --target onnxruntime-cuda "
+            "makes it anew"
+        )

@@ -4,6 +4,7 @@ Both GPU backends run their batches through a `Lane`. A lane executes a `Program
 or an ONNX Runtime session.
 """
 
+import warnings
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -11,14 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.errors import InputError
+from dinov2rt.errors import BackendError, InputError, PlanWarning
 from dinov2rt.runtime.gpu.cuda import (
+    CapturedGraph,
     DeviceMemory,
     Event,
     PinnedMemory,
     PooledMemory,
     Stopwatch,
     Stream,
+    capture,
 )
 from dinov2rt.runtime.gpu.device_arrays import DeviceArray, DeviceView, is_on_gpu, view_of
 from dinov2rt.runtime.gpu.graph_cache import GraphCache
@@ -78,6 +81,24 @@ class Program(Protocol):
     def prepare(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
         """Set shape and addresses for many calls, with a captured CUDA graph if possible."""
         ...
+
+
+def capture_or_warn(
+    stream: Stream, launch: Callable[[], None], shape: tuple[int, ...]
+) -> CapturedGraph | None:
+    """The CUDA graph of what `launch` enqueues for images of `shape`.
+
+    None, with a warning, if it cannot be captured.
+    """
+    try:
+        return capture(stream, launch)
+    except BackendError as error:
+        warnings.warn(
+            f"no CUDA graph for {list(shape)} ({error}); it runs without, which is slower",
+            PlanWarning,
+            stacklevel=3,
+        )
+        return None
 
 
 def _no_mark() -> None:

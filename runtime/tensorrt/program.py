@@ -1,6 +1,5 @@
 """A TensorRT plan as the `Program` of a lane: execution contexts, profiles and CUDA graphs."""
 
-import warnings
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -9,9 +8,9 @@ from typing import Any, cast
 import numpy as np
 
 from dinov2rt.bundle.entries import PlanEntry
-from dinov2rt.errors import BackendError, PlanWarning
-from dinov2rt.runtime.gpu.cuda import CapturedGraph, Gpu, Stream, capture
-from dinov2rt.runtime.gpu.lane import Lane
+from dinov2rt.errors import BackendError
+from dinov2rt.runtime.gpu.cuda import CapturedGraph, Gpu, Stream
+from dinov2rt.runtime.gpu.lane import Lane, capture_or_warn
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 from dinov2rt.runtime.tensorrt.flavour import Contexts
 
@@ -89,14 +88,7 @@ class PlanProgram:
         if self._plan.contexts.captures:
             return bound
         bound.launch()  # deferred work of a new shape must run before the capture
-        try:
-            bound.graph = capture(lane.stream, bound.launch)
-        except BackendError as error:
-            warnings.warn(
-                f"no CUDA graph for {list(shape)} ({error}); it runs without, which is slower",
-                PlanWarning,
-                stacklevel=2,
-            )
+        bound.graph = capture_or_warn(lane.stream, bound.launch, shape)
         return bound
 
     def _bind(self, context: Any, profile: int, shape: tuple[int, ...], lane: Lane) -> _Bound:

@@ -74,7 +74,10 @@ class MissingDependencyError(Dinov2rtError, ImportError):
 
 
 class PlanWarning(UserWarning):
-    """A TensorRT plan runs with a limitation, e.g. it is unverified, or a graph replaces it."""
+    """A TensorRT plan runs with a limitation, e.g. it is unverified, or a graph replaces it.
+
+    Also: a shape runs without its CUDA graph, on either GPU backend.
+    """
 
 
 class FitWarning(UserWarning):

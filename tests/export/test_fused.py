@@ -12,7 +12,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from support.placement import copies_between_providers, kernels_by_operator
+from support.placement import (
+    copies_between_providers,
+    kernels_by_operator,
+    reads_of_host_buffers,
+)
 
 from dinov2rt.benchmarks.studies.reliability.small_bundle import age_cuda_graph
 from dinov2rt.bundle.accuracy import AccuracyReport
@@ -86,6 +90,9 @@ def test_normalized_input_gates_and_layers(
     bundle = tmp_path / "toy"
     options = ExportOptions(InputFormat.IMAGES, layers=layers, precisions=(Precision.FP16,))
     export_bundle(toy_variant(name), "synthetic:0", bundle, options)
+    graph = ir.load(cuda_files(bundle)[0])
+    assert copies_between_providers(graph) == []
+    assert reads_of_host_buffers(graph) == []
     report = verified(bundle)
     assert report, report
     assert len({output.output for output in report.outputs}) == 2 + toy_variant(
@@ -104,6 +111,16 @@ def test_padding_is_zero_after_normalisation(bundle_s_reg: Path, model) -> None:
 
 def test_nothing_is_copied_between_providers(bundle_s_reg: Path) -> None:
     assert copies_between_providers(ir.load(cuda_files(bundle_s_reg)[0])) == []
+
+
+@pytest.mark.parametrize("bundle", ["bundle_s", "bundle_s_reg"])
+def test_a_captured_graph_reads_no_host_memory_of_its_call(
+    bundle: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(bundle)
+    assert reads_of_host_buffers(ir.load(cuda_files(folder)[0])) == []
+    portable = reads_of_host_buffers(ir.load(folder / "fp16.onnx"))
+    assert "embedding" in portable[0]  # CLS and patch tokens are concatenated
 
 
 @pytest.mark.parametrize("bundle", ["bundle_s", "bundle_s_reg"])

@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from support.placement import reads_of_host_buffers
 
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
@@ -87,6 +88,8 @@ def test_a_bundle_with_taps_is_verified_in_every_form(
     )
     manifest = export_bundle(variant, "synthetic:0", bundle, options)
     assert verify_cuda_graph_on_cpu(bundle, manifest)
+    assert manifest.cuda_graph is not None
+    assert reads_of_host_buffers(ir.load(bundle / manifest.cuda_graph.files[0].path)) == []
     for backend, precision in (
         ("onnxruntime", "fp32"),
         ("onnxruntime", "fp16"),

@@ -70,6 +70,27 @@ def test_the_first_calls_and_the_captured_ones_agree(
     assert_near(fused(other).cls_token, eager_like(other).cls_token)
 
 
+def test_captured_shapes_and_calls_between_them_do_not_disturb_each_other(
+    fused: Model, eager_like: Model, noise: Noise
+) -> None:
+    """A CUDA graph must not read memory that a later call overwrites."""
+    fused.warm_up([(1, 98, 126), (1, 224, 224)])
+    for turn in range(3):
+        for shape in ((1, 98, 126), (1, 14 * (3 + turn), 42), (1, 224, 224)):
+            pixels = np.roll(noise(*shape), turn, axis=1)
+            assert_near(fused(pixels).patch_tokens, eager_like(pixels).patch_tokens)
+
+
+def test_shapes_captured_in_one_thread_serve_another(
+    fused: Model, eager_like: Model, noise: Noise
+) -> None:
+    pixels = noise(2, 98, 126)
+    fused.warm_up([(2, 98, 126)])
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(fused, pixels).result()
+    assert_near(got.patch_tokens, eager_like(pixels).patch_tokens)
+
+
 def test_padding_tells_shapes_apart(fused: Model, eager_like: Model, noise: Noise) -> None:
     pixels = noise(1, 100, 120)
     for snap in ("crop", "pad", "crop", "pad", "center-crop"):

@@ -42,6 +42,29 @@ def copies_between_providers(model: ir.Model) -> list[str]:
     return list(copies)
 
 
+def reads_of_host_buffers(model: ir.Model) -> list[str]:
+    """Names of the nodes whose CUDA kernel reads numbers from a host buffer of the call.
+
+    ONNX Runtime frees the buffer after the call, so a captured CUDA graph would read numbers of
+    later calls. These are Split, and Concat of parts that are not known to be of one length
+    (`onnxruntime/core/providers/cuda/tensor/concat.cc`, `CudaAsyncBuffer`).
+    """
+    on_host = _values_on_host(model.graph)
+    return [
+        node.name or ""
+        for node in model.graph
+        if not _runs_on_host(node, on_host)
+        and (node.op_type == "Split" or (node.op_type == "Concat" and not _has_equal_parts(node)))
+    ]
+
+
+def _has_equal_parts(concat: ir.Node) -> bool:
+    axis = concat.attributes["axis"].as_int()
+    shapes = [value.shape if value is not None else None for value in concat.inputs]
+    lengths = {shape[axis] if shape is not None else None for shape in shapes}
+    return len(lengths) == 1 and all(isinstance(length, int) for length in lengths)
+
+
 def _is_copied(node: ir.Node, index: int, value: ir.Value, on_host: set[ir.Value]) -> bool:
     if value.producer() is None:
         return False  # weights and inputs lie where their first reader wants them

@@ -76,16 +76,23 @@ def test_accuracy_of_all_comes_before_the_speed_of_one(tmp_path: Path) -> None:
 
 def test_within_a_budget_all_variants_are_timed_by_one_process(tmp_path: Path) -> None:
     asked = replace(ASKED, thorough=False, budget_s=90)
-    *_, cells = steps(tmp_path, ["v", "w"], asked)
+    *_, cells, memory = steps(tmp_path, ["v", "w"], asked)
     assert cells.command == (
         f"python -m dinov2rt.benchmarks.gpu.cells {tmp_path} {tmp_path}/bundles/v "
         f"{tmp_path}/bundles/w --budget 90"
     )
+    assert memory.command == f"python -m dinov2rt.benchmarks.gpu.memory {tmp_path}/bundles/v"
+
+
+def test_memory_is_measured_of_the_largest_variant(tmp_path: Path) -> None:
+    names = ["dinov2_vits14", "dinov2_vitg14", "dinov2_vitb14"]
+    *_, memory = steps(tmp_path, names, replace(ASKED, thorough=False))
+    assert memory.arguments == (f"{tmp_path}/bundles/dinov2_vitg14",)
 
 
 def test_all_peers_are_asked_for_before_the_budget(tmp_path: Path) -> None:
     asked = replace(ASKED, thorough=False, all_peers=True, budget_s=90)
-    *_, cells = steps(tmp_path, ["v"], asked)
+    *_, cells, _ = steps(tmp_path, ["v"], asked)
     assert cells.arguments[-3:] == ("--all-peers", "--budget", "90")
 
 

@@ -44,6 +44,20 @@ def test_the_first_percentile_is_over_all_patches() -> None:
     assert check(got, tokens(), LIMITS).patch_cosine_p1 == pytest.approx(-1)
 
 
+@pytest.mark.parametrize(
+    ("images", "off", "passes"),
+    [(8, 0.009, True), (8, 0.011, False), (1, 0.011, True), (1, 0.019, True), (1, 0.021, False)],
+)
+def test_cls_tokens_that_are_too_long_fail_though_their_cosine_is_1(
+    images: int, off: float, passes: bool
+) -> None:
+    want = {name: np.repeat(value[:1], images, axis=0) for name, value in tokens().items()}
+    got = {**want, "cls_token": want["cls_token"] * np.float32(1 + off)}
+    accuracy = check(got, want, replace(LIMITS, pooled_l2=1e-2))
+    assert accuracy.passed is passes
+    assert accuracy.relative_l2 == pytest.approx(off, rel=1e-3)
+
+
 def test_nan_never_passes() -> None:
     got = tokens()
     got["cls_token"][0, 0] = np.nan
