@@ -1,6 +1,7 @@
 """Exports weights to a bundle, atomically."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,26 +164,31 @@ def _write_graphs(
     reference: _Reference,
     progress: Progress,
 ) -> tuple[GraphEntry, ...]:
-    """Write all graphs: clones of one trace, which share weights until one changes them."""
+    """Write all graphs: clones of one trace, which share weights until one changes them.
+
+    The last one is the trace itself, so that weights which it changes are freed.
+    """
     traced = trace(ExportGraph(weights.architecture, weights.state_dict, options.extras).eval())
     _describe(traced, weights)
+    *others, last = options.precisions
+    models = itertools.chain(((each, traced.clone()) for each in others), [(last, traced)])
     return tuple(
-        _write_graph(bundle, traced, weights, precision, options, reference, progress)
-        for precision in options.precisions
+        _write_graph(bundle, model, weights, precision, options, reference, progress)
+        for precision, model in models
     )
 
 
 def _write_graph(
     bundle: Path,
-    traced: ir.Model,
+    model: ir.Model,
     weights: Weights,
     precision: Precision,
     options: ExportOptions,
     reference: _Reference,
     progress: Progress,
 ) -> GraphEntry:
-    """Write one graph. Its own weights are freed at the return, before the next one is made."""
-    model = finish(traced.clone(), weights.architecture, precision, options, reference.heads)
+    """Write one graph, made of `model`, the trace; the next one is made after its return."""
+    model = finish(model, weights.architecture, precision, options, reference.heads)
     quantization = None
     if precision is Precision.INT8 and reference.evidence is not None:
         progress("rounding weights to int8")

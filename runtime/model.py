@@ -155,16 +155,16 @@ class Model:
                 Pillow image, which `load_image` reads; or a list of any of these, [H, W, 3] each.
                 Files of more than `max_pixels` are scaled to fit, with a `ScaledWarning`; arrays
                 are refused. A bundle exported with `--input normalized` also takes float32
-                [B, 3, H, W]. A TensorRT plan also takes the graph's own input on its GPU (DLPack or
-                `__cuda_array_interface__`: torch, CuPy, JAX); do not overwrite that input until you
-                have consumed an output.
+                [B, 3, H, W]. TensorRT plans and the fused graph of ONNX Runtime CUDA also take the
+                graph's own input on their GPU (DLPack or `__cuda_array_interface__`: torch, CuPy,
+                JAX); do not overwrite that input until you have consumed an output.
             outputs: names of the graph's outputs to return, e.g. `["cls_token"]`; None means all
                 except the outputs of heads. Other outputs are not copied.
             snap: how sides become multiples of the patch: "crop" (drop pixels at the bottom and at
                 the right, as in the model card), "center-crop", "pad" (zeros after normalization,
                 centred, as for the depth heads), "resize" (to the nearest multiple), or "error".
             preprocess: how images are scaled and cropped first, see `load_image`.
-            device_outputs: leave the outputs of a TensorRT plan on the GPU: each is a `DeviceArray`
+            device_outputs: leave the outputs of these backends on the GPU: each is a `DeviceArray`
                 for DLPack. The consumer's stream waits for it; the host does not.
 
         Returns:

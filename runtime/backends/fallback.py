@@ -39,11 +39,12 @@ class FallbackBackend:
         try:
             return self._plan.infer(inputs, outputs, device_outputs=device_outputs)
         except PlanInputError as error:
-            if device_outputs or any(map(is_on_gpu, inputs.values())):
-                raise  # the graph would copy the arrays through the host
             graph = self._opened_graph()
+            is_for_gpu = device_outputs or any(map(is_on_gpu, inputs.values()))
+            if is_for_gpu and not graph.reads_gpu_arrays:
+                raise  # the graph would copy the arrays through the host
             warnings.warn(f"{error}; {graph.description} is used instead", PlanWarning, 2)
-            return graph.infer(inputs, outputs)
+            return graph.infer(inputs, outputs, device_outputs=device_outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:
         """The plan's limit; see `Backend.batch_limit`."""

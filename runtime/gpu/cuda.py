@@ -267,14 +267,14 @@ def _free_pooled(address: int, ready: Event, readers: set[int], released: Stream
 
 
 def _runtime() -> ModuleType:
-    return require("cuda.bindings.runtime", extra="tensorrt", purpose="the TensorRT backend")
+    return require("cuda.bindings.runtime", extra="cuda", purpose="a backend on an NVIDIA GPU")
 
 
 def _driver_version() -> str | None:
     """The driver's version from NVML or /proc, or None if neither has it."""
     # The GPU works even if NVML is broken or cuda-core has another version.
     with contextlib.suppress(Exception):
-        system = require("cuda.core.system", extra="tensorrt", purpose="the version of the driver")
+        system = require("cuda.core.system", extra="cuda", purpose="the version of the driver")
         return ".".join(f"{part:02}" for part in system.get_kernel_mode_driver_version())
     with contextlib.suppress(OSError):
         text = _DRIVER_FILE.read_text(encoding="utf-8", errors="replace")

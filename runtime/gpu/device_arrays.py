@@ -41,7 +41,7 @@ def view_of(images: Any, stream: Stream, ordinal: int) -> DeviceView:
     Raises:
         InputError: the array is on another GPU, is not contiguous, or cannot be read.
     """
-    memory = require("cuda.core.utils", extra="tensorrt", purpose="reading arrays on the GPU")
+    memory = require("cuda.core.utils", extra="cuda", purpose="reading arrays on the GPU")
     try:
         view = memory.StridedMemoryView.from_any_interface(images, stream_ptr=stream.handle)
     except Exception as error:  # each library raises its own type
@@ -125,10 +125,8 @@ class DeviceArray:
             raise BufferError("the array stays on its GPU and is not copied")
         if stream != _NO_SYNCHRONIZATION:
             self.memory.lend(_LEGACY_DEFAULT_STREAM if stream is None else stream)
-        core = require("cuda.core", extra="tensorrt", purpose="handing out arrays on the GPU")
-        views = require(
-            "cuda.core.utils", extra="tensorrt", purpose="handing out arrays on the GPU"
-        )
+        core = require("cuda.core", extra="cuda", purpose="handing out arrays on the GPU")
+        views = require("cuda.core.utils", extra="cuda", purpose="handing out arrays on the GPU")
         address = self.memory.address + self.offset
         buffer = core.Buffer.from_handle(address, self.spec.num_bytes, owner=self)
         view = views.StridedMemoryView.from_buffer(buffer, self.shape, dtype=self.dtype)

@@ -71,7 +71,7 @@ def test_it_agrees_with_eager_within_the_limits_of_fp16(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["dinov2_vitb14", "dinov2_vitb14_reg", "dinov2_vitl14", "dinov2_vitl14_reg", "dinov2_vitg14"],
+    [f"dinov2_vit{size}14{registers}" for size in "blg" for registers in ("", "_reg")],
 )
 def test_it_agrees_for_larger_variants(name: str, tmp_path: Path) -> None:
     from dinov2rt.bundle.variants import find_variant
@@ -146,6 +146,25 @@ def test_a_block_takes_13_kernels(bundle_s_reg: Path) -> None:
         "Cast": 4,
     }
     assert operators.total() - 1 + 3 == 13
+
+
+def test_a_block_with_swiglu_takes_17_kernels(
+    toy_variant: Callable[[str], Variant], tmp_path: Path
+) -> None:
+    bundle = tmp_path / "toy"
+    options = ExportOptions(precisions=(Precision.FP16,))
+    export_bundle(toy_variant("dinov2_vitg14"), "synthetic:0", bundle, options)
+    operators = Counter(kernels_by_operator(ir.load(cuda_files(bundle)[0]), "blocks.1"))
+    assert operators == {
+        "Attention": 1,
+        "MatMul": 4,
+        "Add": 2,
+        "QuickGelu": 1,
+        "Mul": 1,
+        "SkipLayerNormalization": 2,
+        "Cast": 4,
+    }
+    assert operators.total() - 1 + 3 == 17
 
 
 def test_unchanged_weights_are_stored_once(bundle_s_reg: Path) -> None:

@@ -74,6 +74,25 @@ def test_what_was_to_stay_on_the_gpu_is_not_taken_through_the_host(
         backend.infer(LARGE, ["cls_token"], device_outputs=True)
 
 
+def test_what_was_to_stay_on_the_gpu_is_taken_by_a_graph_that_reads_it_there() -> None:
+    class Graph(PickyBackend):
+        description = "fused"
+
+        def infer(
+            self,
+            inputs: Mapping[str, Any],  # noqa: ARG002
+            outputs: Sequence[str],
+            *,
+            device_outputs: bool = False,
+        ) -> dict[str, Any]:
+            return dict.fromkeys(outputs, f"on the GPU: {device_outputs}")
+
+    backend = FallbackBackend(PickyBackend(), Graph)
+    with pytest.warns(PlanWarning, match="too large for the GPU; fused is used instead"):
+        outputs = backend.infer(LARGE, ["cls_token"], device_outputs=True)
+    assert outputs == {"cls_token": "on the GPU: True"}
+
+
 def test_closing_closes_both(graph: OnnxRuntimeBackend) -> None:
     plan = PickyBackend()
     backend = FallbackBackend(plan, lambda: graph)
