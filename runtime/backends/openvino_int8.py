@@ -36,13 +36,17 @@ def open_int8(
     backend.description += f", int8 products, the rest in {rest}"
     if rest is not fastest:
         backend.description += f" ({fastest} was not measured at the export)"
-    if not rounds_dynamically() and _has_dynamic(graph, architecture):
-        backend.description += '; precision="bf16" is faster on this CPU'
+    backend.description += _advice(graph, architecture, rest)
     return backend
 
 
-def _has_dynamic(graph: GraphEntry, architecture: Architecture) -> bool:
-    """Whether some int8 products round their activations at every call."""
-    made = graph.quantization
-    fixed = len(made.static) + len(made.float32) if made else 0
-    return fixed < _PRODUCTS_OF_A_BLOCK * architecture.depth
+def _advice(graph: GraphEntry, architecture: Architecture, rest: Precision) -> str:
+    """Which precision serves better here, if one does."""
+    made, products = graph.quantization, _PRODUCTS_OF_A_BLOCK * architecture.depth
+    static, others = (len(made.static), len(made.float32)) if made else (0, 0)
+    has_dynamic = static + others < products
+    if has_dynamic and not rounds_dynamically():
+        return '; precision="bf16" is faster on this CPU'
+    if 2 * others > products:
+        return f"; {others} of {products} products are in {rest}, so int8 gains little"
+    return ""

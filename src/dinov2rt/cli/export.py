@@ -187,6 +187,8 @@ def _quantized(entry: QuantizationEntry, architecture: Architecture) -> list[str
         f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "
         f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
     ]
+    if 2 * float32 > total:
+        lines.append(f"int8: most products stayed {entry.rest}, so int8 gains little over it")
     return lines + ([_measured_on(entry.calibration)] if entry.calibration else [])
 
 

@@ -16,10 +16,12 @@ from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision, QuantizationEntry
 from dinov2rt.bundle.variants import Variant, variants
 from dinov2rt.cli import main
+from dinov2rt.cli.export import _quantized
 from dinov2rt.export.crops import PHOTOS
 from dinov2rt.export.int8.products import product_names
 from dinov2rt.runtime.backends import openvino_int8
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16, cannot_run_int8
+from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 from dinov2rt.runtime.model import Model, load
 
 pytestmark = pytest.mark.skipif(cannot_run_int8() is not None, reason="int8 needs VNNI")
@@ -153,6 +155,23 @@ def test_dynamic_activations_on_amx_are_slower_than_bf16_and_it_is_said(
     monkeypatch.setattr(openvino_int8, "rounds_dynamically", lambda: rounds_dynamically)
     with load(other, precision="int8") as model:
         assert ('; precision="bf16" is faster on this CPU' in model.describe()) is is_said
+
+
+def test_a_graph_that_is_mostly_not_int8_says_so(
+    bundle: Path, copy_of: Callable[[Path], Path]
+) -> None:
+    other = copy_of(bundle)
+    manifest = Manifest.read(other)
+    (graph,) = manifest.graphs
+    *most, last = product_names(manifest.architecture)
+    entry = dataclasses.replace(quantization(bundle), static=(last,), float32=tuple(most))
+    changed = dataclasses.replace(graph, quantization=entry)
+    dataclasses.replace(manifest, graphs=(changed,)).write(other)
+    said = f"; {len(most)} of {len(most) + 1} products are in {fastest_rest()}, so int8 gains"
+    with load(other, precision="int8") as model:
+        assert said in model.describe()
+    lines = _quantized(entry, manifest.architecture)
+    assert lines[1] == f"int8: most products stayed {entry.rest}, so int8 gains little over it"
 
 
 def test_without_bfloat16_the_rest_is_float32(
