@@ -26,7 +26,7 @@ from dinov2rt.runtime.backends.modes import (
 )
 from dinov2rt.runtime.backends.protocol import Backend
 from dinov2rt.runtime.backends.registry import GRAPH_MODES, PLAN_MODES
-from dinov2rt.runtime.gpu.cuda import use_gpu
+from dinov2rt.runtime.gpu.cuda import check_gpu, on_gpu
 from dinov2rt.runtime.tensorrt.backend import TensorRTBackend
 
 CUDA_TARGET = "onnxruntime-cuda"
@@ -89,8 +89,14 @@ def select(
     named = parse_backend(backend) if backend else None
     wanted = Precision.parse(precision) if precision else None
     request = _Request(bundle, manifest, kind, ordinal, named, wanted, threads)
-    if ordinal is not None:
-        use_gpu(ordinal)
+    if ordinal is None:
+        return _best(request)
+    check_gpu(ordinal)
+    with on_gpu(ordinal):
+        return _best(request)
+
+
+def _best(request: _Request) -> Choice:
     return _first_that_starts(request, chain(_plans(request), _graphs(request)))
 
 

@@ -26,8 +26,8 @@ from dinov2rt.runtime.gpu.cuda import (
     Gpu,
     PinnedMemory,
     Stream,
-    call,
     find_gpu,
+    on_gpu,
 )
 from dinov2rt.runtime.gpu.lane import Lane, capture_or_warn
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
@@ -249,9 +249,9 @@ class OnnxRuntimeCudaBackend:
         with self._lock:
             if self._lane is None:
                 raise BackendError("the model is closed; load it again")
-            call("cudaSetDevice", self.gpu.ordinal)  # every thread has its own current device
             grid = GridInputs.of(self._architecture, self._graph.input_name, inputs)
-            yield self._lane, inputs[self._graph.input_name], grid
+            with on_gpu(self.gpu.ordinal):
+                yield self._lane, inputs[self._graph.input_name], grid
 
 
 def output_specs(

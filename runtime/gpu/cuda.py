@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import re
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -65,8 +65,8 @@ def find_gpu() -> Gpu:
     )
 
 
-def use_gpu(ordinal: int) -> None:
-    """Make GPU `ordinal` the current device of this thread.
+def check_gpu(ordinal: int) -> None:
+    """Check that there is a GPU `ordinal`.
 
     Raises:
         BackendError: there is no GPU with that number, or no GPU at all.
@@ -75,7 +75,31 @@ def use_gpu(ordinal: int) -> None:
     count = call("cudaGetDeviceCount")
     if not 0 <= ordinal < count:
         raise BackendError(f'device "cuda:{ordinal}": GPUs here are cuda:0 to cuda:{count - 1}')
-    call("cudaSetDevice", ordinal)
+
+
+@contextlib.contextmanager
+def on_gpu(ordinal: int) -> Iterator[None]:
+    """Make GPU `ordinal` this thread's current device, and afterwards the one before it again.
+
+    Torch and others use the current device, too. A device that this process has not used yet is not
+    made current again, because that would create a context on it, which takes memory there.
+    """
+    before = call("cudaGetDevice")
+    call("cudaSetDevice", ordinal)  # a new thread needs it even if the number is the same
+    try:
+        yield
+    finally:
+        if before != ordinal and _has_context(before):
+            call("cudaSetDevice", before)
+
+
+def _has_context(ordinal: int) -> bool:
+    driver = require("cuda.bindings.driver", extra="cuda", purpose="a backend on an NVIDIA GPU")
+    status, device = driver.cuDeviceGet(ordinal)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        return False
+    status, _, is_active = driver.cuDevicePrimaryCtxGetState(device)
+    return bool(status == driver.CUresult.CUDA_SUCCESS and is_active)
 
 
 def needed_cuda() -> tuple[int, int]:
@@ -191,7 +215,11 @@ class PooledMemory:
         self.ready = ready
         self._readers: set[int] = set()
         # The callback must not refer to this object, which would then never be freed.
-        free = weakref.finalize(self, _free_pooled, self.address, ready, self._readers, released)
+        # `read` is made here, because an event belongs to the device that is current now.
+        read = Event()
+        free = weakref.finalize(
+            self, _free_pooled, self.address, ready, self._readers, read, released
+        )
         free.atexit = False
 
     def lend(self, reader: int) -> None:
@@ -256,13 +284,20 @@ def _free_with(owner: object, function: str, handle: Any) -> None:
     weakref.finalize(owner, getattr(_runtime(), function), handle).atexit = False
 
 
-def _free_pooled(address: int, ready: Event, readers: set[int], released: Stream) -> None:
-    """Free pooled memory after it is filled and after the work so far in the `readers`' streams."""
+def _free_pooled(
+    address: int, ready: Event, readers: set[int], read: Event, released: Stream
+) -> None:
+    """Free pooled memory after it is filled and after the work so far in the `readers`' streams.
+
+    `read` is recorded in one of these after the other.
+    """
     ready.wait(released.handle)
-    done = Event()
-    for reader in readers:
-        done.record(reader)
-        done.wait(released.handle)
+    try:
+        for reader in readers:
+            read.record(reader)
+            read.wait(released.handle)
+    except BackendError:  # a reader destroyed its stream; its work may still be running
+        call("cudaDeviceSynchronize")
     call("cudaFreeAsync", address, released.handle)
 
 

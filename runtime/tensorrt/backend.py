@@ -12,7 +12,7 @@ from dinov2rt.bundle.manifest import rebuild_command
 from dinov2rt.bundle.profiles import BatchShape
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, PlanInputError
-from dinov2rt.runtime.gpu.cuda import Gpu, Stream, call
+from dinov2rt.runtime.gpu.cuda import Gpu, Stream, on_gpu
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.gpu.lane import Lane
 from dinov2rt.runtime.gpu.phases import Phases
@@ -91,8 +91,7 @@ class TensorRTBackend:
             raise BackendError("the model is closed; load it again")
         images = plan_input(plan.entry, inputs, self._patch_size)
         profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
-        call("cudaSetDevice", plan.gpu.ordinal)  # every thread has its own current device
-        with self._lane(plan) as lane:
+        with on_gpu(plan.gpu.ordinal), self._lane(plan) as lane:
             yield lane, images, profile
 
     @contextmanager

@@ -146,6 +146,20 @@ def test_a_gpu_that_is_not_there_is_an_error(exported: Path) -> None:
         assert model(np.zeros((1, 14, 14, 3), np.uint8)).cls_token.shape == (1, 384)
 
 
+def test_the_callers_device_stays_current_and_the_second_gpu_computes(
+    exported: Path, eager_like: Model, noise: Noise
+) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    torch.zeros(1, device="cuda:0")
+    pixels = noise(1, 98, 126)
+    with load(exported, device="cuda:1", backend="onnxruntime") as model:
+        assert torch.cuda.current_device() == 0
+        for _ in range(3):
+            assert_near(model(pixels).cls_token, eager_like(pixels).cls_token)
+        assert torch.cuda.current_device() == 0
+
+
 def test_float_images_on_the_gpu_are_refused_by_a_pixel_graph(fused: Model) -> None:
     with pytest.raises(InputError, match="dtype float32"):
         fused(torch.zeros(1, 3, 28, 28, device="cuda"))  # type: ignore[call-overload]

@@ -135,3 +135,63 @@ def test_pinned_memory_shows_parts_of_itself_as_arrays(monkeypatch: pytest.Monke
     assert buffer[256:280].view(np.float32).tolist() == [1, 2, 3, 4, 5, 6]
     assert not buffer[:256].any()
     assert not buffer[280:].any()
+
+
+@pytest.mark.parametrize(
+    ("before", "contexts", "after"),
+    [(0, {0, 1}, 0), (1, {0, 1}, 1), (0, {1}, 1)],  # a device without a context is left alone
+)
+def test_the_current_device_is_that_of_before_again(
+    monkeypatch: pytest.MonkeyPatch, before: int, contexts: set[int], after: int
+) -> None:
+    current = [before]
+
+    def call(function: str, *arguments: int) -> int | None:
+        assert function in {"cudaGetDevice", "cudaSetDevice"}
+        if function == "cudaGetDevice":
+            return current[0]
+        current[0] = arguments[0]
+        return None
+
+    monkeypatch.setattr(cuda, "call", call)
+    monkeypatch.setattr(cuda, "_has_context", contexts.__contains__)
+    with pytest.raises(ZeroDivisionError), cuda.on_gpu(1):
+        assert current == [1]
+        raise ZeroDivisionError
+    assert current == [after]
+
+
+@without_gpu
+def test_without_a_driver_no_device_has_a_context() -> None:
+    with pytest.raises(BackendError, match=NO_DRIVER):
+        cuda.check_gpu(0)
+    driver = require_for_tests("cuda.bindings.driver")
+    assert {"cuDeviceGet", "cuDevicePrimaryCtxGetState", "CUresult"} <= set(dir(driver))
+
+
+@pytest.mark.parametrize("gone", [None, 22])
+def test_pooled_memory_is_freed_after_its_readers_even_if_a_stream_is_gone(
+    monkeypatch: pytest.MonkeyPatch, gone: int | None
+) -> None:
+    done: list[tuple[object, ...]] = []
+
+    def call(function: str, *arguments: object) -> int:
+        if function == "cudaEventRecord" and arguments[1] == gone:
+            raise BackendError("cudaEventRecord failed")
+        done.append((function, *arguments))
+        return len(done)
+
+    monkeypatch.setattr(cuda, "call", call)
+    monkeypatch.setattr(cuda, "_free_with", lambda *_: None)
+    stream, released = cuda.Stream(), cuda.Stream()
+    memory = cuda.PooledMemory(256, stream, cuda.Event(), released)
+    for reader in (11, 22):
+        memory.lend(reader)
+    address = memory.address
+    done.clear()
+    del memory
+    assert done[-1] == ("cudaFreeAsync", address, released.handle)
+    assert (("cudaDeviceSynchronize",) in done) is (gone is not None)
+    recorded = [arguments[-1] for name, *arguments in done if name == "cudaEventRecord"]
+    if gone is None:
+        assert sorted(recorded) == [11, 22]
