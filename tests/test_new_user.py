@@ -305,7 +305,7 @@ def test_a_result_is_rendered_far_from_the_repository(
 ) -> None:
     """Pages need neither torch nor the sources."""
     install(fresh, "jinja2", "matplotlib", "msgspec", "psutil", "threadpoolctl")
-    result = ROOT / "benchmarks/results/epyc-2c-avx512vnni/vit-b.json"
+    result = ROOT / "benchmarks/results/epyc-2c-avx512vnni/vit-b-224.json"
     shutil.copy(result, home / "result.json")
     status, out, err = dinov2rt("report", "result.json")
     assert status == 0, err
