@@ -45,6 +45,7 @@ from dinov2rt.bundle.manifest import MANIFEST_NAME, Manifest
 from dinov2rt.errors import BackendError, Dinov2rtError, InputError, first_line
 
 _MATRIX_SIDE = 8192
+_SETTINGS = Settings(1, "cuda", DESCRIPTION, 0.0, TURNS, one_process=True)
 
 
 class Run:
@@ -80,9 +81,13 @@ class Run:
         except InputError as error:
             _say(f"{variant}: measured anew, since {error}")
             return
-        same = (self._bundle_facts(variant), __version__, _hardware(self.environment))
-        if (*earlier.bundles, earlier.version, _hardware(earlier.environment)) != same:
-            _say(f"{variant}: measured anew, since {file} is of another bundle, machine or version")
+        same = (self._bundle_facts(variant), __version__, _SETTINGS, _setup(self.environment))
+        kept = (*earlier.bundles, earlier.version, earlier.settings, _setup(earlier.environment))
+        if kept != same:
+            _say(
+                f"{variant}: measured anew, since {file} is of another bundle, machine, version or "
+                "way to measure"
+            )
             return
         self.rows[variant] = list(earlier.rows)
         self.facts.update({(variant, facts.candidate): facts for facts in earlier.candidates})
@@ -167,7 +172,7 @@ class Run:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             command=shlex.join(["python", "-m", "dinov2rt.benchmarks.gpu.cells", *sys.argv[1:]]),
             version=__version__,
-            settings=Settings(1, "cuda", DESCRIPTION, 0.0, TURNS, one_process=True),
+            settings=_SETTINGS,
             environment=self.environment,
             peak_rates=self.peak_rates,
             bundles=(self._bundle_facts(variant),),
@@ -183,7 +188,7 @@ class Run:
         return BundleFacts(variant, weights.source, weights.sha256, digest)
 
 
-def _hardware(environment: Environment) -> tuple[str, str | None, dict[str, str]]:
+def _setup(environment: Environment) -> tuple[str, str | None, dict[str, str]]:
     """Machine, GPU and libraries: cells are of one run only if these are equal."""
     return environment.machine, environment.gpu, environment.libraries
 

@@ -17,10 +17,13 @@ from dinov2rt.errors import BundleError
 Outputs = Mapping[str, NDArray[np.float32]]
 
 _POOLED_FROM = 4
-"""Images from which on the limit for pooled tokens applies; it was measured on as many."""
+"""Images from which on the limit for pooled tokens applies; it was measured on several."""
 
 _FEW_ALLOWANCE = 2.0
-"""What is allowed of fewer images, as a multiple of that limit, since their error varies more."""
+"""What is allowed of fewer images, as a multiple of that limit, since their error varies more.
+
+The limits of cosines allow as much: 1 - cos grows with the square of the error, see `limits.py`.
+"""
 
 
 def limits_for(manifest: Manifest, precision: Precision) -> Limits:
@@ -96,7 +99,7 @@ def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
     patch_cosines = cosines(outputs["patch_tokens"], reference["patch_tokens"])
     return Accuracy(
         passed=all(output.passed for output in compared),
-        limits=str(limits),
+        limits=str(judged),
         cosine_min=float(np.min([output.cosine_min for output in compared])),  # NaN if any is
         relative_l2=float(np.max([output.relative_l2 for output in compared])),
         cls_cosine_min=float(cosines(outputs["cls_token"], reference["cls_token"]).min()),

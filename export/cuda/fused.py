@@ -99,12 +99,11 @@ def _behind_prefix(write: Writer, patch_tokens: ir.Value, grid: _Grid) -> ir.Val
     call. A captured CUDA graph reads it again at every launch.
     """
     prefix = write.array("prefix")
+    # What ONNX calls pads: the zeros before each of the three axes, then those after each.
     before = np.array([0, prefix.shape[1], 0, 0, 0, 0])
-    zero = np.zeros(4, np.int64), np.zeros(1, np.int64)
     num_patches = write("Mul", grid.rows, grid.columns, name="embedding/num_patches", dtype=_INT64)
-    after = write(
-        "Concat", zero[0], num_patches, zero[1], name="embedding/after", dtype=_INT64, axis=0
-    )
+    outer, last = np.zeros(4, np.int64), np.zeros(1, np.int64)
+    after = write("Concat", outer, num_patches, last, name="embedding/after", dtype=_INT64, axis=0)
     patch_tokens = write("Pad", patch_tokens, before, name="embedding/behind_prefix")
     padded = write("Pad", write.initializer("prefix"), after, name="embedding/prefix")
     return write("Add", patch_tokens, padded, name="embedding/tokens")

@@ -92,7 +92,7 @@ def test_cells_that_do_not_fit_are_named_until_a_later_call_measures_them(
     assert (len(measured), len(result_of(tmp_path).missing)) == (3, 0)
 
 
-@pytest.mark.parametrize("changed", ["bundle", "version", "damaged"])
+@pytest.mark.parametrize("changed", ["bundle", "version", "settings", "damaged"])
 def test_results_of_something_else_are_measured_anew(
     measured: list[Cell],
     bundle_s: Path,
@@ -108,6 +108,12 @@ def test_results_of_something_else_are_measured_anew(
         dataclasses.replace(manifest, tools={"other": "1"}).write(bundle)
     elif changed == "version":
         monkeypatch.setattr(cells, "__version__", "0.0.0")
+    elif changed == "settings":  # as `bench` writes it, with a process for each candidate
+        file = out / f"{manifest.name}.json"
+        earlier = BenchmarkRun.read(file)
+        dataclasses.replace(
+            earlier, settings=dataclasses.replace(earlier.settings, one_process=False)
+        ).write(file)
     else:
         (out / f"{manifest.name}.json").write_text("{")
     Run(out, [bundle], FOREVER).measure_all()

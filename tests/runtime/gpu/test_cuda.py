@@ -162,7 +162,7 @@ def test_the_current_device_is_that_of_before_again(
 
 
 @without_gpu
-def test_without_a_driver_no_device_has_a_context() -> None:
+def test_a_gpu_by_number_needs_a_driver_and_the_drivers_functions_exist() -> None:
     with pytest.raises(BackendError, match=NO_DRIVER):
         cuda.check_gpu(0)
     driver = require_for_tests("cuda.bindings.driver")
