@@ -57,6 +57,23 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
         BundleError: the bundle has no such graph, or a file is missing or altered.
         BackendError: ONNX Runtime cannot load it.
     """
+    graph, backend = cuda_graph_on_cpu(bundle, manifest)
+    rebuild = manifest.rebuild_command(bundle)
+    golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
+    golden.check(manifest.normalization, rebuild)
+    try:
+        return compare_all(backend, graph, golden.cases)
+    finally:
+        backend.close()
+
+
+def cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> tuple[GraphEntry, OnnxRuntimeBackend]:
+    """The bundle's graph for ONNX Runtime CUDA, loaded on the CPU provider.
+
+    Raises:
+        BundleError: the bundle has no such graph, or a file is missing or altered.
+        BackendError: ONNX Runtime cannot load it.
+    """
     graph, rebuild = manifest.cuda_graph, manifest.rebuild_command(bundle)
     if graph is None:
         raise BundleError(f"{bundle} holds no graph for ONNX Runtime CUDA; {rebuild}")
@@ -68,12 +85,7 @@ def verify_cuda_graph_on_cpu(bundle: Path, manifest: Manifest) -> AccuracyReport
 
     backend = OnnxRuntimeBackend(file, device="cpu", threads=None, complete=complete)
     backend.description += ", fused graph"
-    golden = Golden.parse(manifest.golden.read(bundle, rebuild=rebuild), manifest.golden.path)
-    golden.check(manifest.normalization, rebuild)
-    try:
-        return compare_all(backend, graph, golden.cases)
-    finally:
-        backend.close()
+    return graph, backend
 
 
 def verify_static_graph(bundle: Path, manifest: Manifest, graph: GraphEntry) -> AccuracyReport:

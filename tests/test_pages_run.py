@@ -53,7 +53,7 @@ STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.studies.int8_quality": "INT8 --crops 3 --size 56",
     "dinov2rt.benchmarks.studies.int8_forms": "dinov2_vits14 --weights synthetic:0 --crops 1 "
     "--cells 1x56 --turns 1",
-    "dinov2rt.benchmarks.studies.limit_sides": "dinov2_vits14",
+    "dinov2rt.benchmarks.studies.limit_sides": "BUNDLE",
     "dinov2rt.benchmarks.studies.load_time": "BUNDLE --repeats 1 --backends openvino",
     "dinov2rt.benchmarks.studies.precision_costs": "dinov2_vits14",
     "dinov2rt.benchmarks.studies.precision_study": "candidates dinov2_vits14 --sizes 224",

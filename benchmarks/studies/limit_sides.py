@@ -1,14 +1,16 @@
 """Tests the limits of fp16 from both sides: with correct and with wrong implementations.
 
-    python -m dinov2rt.benchmarks.studies.limit_sides dinov2_vits14 [...]
+    python -m dinov2rt.benchmarks.studies.limit_sides BUNDLE [...]
 
-Each implementation is emulated in PyTorch on a CPU: matrix products take values rounded to half,
-sum in float32, and round their results to half. Weights are synthetic, seed 0.
+A bundle needs an fp16 graph. Its fp16 graphs run on ONNX Runtime's CPU provider. Each other
+implementation is emulated in PyTorch on a CPU: matrix products take values rounded to half, sum in
+float32, and round their results to half. The weights are those that the bundle was made of.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,13 +23,16 @@ from dinov2rt.bundle.accuracy import POOLED, AccuracyReport, compare_cases, is_p
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat, output_names
-from dinov2rt.bundle.variants import find_variant
+from dinov2rt.errors import BundleError
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits
 from dinov2rt.export.model import LAYER_NORM_EPS, Attention, Block, Dinov2, Mlp, load_eager
-from dinov2rt.export.weights.synthetic import synthetic_state_dict
+from dinov2rt.export.weights.checkpoint import load_weights
+from dinov2rt.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from dinov2rt.runtime.verification import compare_all, cuda_graph_on_cpu
 
 _CASES = (
     (ImageSize(224, 224), ("astronaut.jpg", "coffee.jpg")),
@@ -43,6 +48,14 @@ def half(values: Tensor) -> Tensor:
 def bfloat16(values: Tensor) -> Tensor:
     """`values` rounded to bfloat16, as float32."""
     return values.bfloat16().float()
+
+
+def half_but_massive(values: Tensor) -> Tensor:
+    """`values` [B, N, D] rounded to float16, except for the 8 channels with the largest values."""
+    massive = values.abs().amax(dim=(0, 1)).topk(8).indices
+    rounded = half(values)
+    rounded[..., massive] = values[..., massive]
+    return rounded
 
 
 def _exact(values: Tensor) -> Tensor:
@@ -76,6 +89,7 @@ IMPLEMENTATIONS = (
     Implementation("the same, products summed in 8 parts", True, splits=8),
     Implementation("LayerNorm reads the stream in half", True, norm_input=half),
     Implementation("residual stream in half", False, stream=half),
+    Implementation("the same, its 8 largest channels in float32", False, stream=half_but_massive),
     Implementation("statistics of LayerNorm in half", False, half_statistics=True),
     Implementation("weights in bfloat16", False, weight=bfloat16),
     Implementation("stream in bfloat16", False, stream=bfloat16),
@@ -167,20 +181,25 @@ class Emulation:
         return half(scaled * norm.weight + norm.bias)
 
 
-def reports(model: Dinov2) -> tuple[Limits, dict[Implementation, AccuracyReport]]:
-    """The limits for `model`, and how each implementation compares with them."""
-    cases = [
+def cases_of(model: Dinov2) -> list[GoldenCase]:
+    """What all implementations are compared with: photographs, and the eager model's outputs."""
+    return [
         eager_case(
             model, f"{photos[0]} {size}", golden_pixels(size, photos), InputFormat.PIXELS, NO_EXTRAS
         )
         for size, photos in _CASES
     ]
-    limits = autocast_limits(model, cases, NO_EXTRAS, Precision.FP16)
-    return limits, {how: _report(model, how, cases, limits) for how in IMPLEMENTATIONS}
+
+
+def emulations(
+    model: Dinov2, cases: Sequence[GoldenCase], limits: Limits
+) -> dict[Implementation, AccuracyReport]:
+    """How each emulated implementation compares with `cases`."""
+    return {how: _report(model, how, cases, limits) for how in IMPLEMENTATIONS}
 
 
 def _report(
-    model: Dinov2, how: Implementation, cases: list[GoldenCase], limits: Limits
+    model: Dinov2, how: Implementation, cases: Sequence[GoldenCase], limits: Limits
 ) -> AccuracyReport:
     emulation = Emulation(model, how)
     results: list[tuple[str, Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]] = []
@@ -190,17 +209,42 @@ def _report(
     return AccuracyReport(Precision.FP16, how.name, limits, compare_cases(results, limits))
 
 
+def graphs_on_cpu(
+    bundle: Path, manifest: Manifest, cases: Sequence[GoldenCase], limits: Limits
+) -> dict[str, AccuracyReport]:
+    """How the bundle's fp16 graphs compare with `cases` on ONNX Runtime's CPU provider.
+
+    Raises:
+        BundleError: the bundle has no fp16 graph or none for ONNX Runtime CUDA.
+    """
+    graph, rebuild = manifest.graph_in(Precision.FP16), manifest.rebuild_command(bundle)
+    if graph is None:
+        raise BundleError(f"{bundle} holds no fp16 graph; {rebuild}")
+    portable = OnnxRuntimeBackend(graph.check(bundle, rebuild=rebuild), device="cpu", threads=None)
+    fused_graph, fused = cuda_graph_on_cpu(bundle, manifest)
+    return {
+        f"{name}, ONNX Runtime on a CPU": compare_all(backend, replace(entry, limits=limits), cases)
+        for name, entry, backend in (
+            ("the fp16 graph", graph, portable),
+            ("the graph for ONNX Runtime CUDA", fused_graph, fused),
+        )
+    }
+
+
 def main() -> None:
-    """Print a Markdown table for the variants on the command line."""
-    for name in sys.argv[1:]:
-        variant = find_variant(name)
-        model = load_eager(variant, synthetic_state_dict(variant, 0))
-        limits, found = reports(model)
-        print(f"\n{name}: {limits}\n")
+    """Print a Markdown table for each bundle on the command line."""
+    for bundle in map(Path, sys.argv[1:]):
+        manifest = Manifest.read(bundle)
+        weights = load_weights(manifest.weights.source, manifest.architecture)
+        model = load_eager(weights.architecture, weights.state_dict)
+        cases = cases_of(model)
+        limits = autocast_limits(model, cases, NO_EXTRAS, Precision.FP16)
+        print(f"\n{bundle.name}: {limits}\n")
         print("| implementation | tokens, worst case | vectors, pooled | verdict |")
         print("| --- | --- | --- | --- |")
-        for how, report in found.items():
-            print(f"| {how.name} | {' | '.join(_cells(report))} |")
+        found = {how.name: each for how, each in emulations(model, cases, limits).items()}
+        for name, report in (graphs_on_cpu(bundle, manifest, cases, limits) | found).items():
+            print(f"| {name} | {' | '.join(_cells(report))} |")
 
 
 def _cells(report: AccuracyReport) -> tuple[str, str, str]:

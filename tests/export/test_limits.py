@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from dinov2rt.benchmarks.studies.limit_sides import reports
+from dinov2rt.benchmarks.studies.limit_sides import cases_of, emulations, graphs_on_cpu
 from dinov2rt.bundle.accuracy import compare_cases
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.bundle.signature import Extras, InputFormat
+from dinov2rt.bundle.signature import NO_EXTRAS, Extras, InputFormat
 from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.export.golden import eager_case, golden_pixels
 from dinov2rt.export.limits import autocast_limits, float32_limits
@@ -90,12 +90,25 @@ def test_weights_that_carry_errors_on_get_what_float32_leaves_open(
 )
 def test_correct_implementations_pass_and_wrong_ones_fail(name: str) -> None:
     variant = find_variant(name)
-    _, found = reports(load_eager(variant, synthetic_state_dict(variant, 0)))
+    model = load_eager(variant, synthetic_state_dict(variant, 0))
+    cases = cases_of(model)
+    limits = autocast_limits(model, cases, NO_EXTRAS, Precision.FP16)
+    found = emulations(model, cases, limits)
     verdicts = {how.name: bool(report) for how, report in found.items()}
     expected = {
         how.name: verdicts[how.name] if how.is_correct is None else how.is_correct for how in found
     }
     assert verdicts == expected
+
+
+def test_both_graphs_of_a_bundle_pass_on_other_photographs(bundle_s_reg: Path) -> None:
+    manifest = Manifest.read(bundle_s_reg)
+    model = load_eager(manifest.architecture, synthetic_state_dict(manifest.architecture, 0))
+    cases = cases_of(model)
+    limits = autocast_limits(model, cases, NO_EXTRAS, Precision.FP16)
+    found = graphs_on_cpu(bundle_s_reg, manifest, cases, limits)
+    assert len(found) == 2
+    assert all(found.values()), found
 
 
 def test_float32_limits_fail_what_rounds_factors_as_tf32_does(model: Dinov2) -> None:

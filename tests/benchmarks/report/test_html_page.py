@@ -11,6 +11,7 @@ from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
 from support.installed import program
 
 from dinov2rt.benchmarks.peers.candidates import CANDIDATES
@@ -27,6 +28,7 @@ _FLAGS = (
     "--disable-background-networking --disable-component-update --disable-sync"
 )
 _SCROLLBAR = 15
+_LOADED_WITHIN_S = 60
 VARIANTS = ("dinov2_vits14_reg", "dinov2_vitb14")
 NAMES = ("dinov2rt-ort", "torch-eager", "torch-compile", "openvino <2026>", "torch-bf16")
 
@@ -65,9 +67,19 @@ def opened(browser: webdriver.Chrome, page: Path) -> Open:
         for log in ("performance", "browser"):
             said(browser, log)  # forgets what a new tab did
         browser.get(page.as_uri())
+        WebDriverWait(browser, _LOADED_WITHIN_S).until(lambda _: is_loaded(browser, page))
         return browser
 
     return show
+
+
+def is_loaded(browser: webdriver.Chrome, page: Path) -> bool:
+    """Whether `page` is the current document and complete.
+
+    On a busy machine `get` can return while the document before is still the current one.
+    """
+    state = browser.execute_script("return [location.href, document.readyState]")
+    return bool(state == [page.as_uri(), "complete"])
 
 
 def said(browser: webdriver.Chrome, log: str) -> list[dict[str, Any]]:
