@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.architecture import Architecture
 
 OPSET = 23
-"""Of graphs, by default: the first with `Attention`, one node a block, see docs/adr/0004."""
+"""The default opset, the first with the operator `Attention`: see docs/adr/0004."""
 
 FloatArray = NDArray[np.floating[Any]]
 

@@ -52,7 +52,7 @@ class Attention(nn.Module):
         return out
 
     def cls_weights(self, tokens: Tensor) -> Tensor:
-        """How much the first of the tokens [B, N, D] attends to each, [B, heads, N].
+        """The attention weights [B, heads, N] of the first of the tokens [B, N, D].
 
         Source: `softmax(q kᵀ / √head_dim)`, as `Attention` in `dinov2/layers/attention.py`.
         """

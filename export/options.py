@@ -1,4 +1,4 @@
-"""What is exported, and what is refused before any work is done."""
+"""The options of an export, and the checks that refuse some before any work is done."""
 
 import os
 from dataclasses import dataclass

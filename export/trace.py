@@ -92,7 +92,7 @@ def _export_once(
 
 
 def _structure(module: nn.Module) -> Hashable:
-    """All that a trace depends on: classes, their own attributes, constants, shapes of weights."""
+    """A key of all a trace depends on: classes, their attributes, constants, shapes of weights."""
     inherited = vars(nn.Module()).keys()
     parts = tuple(
         (name, type(part), tuple((k, repr(v)) for k, v in vars(part).items() if k not in inherited))

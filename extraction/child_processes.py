@@ -127,7 +127,7 @@ class _Child:
         _stderr_of(self.process).close()
 
     def _last_words(self) -> str:
-        """What it said last, if it ended before it was ready."""
+        """The last line of its stderr, for a message; it ended before it was ready."""
         self.process.kill()
         lines = _stderr_of(self.process).read().decode(errors="replace").split("\n")
         said = [line for line in lines if line.strip()]
@@ -150,9 +150,9 @@ def _stderr_of(process: "subprocess.Popen[bytes]") -> Any:
 
 
 def serve(connection: int, stderr: int) -> None:
-    """In a child: answer calls until the other end of `connection` is closed or gone.
+    """Run in a child: answer calls until the other end of `connection` is closed.
 
-    Once the first was answered, what is written to the standard error goes to `stderr`.
+    After the first answer, standard error is redirected to `stderr`.
     """
     with contextlib.suppress(EOFError, OSError), Connection(connection) as calls:
         calls.send(_outcome(*calls.recv()))

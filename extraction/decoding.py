@@ -29,7 +29,7 @@ _TASK_IMAGES = 4
 """Images per message between processes: a message costs more than a small image."""
 
 _TASKS_PER_DECODER = 2
-"""One running and one queued task, so that no decoder is idle."""
+"""One task runs and one is queued, so that no decoder is idle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Decoders:
 def decode_chunks(
     chunks: Iterable[Chunk], decoding: Decoding, decoders: Decoders, *, ahead: int
 ) -> Iterator[tuple[Chunk, DecodedImage | Failure]]:
-    """Each image of `chunks` with its chunk, always in order.
+    """Decode the images of `chunks`; yields each with its chunk, always in order.
 
     Up to `ahead` images, or two tasks per decoder if that is more, are decoded ahead, also across
     chunks. `chunks` is therefore read ahead as well.

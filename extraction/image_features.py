@@ -61,7 +61,7 @@ class ScaledImages:
 
     @classmethod
     def of(cls, sizes: Sequence[ImageSize]) -> Self:
-        """For images with these original sizes."""
+        """The summary of images with these original sizes."""
         if not sizes:
             return cls()
         by_pixels = sorted(sizes, key=lambda size: (size.pixels, size))

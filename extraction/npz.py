@@ -61,9 +61,9 @@ def _write_npz(file: Path, rows: Iterator[ImageFeatures], metadata: dict[str, st
 
 
 def _savez(archive: BinaryIO, arrays: dict[str, NDArray[Any]]) -> None:
-    """As `np.savez`, whose archive complains later, on standard error, if the disk is full.
+    """Write what `np.savez` would write, and raise an error at once if the disk is full.
 
-    NumPy 1 leaves it open then.
+    `np.savez` itself then prints an error later, from its archive, which NumPy 1 leaves open.
     """
     with zipfile.ZipFile(archive, "w") as members:
         for name, array in arrays.items():

@@ -273,7 +273,7 @@ def opened_parquet(file: Path) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def reading_parquet(place: object) -> Iterator[None]:
-    """In the block, errors of reading from `place` become `InputError`."""
+    """Turn errors of reading from `place` into `InputError` within the block."""
     try:
         yield
     except (_pyarrow().lib.ArrowException, OSError, UnicodeDecodeError) as error:

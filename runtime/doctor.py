@@ -127,7 +127,7 @@ def examine() -> Diagnosis:
 
 
 def _graph_modes() -> Iterator[ModeStatus]:
-    """Those on the CPU first, which every machine has."""
+    """The modes that run graphs; modes on the CPU, which every machine has, come first."""
     modes: dict[str, GraphMode] = {}
     for mode in sorted(GRAPH_MODES, key=lambda mode: mode.device != "cpu"):
         name = f"{mode.backend} {mode.device}"

@@ -23,12 +23,12 @@ _WINDOW_BATCHES = 4
 
 
 class Pool(NamedEnum):
-    """Which vector stands for an image."""
+    """The vector that represents an image."""
 
     CLS = "cls"
     PATCH_MEAN = "patch_mean"
     BOTH = "cls+patch_mean"
-    """One behind the other: 2·D numbers."""
+    """Both, concatenated: 2·D numbers."""
 
     @property
     def outputs(self) -> tuple[str, ...]:

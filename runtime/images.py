@@ -85,11 +85,11 @@ def load_fitted(
     preprocess: Preprocess,
     fit: Callable[[ImageSize], ImageSize],
 ) -> LoadedImage:
-    """As `load_image`, then scaled to the size that `fit` gives it, bicubic and antialiased.
+    """Load an image like `load_image`, and scale it to the size that `fit` returns for it.
 
-    A JPEG without other steps is decoded at 1/2, 1/4 or 1/8 of its size where that is still at
-    least the size that is wanted, which takes less time and memory. Images that fit, and those that
-    `preprocess` scales, are decoded whole, as the official data loader does it.
+    Scaling is bicubic and antialiased. A JPEG without other steps is decoded at 1/2, 1/4 or 1/8 of
+    its size if that is at least the requested size, which takes less time and memory. Images that
+    fit, and images that `preprocess` scales, are decoded in full, as in the official data loader.
 
     Raises:
         InputError: as `load_image`, or what `fit` raises.

@@ -39,7 +39,7 @@ class Loader:
     scaled_from: list[ImageSize] = field(default_factory=list)
 
     def load(self, image: Any) -> Any:
-        """One image as an array [H, W, 3]; other values are returned unchanged, and refused later.
+        """Load an image as an array [H, W, 3]; other values are returned as they are.
 
         Raises:
             InputError: it cannot be read, or `preprocess` cannot be applied to this array.
@@ -49,7 +49,7 @@ class Loader:
         return self._kept(load_fitted(image, self.preprocess, self.fit))
 
     def load_all(self, images: Any) -> Any:
-        """Each image of a list, or of a batch that has to be preprocessed; else one image."""
+        """Load each image of a list, or of a batch to be preprocessed; otherwise one image."""
         if isinstance(images, list | tuple):
             return [self._named(position, image) for position, image in enumerate(images)]
         if self.preprocess != Preprocess() and getattr(images, "ndim", None) == 4:

@@ -102,7 +102,7 @@ class Preprocess:
         return ImageSize(self.short_side, long_side)
 
     def crop_start(self, side: int) -> int:
-        """Where the crop begins on an axis of `side` pixels; below 0, black pixels come first.
+        """The crop's first pixel on an axis of `side` pixels; below 0, black pixels come first.
 
         Source: `center_crop` in torchvision and in transformers (`image_transforms.py`).
         """

@@ -66,7 +66,7 @@ class _Request:
 
 
 _Openings = Iterator[tuple[str, Callable[[], Choice]]]
-"""What could run, best first: its name, and a function that opens it."""
+"""The modes that could run, best first: each with its name and a function that opens it."""
 
 
 def select(
@@ -134,7 +134,7 @@ def _first_that_starts(request: _Request, openings: _Openings) -> Choice:
 
 
 def _reasons(passed_over: list[tuple[str, str]]) -> list[str]:
-    """One line for each reason, with all that it holds for."""
+    """One line for each reason, with the names of all modes that it applies to."""
     names: dict[str, list[str]] = {}
     for name, reason in passed_over:
         names.setdefault(reason, []).append(name)

@@ -10,7 +10,7 @@ from dinov2rt.runtime.tensorrt.flavour import installed_flavours
 
 
 def asked_of(given: argparse.Namespace) -> Asked:
-    """What was asked for."""
+    """The request on the command line."""
     return Asked(
         weights=given.weights,
         batches=given.batch,

@@ -168,7 +168,7 @@ class OwnContestant:
         return self._model(self._pixels)
 
     def outputs(self) -> Outputs:
-        """By name, float32."""
+        """Return the outputs by name, as float32 arrays."""
         return dict(self._model(self._pixels).outputs)
 
     def phases(self) -> Phases | None:
@@ -221,7 +221,7 @@ class TorchContestant:
         return self._runner.run(self._images)
 
     def outputs(self) -> Outputs:
-        """By name, float32."""
+        """Return the outputs by name, as float32 arrays."""
         return self._runner.outputs(self._runner.run(self._images))
 
     def phases(self) -> Phases | None:

@@ -17,10 +17,10 @@ from dinov2rt.errors import BundleError
 Outputs = Mapping[str, NDArray[np.float32]]
 
 _POOLED_FROM = 4
-"""Images from which on the limit for pooled tokens applies; it was measured on several."""
+"""The smallest batch for which the limit of pooled tokens applies; it comes from several images."""
 
 _FEW_ALLOWANCE = 2.0
-"""What is allowed of fewer images, as a multiple of that limit, since their error varies more.
+"""The limit for smaller batches, as a multiple of that limit, since their error varies more.
 
 The limits of cosines allow as much: 1 - cos grows with the square of the error, see `limits.py`.
 """

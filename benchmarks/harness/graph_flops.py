@@ -19,7 +19,7 @@ from dinov2rt.bundle.normalization import IMAGENET
 from dinov2rt.bundle.signature import InputFormat
 
 _OF_HEADS = re.compile(r"heads\.(?!\w+\.band_)")
-"""What the names of a head's nodes begin with, without those that make a class map of scores."""
+"""The prefix of the names of a head's nodes, except nodes that turn scores into a class map."""
 
 
 def head_flops(graph: Path, pixels: np.ndarray) -> int:

@@ -42,7 +42,7 @@ from dinov2rt.errors import Dinov2rtError
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to measure; a cell ends when a candidate has `seconds` of timed calls.
+    """Selects what to measure; a cell ends when a candidate has `seconds` of timed calls.
 
     `reference` computes the outputs that all others are compared with. Candidates of `own` that do
     not fit a bundle or device are left out; any other candidate that cannot run, also of `peers`,
@@ -81,7 +81,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Peaks:
-    """What the rooflines of one bundle need: matrix products that take turns in every cell."""
+    """Holds the matrix products for the rooflines of one bundle, which take turns in every cell."""
 
     manifest: Manifest
     bundle: Path

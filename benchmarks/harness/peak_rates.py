@@ -33,7 +33,7 @@ _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 """Much larger than the last-level cache of a device."""
 
 _MODULES = {"openvino": "dinov2rt.benchmarks.peers.quiet_openvino"}
-"""What is imported instead of a library's own module."""
+"""Modules that are imported in place of a library's own."""
 _LIBRARIES = {"cpu": ("numpy", "openvino", "torch"), "cuda": ("torch",)}
 _PRECISIONS = {
     "cpu": (Precision.FP32,),
@@ -41,7 +41,7 @@ _PRECISIONS = {
 }
 _NONE_CHOSEN: Mapping[str, str] = {}
 _SECONDS, _TURNS = 0.3, 5
-"""For each rate and library, before the run."""
+"""The time and turns spent on each rate and library, before the run."""
 
 
 @dataclass(slots=True, eq=False)

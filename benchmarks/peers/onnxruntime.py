@@ -47,7 +47,7 @@ class OnnxRuntimePeer:
         return tokens
 
     def outputs(self, result: list[NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
-        """By name."""
+        """The arrays of `result` by the names of the outputs."""
         return dict(zip(self._workload.outputs, result, strict=True))
 
     def close(self) -> None:

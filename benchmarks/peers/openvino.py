@@ -41,7 +41,7 @@ class OpenVinoPeer:
         return self._model(self._files.file(prepared.shape))(prepared)
 
     def outputs(self, result: Any) -> Mapping[str, NDArray[np.float32]]:
-        """By name."""
+        """The arrays of `result` by the names of the outputs."""
         return dict(zip(self._workload.outputs, result.values(), strict=True))
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ _BACKENDS: dict[BackendName, Callable[[], object]] = {
     for mode in GRAPH_MODES
     if (mode.device, mode.precision) == ("cpu", Precision.FP32)
 }
-"""By name, a function that imports the library and returns why it cannot run."""
+"""Functions that import the backend's library and return why it cannot run, or None."""
 _SIDE = 224
 
 

@@ -24,7 +24,7 @@ _STRIP_PAIRS = 2**17
 pair takes up to 1,000 bytes."""
 
 _THREAD_PAIRS = 2**16
-"""With fewer, threads wait for each other longer than they compute."""
+"""The least work for a thread. With less, threads wait longer than they compute."""
 
 _PARTS = 4
 """Along each axis, of the pixels between four samples."""
@@ -44,7 +44,7 @@ class _Axis:
 
     @classmethod
     def of(cls, samples: int, pixels: int) -> "_Axis":
-        """With half-pixel centres; see `bilinear_matrix` for the coordinate."""
+        """The axis for half-pixel centres; see `bilinear_matrix` for the coordinate."""
         place = (2 * np.arange(pixels, dtype=np.int64) + 1) * samples - pixels
         before, rest = np.divmod(place, 2 * pixels)
         cuts = np.append(_starts(before), pixels)
@@ -246,5 +246,5 @@ def _pixels(parts: Indices, run: Indices, part: Indices) -> Indices:
 
 
 def _starts(ascending: Indices) -> Indices:
-    """Where a new value begins."""
+    """The indices at which a new value begins."""
     return np.flatnonzero(np.diff(ascending, prepend=ascending[0] - 1))

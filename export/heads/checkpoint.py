@@ -128,7 +128,7 @@ def file_keys(spec: HeadSpec, module: nn.Module) -> StateDict:
 
 
 def official_head_url(spec: HeadSpec, architecture: Architecture) -> str:
-    """Where the weights of an official head are published.
+    """The URL of the weights of an official head.
 
     Source: `dinov2/hub/classifiers.py` and `dinov2/hub/depthers.py`.
     """

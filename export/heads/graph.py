@@ -187,7 +187,7 @@ def _class_map(backbone: Backbone, name: str, scores: ir.Value, classes: int) ->
 
 @dataclass(frozen=True, slots=True)
 class _Maps:
-    """What all bands of a class map share.
+    """Holds the values that all bands of a class map share.
 
     `lines` are scores [B, h, K·w], `columns` the weights [1, w, W]. `flat` and `whole` are shapes,
     [B, r·K, w] and [B, r, K, W], for a band of r rows.

@@ -38,7 +38,7 @@ def task_outputs(cases: Sequence[GoldenCase]) -> list[str]:
 def condition_numbers(
     model: Dinov2, images: Sequence[torch.Tensor], outputs: Sequence[Mapping[str, np.ndarray]]
 ) -> dict[str, float]:
-    """How much larger a relative error of tokens can be in the scores of the user's own heads.
+    """The factor by which the user's own heads can enlarge a relative error of tokens.
 
     A head that was fitted on few or similar images subtracts large numbers: the error of tokens,
     times the norm of its weights, then meets scores that are small. Official heads do not.
@@ -108,7 +108,7 @@ def task_limits(
 
 
 def _kind(name: str, outputs: Mapping[str, np.ndarray]) -> TaskLimits:
-    """Which comparisons an output gets, with limits that everything passes."""
+    """The comparisons that apply to an output, with limits that everything passes."""
     if name.startswith("depth"):
         return TaskLimits(relative_l2=np.inf, most_off=1.0)
     if outputs[name].dtype == np.uint8 or name.startswith("logits"):

@@ -1,8 +1,8 @@
-"""How the activations of an int8 product are rounded: see docs/adr/0009.
+"""Rounds the activations of int8 products, in one of two ways: see docs/adr/0009.
 
-Dynamic: at every call, symmetrically, with a scale for each group of channels of a token. Static:
-with a scale and a zero point for each channel, which are fixed at export. OpenVINO can compute
-static rounding where the activations are made, so that less is left to do in the product.
+- Dynamic: at every call, symmetrically, with one scale for each group of channels of a token.
+- Static: with a scale and a zero point for each channel, which are fixed at export. OpenVINO can
+  fuse this rounding into the operation that computes the activations, so it is faster.
 """
 
 from collections.abc import Iterable
@@ -22,14 +22,14 @@ from dinov2rt.runtime.backends.openvino_program import INT8_GROUP
 _LARGEST = 127
 _LEVELS = 255
 _LEAST_RANGE = 1e-6
-"""The least scale of a channel, relative to the widest: one that is always zero needs one too."""
+"""The smallest scale of a channel, relative to the largest; a channel of zeros needs one, too."""
 
 _HEADROOM = 1.1
-"""A range that other images exceed is worse than steps that are a tenth larger: docs/adr/0009."""
+"""Factor on ranges. Clipping other images is worse than steps a tenth larger: docs/adr/0009."""
 
 
 class Activations(NamedEnum):
-    """How a product rounds what it is given."""
+    """How the activations of a product are rounded."""
 
     STATIC = "static"
     DYNAMIC = "dynamic"
@@ -47,18 +47,18 @@ class Steps:
 
     @classmethod
     def of(cls, tokens: Tensor) -> "Steps":
-        """Those of the ranges of channels in `tokens` [N, in], each with 0 in it."""
+        """Steps for the range of each channel of `tokens` [N, in], extended to contain 0."""
         low = np.minimum(tokens.amin(0).numpy(), 0)
         scale = _scale(np.maximum(tokens.amax(0).numpy(), 0) - low, _LEVELS)
         return cls(scale, np.clip(np.rint(-low / scale), 0, _LEVELS).astype(np.uint8))
 
     @classmethod
     def symmetric(cls, tokens: Tensor) -> "Steps":
-        """Those of the peaks of channels in `tokens` [N, in], without a zero point."""
+        """Steps for the largest magnitude of each channel of `tokens` [N, in]; no zero point."""
         return cls(_scale(tokens.abs().amax(0).numpy(), _LARGEST), None)
 
     def rounded(self, tokens: Tensor) -> Tensor:
-        """Activations [..., in] as they are after this."""
+        """`tokens` [..., in] after rounding."""
         scale, levels = (
             torch.from_numpy(self.scale),
             torch.round(tokens / torch.from_numpy(self.scale)),
@@ -71,10 +71,10 @@ class Steps:
 
 @torch.inference_mode()
 def static_steps(model: Dinov2, batches: Iterable[Tensor]) -> dict[str, Steps]:
-    """Those of the ranges that the activations of each product have on images, and some headroom.
+    """Steps for each product, from the ranges of its activations on images, with some headroom.
 
-    Each batch is float32 [B, 3, H, W]. Where activations take their scale from another product, it
-    has no room for a zero point.
+    Each batch is float32 [B, 3, H, W]. Activations whose scale is folded into another product get
+    no zero point, since that product cannot add one.
     """
     ranges: dict[str, Tensor] = {}
     names: dict[nn.Module, str] = {linear: name for name, linear in products(model).items()}
@@ -104,10 +104,11 @@ def _scale(widths: NDArray[np.float32], levels: int) -> NDArray[np.float32]:
 
 
 def rounded_in_groups(tokens: Tensor) -> Tensor:
-    """Activations [..., in] as OpenVINO rounds them before it multiplies bytes.
+    """`tokens` [..., in] after OpenVINO's dynamic rounding.
 
-    Groups of `INT8_GROUP` channels of one token share a scale; they are symmetric. The last group
-    of a width that is no multiple is smaller. Tokens that are narrower than one are not rounded.
+    Each group of `INT8_GROUP` channels of one token shares a scale, without a zero point. If the
+    width is not a multiple of a group, the last group is smaller. Tokens narrower than a group are
+    not rounded.
     """
     width = tokens.shape[-1]
     if width < INT8_GROUP:

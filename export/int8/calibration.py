@@ -18,13 +18,13 @@ from dinov2rt.runtime.images import load_fitted, load_image
 from dinov2rt.runtime.preprocess import Preprocess
 
 LEAST_PHOTOS = 4
-"""As many as ship with the project."""
+"""The number of photographs that ship with the project."""
 
 _MOST_PHOTOS = 300
-"""More seeds than this are not drawn: see `search.py`."""
+"""The search draws no more crops than this: see `search.py`."""
 
 _SHORT_SIDE = 512
-"""Larger photographs are scaled: a crop of 224 pixels of a camera's image shows next to nothing."""
+"""Larger photographs are scaled down: 224 pixels of a camera's image show next to nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,9 +42,9 @@ class Calibration:
     def load(cls, paths: Sequence[Path] = ()) -> Self:
         """The photographs that `paths` name: files, and folders with all that is below them.
 
-        Of more than 300, as many are taken, evenly spaced in the order in which they are found.
-        Photographs are scaled to a short side of 512 pixels if theirs is longer. Without `paths`
-        these are the photographs that ship with the project.
+        If there are more than 300, 300 are taken, evenly spaced in the order in which they are
+        found. Photographs with a longer short side than 512 pixels are scaled to it. Without
+        `paths`, the photographs that ship with the project are loaded.
 
         Raises:
             InputError: a path or a photograph cannot be read, a folder holds none, or there are

@@ -1,4 +1,4 @@
-"""One way to make the products of a model int8: how they are rounded, and which matter most."""
+"""A form: all products of a model rounded in one way, and ranked by the error this causes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from dinov2rt.export.model import Dinov2
 _RANKED_ON, _RANKED_PATCHES = range(4), (8, 8)
 _ROUNDED_ON, _ROUNDED_PATCHES = range(20, 36), (16, 16)
 RANGED_ON = range(20, 100)
-"""Seeds of the crops on which static activations have their range; weights need fewer."""
+"""Seeds of the crops that give the ranges of static activations; weights need fewer crops."""
 
 
 def _float32() -> Mapping[str, Int8Product]:
@@ -29,8 +29,8 @@ def _float32() -> Mapping[str, Int8Product]:
 class Form:
     """All products of a float32 graph, rounded.
 
-    `ranked` are their names, those first that int8 harms most. `instead` gives what may take their
-    place: products that are rounded otherwise; those that it lacks stay float32.
+    `ranked` holds their names, the most harmful first. `instead` returns replacements, which are
+    rounded in another way; a product without a replacement stays float32.
     """
 
     rounded: Mapping[str, Int8Product]
@@ -38,7 +38,7 @@ class Form:
     instead: Callable[[], Mapping[str, Int8Product]] = _float32
 
     def products(self, count: int) -> dict[str, Int8Product]:
-        """The int8 products where something else takes the place of the first `count`."""
+        """The int8 products if the first `count` of the ranking are replaced."""
         kept = {name: self.rounded[name] for name in self.ranked[count:]}
         if count == 0:
             return kept
@@ -46,7 +46,7 @@ class Form:
         return kept | {name: others[name] for name in self.ranked[:count] if name in others}
 
     def build(self, model: ir.Model, count: int) -> ir.Model:
-        """`model`, a folded float32 graph, with these products."""
+        """A copy of `model`, a folded float32 graph, with the products of `products(count)`."""
         graph, rounded = model.clone(), self.products(count)
         to_int8(graph, rounded, set(self.ranked) - rounded.keys())
         split_qkv(graph)
@@ -56,7 +56,7 @@ class Form:
 def make_form(
     model: ir.Model, eager: Dinov2, photos: Calibration, activations: Activations
 ) -> Form:
-    """The products of `model`, the folded float32 graph of `eager`, for crops of `photos`."""
+    """Round and rank the products of `model`, the folded graph of `eager`, on crops of `photos`."""
 
     def images(seeds: range, patches: tuple[int, int]) -> torch.Tensor:
         crops = photos.crops(seeds, size_of(eager, patches))

@@ -1,9 +1,9 @@
-"""Weights rounded to int8 so that the errors of a product's inputs make up for one another.
+"""Rounds weights to int8 by GPTQ, so that the rounding errors compensate one another.
 
-To the nearest integer, each weight is off by up to half a step, whatever the product is given.
-Activations are correlated, though: what one weight adds to an output, the weights of the inputs
-that come with it can take back. GPTQ rounds one input channel after the other and lets those that
-are still to be rounded take over its error, as far as the activations of photographs allow
+Rounding to the nearest integer leaves an error of up to half a step in each weight. Activations are
+correlated, so the weights of correlated inputs can cancel the error of one weight in the output.
+GPTQ rounds one input channel after the other, and changes the channels that are not rounded yet to
+compensate its error on the activations of photographs
 (E. Frantar, S. Ashkboos, T. Hoefler, D. Alistarh, ICLR 2023, arXiv:2210.17323, algorithm 1).
 """
 
@@ -22,32 +22,32 @@ from dinov2rt.export.model import Dinov2
 
 _LARGEST = 127
 _DAMPING = 0.01
-"""Of the mean second moment, added to each: keeps weights from growing along what calibration
-images lack (section 3.3 of the paper)."""
+"""The share of the mean second moment that is added to each. It keeps weights from growing in
+directions that the calibration images lack (section 3.3 of the paper)."""
 
 _BLOCK = 128
-"""Input channels whose errors are passed on to the rest in one product."""
+"""The number of input channels whose errors are passed on in one matrix product."""
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Weight:
-    """`integers` int8 [in, out], to be multiplied by `scale` float32 [out]."""
+    """A weight: `integers` int8 [in, out] times `scale` float32 [out]."""
 
     integers: NDArray[np.int8]
     scale: NDArray[np.float32]
 
 
 def to_nearest(weight: NDArray[np.float32]) -> Int8Weight:
-    """`weight` [in, out] with each number rounded on its own."""
+    """Round each number of `weight` [in, out] to the nearest integer."""
     scale = _scale(weight)
     return Int8Weight(np.rint(weight / scale).astype(np.int8), scale)
 
 
 @dataclass(frozen=True, slots=True)
 class Int8Product:
-    """The weights of a product, and how its activations are rounded: statically, or None.
+    """The weights of a product, and the steps of its activations if they are static.
 
-    With `steps`, `weight` is for activations in units of `steps.scale`.
+    With `steps`, `weight` applies to activations in units of `steps.scale`.
     """
 
     weight: Int8Weight
@@ -61,14 +61,14 @@ def round_products(
     weights: Mapping[str, NDArray[np.float32]],
     steps: Mapping[str, Steps] | None = None,
 ) -> dict[str, Int8Product]:
-    """`weights` [in, out], by product, e.g. `blocks.3.qkv`, rounded for what `model` gives them.
+    """Round the `weights` [in, out] of all products, for the activations on `images`.
 
     Args:
-        model: the eager model, whose products take the same activations as the graph's products.
+        model: the eager model, whose products have the same activations as the graph's products.
         images: float32 [B, 3, H, W].
-        weights: as they stand in the graph. Factors that were folded into output channels do not
-            matter, as each output channel is rounded on its own.
-        steps: of static activations, by product; dynamic ones have none.
+        weights: the graph's weights, by product, e.g. `blocks.3.qkv`. Factors that were folded into
+            output channels do not matter, as each output channel has its own scale.
+        steps: the steps of static activations, by product; None if they are dynamic.
     """
     rounded: dict[str, Int8Product] = {}
     names: dict[nn.Module, str] = {linear: name for name, linear in products(model).items()}
@@ -88,7 +88,7 @@ def round_products(
 def round_product(
     weight: NDArray[np.float32], tokens: Tensor, steps: Steps | None = None
 ) -> Int8Product:
-    """`weight` [in, out], rounded for `tokens` [N, in] that are rounded with `steps`."""
+    """Round `weight` [in, out] for activations `tokens` [N, in], in units of `steps` if given."""
     if steps is None:
         return Int8Product(gptq(weight, tokens.T @ tokens))
     scaled = tokens / torch.from_numpy(steps.scale)
@@ -96,15 +96,15 @@ def round_product(
 
 
 def gptq(weight: NDArray[np.float32], moments: Tensor) -> Int8Weight:
-    """`weight` [in, out], rounded for inputs whose second moments are `moments` [in, in].
+    """Round `weight` [in, out] for inputs whose second moments are `moments` [in, in].
 
-    The input channels with the largest moments come first, while there is most left to take over
-    their errors.
+    The input channels with the largest moments come first, while most channels are left to
+    compensate their errors.
     """
     scale = _scale(weight)
     order = torch.argsort(moments.diagonal(), descending=True, stable=True)
     passed_on = _inverse_root(moments.double()[order][:, order])
-    left = torch.from_numpy(weight / scale).double()[order]  # in steps; rows are rounded in turn
+    left = torch.from_numpy(weight / scale).double()[order]  # in steps; rounded row by row
     integers = torch.empty_like(left)
     count = len(left)
     for start in range(0, count, _BLOCK):
@@ -122,7 +122,7 @@ def gptq(weight: NDArray[np.float32], moments: Tensor) -> Int8Weight:
 def _inverse_root(moments: Tensor) -> Tensor:
     """The upper Cholesky factor of the inverse of `moments` [in, in], damped."""
     diagonal = moments.diagonal()
-    # an input that is always 0 has no moment, and its weights are free
+    # an input that is always 0 has no moment, and its weights do not matter
     damping = _DAMPING * diagonal.mean() if diagonal.any() else torch.ones(())
     damped = moments + damping * torch.eye(len(moments), dtype=moments.dtype)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
@@ -131,6 +131,6 @@ def _inverse_root(moments: Tensor) -> Tensor:
 
 
 def _scale(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """By output channel, the largest weight over the largest integer."""
+    """The scale of each output channel: its largest weight / the largest integer."""
     peaks = np.abs(weight).max(axis=0)
     return np.where(peaks > 0, peaks / np.float32(_LARGEST), np.float32(1))

@@ -24,16 +24,16 @@ _INPUT_CHANNELS = 2
 
 
 def product_weights(model: ir.Model) -> dict[str, NDArray[np.float32]]:
-    """The weights [in, out] of all products that can be int8, by name."""
+    """The weights [in, out] of all products that can be int8, by name of the product."""
     return {module_of(product): array_of(product.inputs[1]) for product in _products(model)}
 
 
 def to_int8(
     model: ir.Model, rounded: Mapping[str, Int8Product], float32: Collection[str] = ()
 ) -> None:
-    """Make the products of `model`, a folded float32 graph, int8, as they are `rounded`.
+    """Replace the products of `model`, a folded float32 graph, by the int8 products in `rounded`.
 
-    Those named in `float32` stay as they are.
+    Products named in `float32` stay as they are.
     """
     for product in list(_products(model)):
         if module_of(product) not in float32:
@@ -70,7 +70,7 @@ def _quantize_weight(graph: ir.Graph, product: ir.Node, weight: Int8Weight) -> N
 def _quantize_activations(
     graph: ir.Graph, product: ir.Node, steps: Steps, weight: Int8Weight
 ) -> None:
-    """Round what `product` is given, in units of its steps.
+    """Round the input of `product`, in units of its steps.
 
     The scales `s` of the steps are in the int8 weights: `x W` is about `u (s W)`, where `u` are the
     bytes `round(x / s)`. With zero points `z` the bytes are unsigned, and what `z` adds is taken

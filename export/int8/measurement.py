@@ -22,7 +22,7 @@ _CLS = "cls_token"
 
 @dataclass(frozen=True, slots=True)
 class Crops:
-    """What the eager model says: in `cases` every token counts, in `gallery` CLS and neighbours."""
+    """Outputs of the eager model: all tokens of `cases`, only CLS tokens of `gallery`."""
 
     cases: tuple[GoldenCase, ...]
     gallery: GoldenCase
@@ -30,31 +30,31 @@ class Crops:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """A graph that was tried, on crops."""
+    """The accuracy of a graph on crops."""
 
     outputs: tuple[OutputAccuracy, ...]
     nearest_lost: NDArray[np.float64]
 
     @property
     def holds(self) -> bool:
-        """Whether it keeps the limits that it was measured with, and the neighbours."""
+        """Whether it is within the limits that it was measured with, and keeps the neighbours."""
         return self.kept_nearest >= INT8_KEPT_NEAREST and all(
             output.passed for output in self.outputs
         )
 
     @property
     def same_nearest(self) -> float:
-        """The share of crops whose nearest neighbour is the one that eager finds."""
+        """The share of crops with the same nearest neighbour as in the eager model."""
         return float((self.nearest_lost == 0).mean())
 
     @property
     def kept_nearest(self) -> float:
-        """The share of crops whose nearest neighbour is as near as that, up to a tie."""
+        """The share of crops whose nearest neighbour is the same, or as near up to a tie."""
         return float((self.nearest_lost <= NEAREST_TIE).mean())
 
     @property
     def cosines(self) -> tuple[float, float]:
-        """The smallest of a CLS token, and of the others at the first percentile."""
+        """The smallest cosine of a CLS token, and the first percentile of the other tokens."""
         return (
             min(output.cosine_min for output in self.outputs if output.cosine_p1 is None),
             min(output.cosine_p1 for output in self.outputs if output.cosine_p1 is not None),
@@ -75,7 +75,7 @@ class Running:
         return _measured(crops, limits, compared, list(self._cls_tokens(crops.gallery)))
 
     def holds(self, crops: Crops, limits: Limits) -> bool:
-        """Whether `measure` would hold; it stops at the first crop that misses a limit."""
+        """Whether `measure` would hold; this stops at the first crop that misses a limit."""
         compared, cls_tokens = [], []
         for output in self._compared(crops, limits):
             if not output.passed:
@@ -107,7 +107,7 @@ def _measured(
     compared: Sequence[OutputAccuracy],
     cls_tokens: Sequence[NDArray[np.float32]],
 ) -> Measured:
-    """What was `compared`, and the gallery with its neighbours."""
+    """The comparisons in `compared`, completed by the gallery and its neighbours."""
     got, want = np.concatenate(cls_tokens), crops.gallery.reference(_CLS)
     accuracy = compare(crops.gallery.name, _CLS, got, want, limits)
     return Measured((*compared, accuracy), nearest_lost(got, want))

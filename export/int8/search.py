@@ -1,10 +1,10 @@
-"""Which products of an int8 graph round statically, or stay as they are: found by measurement.
+"""Searches for the int8 graph that is fastest within the limits, by measurement.
 
-Products are rounded and ranked once (`form.py`). Then the graph itself runs in OpenVINO on crops of
-photographs: with static activations, but with the first k products of the rank in bf16, until the
-least k is found that holds the limits with a margin. On a CPU without bf16, the first k products
-have dynamic activations instead; if no k holds the limits, all activations are dynamic, and the
-first k products stay float32. What was found must hold the limits on other crops as well.
+Products are rounded and ranked once (`form.py`). The graph then runs in OpenVINO on crops of
+photographs, with static activations and the first k products of the ranking in bf16. The search
+finds the smallest k that is within the limits, with a margin. On a CPU without bf16, the first k
+products have dynamic activations instead; if no k is within the limits, all activations are dynamic
+and the first k products stay float32. The result must be within the limits on other crops, too.
 """
 
 import functools
@@ -35,7 +35,7 @@ from dinov2rt.export.model import Dinov2
 from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 
 _MARGIN = 0.5
-"""How much of the error that the limits allow the search does: other images may be worse."""
+"""The share of the allowed error that the search uses: other images may be worse."""
 
 _STRICTER = Limits(
     cosine_min=1 - _MARGIN * (1 - INT8_CLS_COSINE),
@@ -54,7 +54,7 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the eager model says of crops of `photos`: crops to search and to check on."""
+    """Outputs of the eager model for crops of `photos`, to search on and to check on."""
 
     photos: Calibration
     searched_on: Crops
@@ -62,7 +62,7 @@ class Evidence:
 
     @property
     def entry(self) -> CalibrationEntry:
-        """What the manifest says about it."""
+        """The record of it in the manifest."""
         return CalibrationEntry(
             paths=self.photos.paths,
             images=len(self.photos.photos),
@@ -80,9 +80,9 @@ def gather(
     extras: Extras,
     photos: Calibration,
 ) -> Evidence:
-    """Compute what `model` says of crops of `photos`.
+    """Compute the outputs of `model` for crops of `photos`.
 
-    The `golden` cases are among those that are checked.
+    The `golden` cases are added to the crops to check on.
     """
 
     def case(seeds: range, patches: tuple[int, int]) -> GoldenCase:
@@ -108,7 +108,7 @@ def _crop_count(batches: Sequence[range], gallery: range) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Trials:
-    """Graphs that are tried, in a folder of their own, with everything else in `rest`."""
+    """Builds and runs trial graphs in the folder `scratch`, with everything else in `rest`."""
 
     model: ir.Model
     evidence: Evidence
@@ -126,7 +126,7 @@ class _Trials:
         return form.build(self.model, count)
 
     def least(self, form: Form) -> int:
-        """The least count of other products that holds the limits with the margin."""
+        """The smallest number of replaced products that is within the limits with the margin."""
 
         def holds(count: int) -> bool:
             with running(self.build(form, count), self.scratch, self.rest) as graph:
@@ -135,7 +135,7 @@ class _Trials:
         return _least(holds, len(form.ranked) - 1)
 
     def check(self, graph: ir.Model) -> Measured:
-        """`graph` with `rest`; if that holds, it must hold in float32 as well, as on other CPUs."""
+        """Measure `graph` in `rest`, and then in float32, which other CPUs use; both must hold."""
         checked_on = self.evidence.checked_on
         with running(graph, self.scratch, self.rest) as in_rest:
             measured = in_rest.measure(checked_on, INT8_LIMITS)
@@ -153,19 +153,22 @@ def search(
     scratch: Path,
     progress: Progress = lambda _: None,
 ) -> tuple[ir.Model, QuantizationEntry]:
-    """The int8 graph with the most static products that holds the limits, and what it took.
+    """Search for the int8 graph with the most static products that is within the limits.
 
-    Static activations are the fastest, products that stay as they are the slowest.
+    Products with static activations are the fastest, products that are not int8 the slowest.
 
     Args:
-        model: the float32 graph, not split; it stays as it is.
+        model: the float32 graph, before `split_qkv`; it is not changed.
         form_of: makes a form of its products, see `make_form`.
         evidence: see `gather`.
-        scratch: a folder in which each graph that is tried is written, to be run.
-        progress: told what is being done.
+        scratch: a folder for the files of trial graphs.
+        progress: called with a line of text at each step.
+
+    Returns:
+        The graph, and its entry in the manifest.
 
     Raises:
-        ExportError: it does not, however many stay float32.
+        ExportError: no such graph is within the limits.
     """
     trials = _Trials(model, evidence, scratch, progress, fastest_rest())
     for form in _forms(form_of, trials.rest):
@@ -178,9 +181,10 @@ def search(
 
 
 def _forms(form_of: Callable[[Activations], Form], rest: Precision) -> Iterator[Form]:
-    """Static, with the first products in bf16 where this CPU has it.
+    """The forms to try in turn.
 
-    Elsewhere static, with dynamic products in place of the first; then dynamic, with float32 ones.
+    If this CPU has bf16: static, with the first products in bf16. Otherwise static, with dynamic
+    replacements of the first products; then dynamic, with the first products in float32.
     """
     if rest is Precision.BF16:
         yield form_of(Activations.STATIC)
@@ -210,7 +214,7 @@ def _static(products: Mapping[str, Int8Product]) -> list[str]:
 
 
 def _least(holds: Callable[[int], bool], most: int) -> int:
-    """The least count that `holds`, if more are never worse; `most`, untried, if no lower does."""
+    """The smallest count that `holds`, if more are never worse; `most`, untried, if none does."""
     low, high = -1, 0  # low does not hold
     while high < most and not holds(high):
         low, high = high, min(most, max(1, 2 * high))

@@ -1,7 +1,7 @@
-"""How much each product of a block would cost if it were int8: measured alone, in eager PyTorch.
+"""Ranks products by the error that int8 causes, one product at a time, in eager PyTorch.
 
-What is measured is the rounding of activations. That of weights is made up for (`gptq.py`), and
-does a sixth of their harm (docs/adr/0009).
+Only activations are rounded. The rounding of weights, which `gptq.py` compensates, causes a sixth
+of their error (docs/adr/0009).
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,16 @@ from dinov2rt.export.model import Dinov2
 
 @torch.inference_mode()
 def rank(model: Dinov2, images: Tensor, steps: Mapping[str, Steps] | None) -> tuple[str, ...]:
-    """All products, e.g. `blocks.3.qkv`, the one that int8 harms most for its size first.
+    """Rank all products, e.g. `blocks.3.qkv`, by harm per weight, the most harmful first.
 
-    With one product at a time as int8, the rest of the model is computed on `images` float32
-    [B, 3, H, W]. Its activations are rounded with its `steps`, or dynamically without.
-    Harm is the final tokens' 1 - cos as a share of what is allowed, and what float32
-    costs in its place is in proportion to the number of its weights.
+    Harm is 1 - cos of the final tokens as a share of the limit, with the activations of this
+    product alone rounded: with its `steps`, or dynamically if there are none. It is divided by the
+    number of weights, because the time that int8 saves is proportional to it.
+
+    Args:
+        model: the eager model.
+        images: float32 [B, 3, H, W].
+        steps: the steps of static activations, by product; None for dynamic rounding.
     """
     levels = [model.prepare_tokens(images)]
     for block in model.blocks:
@@ -40,7 +44,7 @@ def rank(model: Dinov2, images: Tensor, steps: Mapping[str, Steps] | None) -> tu
 def _with_int8(
     product: nn.Linear, steps: Steps | None, model: Dinov2, index: int, tokens: Tensor
 ) -> Tensor:
-    """The final tokens where `product`, of the block `index` that takes `tokens`, is int8."""
+    """The final tokens if `product` is int8; it is in block `index`, whose input is `tokens`."""
     rounded = rounded_in_groups if steps is None else steps.rounded
     hook = product.register_forward_pre_hook(lambda _, given: (rounded(given[0]),))
     try:

@@ -13,7 +13,7 @@ from dinov2rt.errors import WeightsError
 from dinov2rt.export.weights.state_dict import StateDict, first_few
 
 _HEAD_DIM = 64
-"""Of every model of the official recipe."""
+"""The width of a head in every model of the official recipe."""
 
 _OFFSET = 0.1
 _CONFIG = "config.json"
@@ -29,11 +29,12 @@ _BLOCK = re.compile(r"blocks\.(\d{1,4})\.")
 
 @dataclass(frozen=True, slots=True)
 class Stated:
-    """What is said of an architecture where tensors do not tell it; None where nothing is.
+    """Facts about an architecture that tensors do not tell; None where nobody states them.
 
-    By the options of `export`, or by the configuration files beside the weights. `image_size` is
-    what a configuration says of the position table, which may have been resampled since. With
-    `follows_source`, the table is resampled as the library does that the weights are from.
+    They come from the options of `export`, or from configuration files beside the weights.
+    `image_size` is the size of the position table according to a configuration; the table may have
+    been resampled since. With `follows_source`, the table is resampled as in the library that the
+    weights come from.
     """
 
     num_heads: int | None = None
@@ -46,17 +47,17 @@ class Stated:
 
     @classmethod
     def of(cls, architecture: Architecture) -> "Stated":
-        """All that may be stated of `architecture`, as it is."""
+        """The facts of `architecture`, as if they had been stated."""
         names = ("num_heads", "native_grid", "antialias", "offset", "normalization")
         return cls(**{name: getattr(architecture, name) for name in names})
 
     @property
     def num_patches(self) -> int | None:
-        """Of the position table, where its grid is stated."""
+        """The number of patches in the position table, if its grid is stated."""
         return None if self.native_grid is None else self.native_grid.num_patches
 
     def over(self, other: "Stated") -> "Stated":
-        """Both, where this one counts more."""
+        """Both together; this one takes precedence."""
         own = {name: getattr(self, name) for name in self.__slots__}
         return replace(other, **{name: value for name, value in own.items() if value is not None})
 

@@ -23,9 +23,9 @@ _SERVER_ERRORS = range(500, 600)
 
 
 def official_url(variant: Variant) -> str:
-    """Where the checkpoint of `variant` is published.
+    """The URL of the official checkpoint of `variant`.
 
-    Source: `dinov2/hub/backbones.py`. Only the file's name tells registers, not the folder's.
+    Source: `dinov2/hub/backbones.py`. Only the file's name mentions registers, not the folder's.
     """
     folder = variant.name.removesuffix("_reg")
     registers = f"_reg{variant.num_registers}" if variant.num_registers else ""

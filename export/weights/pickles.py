@@ -66,7 +66,7 @@ class _InertMapping:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote to `path`, with stand-ins for objects of inert types.
+    """Read what `torch.save` wrote to `path`, with stand-ins for objects of inert types.
 
     The file stays memory-mapped where its format allows.
 

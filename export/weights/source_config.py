@@ -23,15 +23,15 @@ _MODEL_TYPES = ("dinov2", "dinov2_with_registers")
 _TIMM_SIZE = re.compile("vit_([a-z0-9]+)_")
 _TIMM_WIDTHS = {"huge": 1280, "giant": 1408, "gigantic": 1664, "so400m": 1152}
 _TIMM_HEADS = 16
-"""Of the sizes in timm's names whose heads are not 64 wide, where a model has the size's width."""
+"""The number of heads in timm's sizes whose heads are not 64 wide, if the width fits the name."""
 
 Config = dict[str, Any]
 
 
 def stated_beside(location: Path, given: Stated = NOTHING_STATED) -> Stated:
-    """What the files beside the weights at `location`, a folder or a file, say of them.
+    """Read the facts that files beside the weights at `location`, a folder or a file, state.
 
-    Mean and std are not read from them if they are `given`.
+    Mean and std are not read from these files if they are `given`.
 
     Raises:
         WeightsError: a file cannot be read, or says what cannot be computed.
@@ -46,9 +46,9 @@ def stated_beside(location: Path, given: Stated = NOTHING_STATED) -> Stated:
 
 
 def library_of(location: Path, naming: str) -> str | None:
-    """Whose the weights at `location` are, transformers or timm, or None where nothing tells.
+    """The library that the weights at `location` come from, transformers or timm, or None.
 
-    timm names a plain model as the official code does; its `config.json` tells it then.
+    timm names a plain model like the official code; then its `config.json` tells.
     """
     if naming in _LIBRARIES:
         return str(naming)

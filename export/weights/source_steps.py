@@ -11,7 +11,7 @@ _OTHERWISE = "correct or remove it"
 _CROP_PCT = 0.875
 """`DEFAULT_CROP_PCT` of timm."""
 _BICUBIC = 3
-"""Of `PIL.Image.Resampling`, which `resample` names."""
+"""The value of `PIL.Image.Resampling.BICUBIC`, which `resample` may hold."""
 
 
 def source_steps(location: Path) -> str | None:

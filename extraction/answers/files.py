@@ -25,7 +25,7 @@ SETTINGS, RECORDS = "settings.json", "records"
 _MOST_GREY = 65535
 _MOST_BYTES = 2**26
 _MOST_BYTES_IN_NAME = 160
-"""Of 255 that file systems take; temporary names are longer than final ones."""
+"""File systems allow 255; temporary names are longer than final ones."""
 
 _HASH_DIGITS = 16
 

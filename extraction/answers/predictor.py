@@ -27,7 +27,7 @@ Watching = Callable[[int], AbstractContextManager[Watch]]
 
 @dataclass(frozen=True, slots=True)
 class PredictionReport:
-    """What came of a chunk: how many `images` have predictions now, and the `failures`."""
+    """The result of a chunk: how many `images` have predictions now, and the `failures`."""
 
     images: int
     failures: tuple[Failure, ...]

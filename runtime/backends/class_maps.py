@@ -24,12 +24,12 @@ class ClassMaps:
 
     @classmethod
     def of(cls, outputs: Sequence[str], threads: int) -> "ClassMaps":
-        """Those among `outputs` whose scores are outputs as well."""
+        """The class maps among `outputs` whose scores are outputs as well."""
         maps = (name for name in outputs if is_class_map(name) and scores_name(name) in outputs)
         return cls(frozenset(maps), threads)
 
     def sources(self, outputs: Sequence[str]) -> tuple[str, ...]:
-        """What the graph has to return for `outputs`: scores in place of class maps."""
+        """The outputs that the graph has to return for `outputs`: scores in place of class maps."""
         named = (scores_name(name) if name in self.names else name for name in outputs)
         return tuple(dict.fromkeys(named))
 

@@ -38,7 +38,7 @@ def parse_backend(name: str) -> BackendName:
 
 
 class GraphKind(StrEnum):
-    """Which graph of a bundle is loaded."""
+    """The graph of a bundle that is loaded."""
 
     OF_PRECISION = "the graph of that precision"
     FUSED = "the fused graph for ONNX Runtime CUDA"
@@ -46,7 +46,7 @@ class GraphKind(StrEnum):
 
 
 class Use(Enum):
-    """When a way to run a bundle is chosen."""
+    """The condition under which a mode is chosen."""
 
     UNASKED = auto()
     """Unless the request rules it out."""
@@ -98,7 +98,7 @@ class GraphMode:
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
-        """The one precision, as `PlanMode.precisions`."""
+        """The precision, as a tuple, like `PlanMode.precisions`."""
         return (self.precision,)
 
     def graph_of(self, manifest: Manifest) -> GraphEntry | None:

@@ -36,7 +36,7 @@ from dinov2rt.runtime.gpu.phases import Phases
 _GRIDS_KEPT = 64
 
 _RUNS_BEFORE_CAPTURE = 2
-"""Of a shape: ONNX Runtime plans its memory in the first, and allocates it in the second."""
+"""ONNX Runtime plans the memory of a shape in its first run, and allocates it in the second."""
 
 _OLDER_FORM = b"embedding/prefix_shape"
 """A name in fused graphs whose captured CUDA graphs read memory that later calls overwrite."""

@@ -205,7 +205,7 @@ class OpenVinoBackend:
 
 
 def _shapes(inputs: Mapping[str, Any]) -> _Shapes:
-    """By name; a call with padding has one more than those that are prepared."""
+    """The shapes of `inputs` by name; padding is one input more than prepared calls have."""
     return tuple((name, tuple(np.shape(value))) for name, value in inputs.items())
 
 

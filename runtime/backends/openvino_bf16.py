@@ -1,9 +1,9 @@
-"""What of a graph stays float32 where OpenVINO computes in bfloat16: see docs/adr/0018.
+"""Keeps parts of a graph in float32 when OpenVINO computes in bfloat16: see docs/adr/0018.
 
-With that hint OpenVINO gives bfloat16 to every node, except those from which a way leads to an
-output without a product (`Graph::EnforceInferencePrecision` in its CPU plugin). The residual
-stream has such a way, the norms and the position table have none. A test reads from the compiled
-graph that what is kept here is kept.
+With the hint bf16, OpenVINO computes every node in bfloat16, except nodes from which a path leads
+to an output without a matrix product (`Graph::EnforceInferencePrecision` in its CPU plugin). The
+residual stream has such a path; the norms and the position table have none. A test reads from the
+compiled graph that these parts are in float32.
 """
 
 from collections import OrderedDict
@@ -20,9 +20,9 @@ _EXCHANGED = [0, 2, 1, 3]
 
 
 def keep_norms(model: Any) -> None:
-    """Give every norm a way to an output: one token of its result, which nobody asks for.
+    """Keep norms in float32: one token of each result becomes an output, which is never requested.
 
-    Norms that are rounded to bytes at once are left alone: OpenVINO does both in one step.
+    Norms that are rounded to bytes at once stay as they are: OpenVINO does both in one step.
     """
     from openvino import opset1  # import_openvino was here before
 
@@ -34,10 +34,10 @@ def keep_norms(model: Any) -> None:
 
 
 def widen_convolutions(model: Any) -> None:
-    """Let every convolution compute one more column, of zeros, and cut it off again.
+    """Make every convolution compute one more column, of zeros, and cut it off again.
 
-    On CPUs with AMX, OpenVINO 2026.4.1 computes a wrong result, or NaN, where it is a single column
-    of five rows or more: images that are one patch wide. A second column avoids that kernel.
+    On CPUs with AMX, OpenVINO 2026.4.1 computes a wrong result, or NaN, if the result is a single
+    column of five rows or more: images that are one patch wide. A second column avoids that kernel.
     """
     from openvino import opset1, opset8  # import_openvino was here before
 

@@ -12,15 +12,15 @@ _PRODUCTS_OF_A_BLOCK = 4
 
 
 def fastest_rest() -> Precision:
-    """The precision of everything but int8 products that is the fastest on this CPU."""
+    """The fastest precision on this CPU for everything but int8 products."""
     return Precision.FP32 if cannot_run_bf16() else Precision.BF16
 
 
 def rounds_dynamically() -> bool:
-    """Whether dynamic activations make products faster here than bf16 does.
+    """Whether int8 products with dynamic activations are faster here than products in bf16.
 
-    On a CPU with AMX, OpenVINO does not round them where the rest is in bf16. It turns the int8
-    weights into bf16 at every call, which takes longer than a bf16 graph: docs/adr/0009.
+    On a CPU with AMX, OpenVINO does not round activations if the rest is in bf16. It converts the
+    int8 weights to bf16 at every call, which takes longer than a bf16 graph: docs/adr/0009.
     """
     return not this_cpu().multiplies_bf16_tiles
 
@@ -28,7 +28,7 @@ def rounds_dynamically() -> bool:
 def open_int8(
     file: Path, graph: GraphEntry, architecture: Architecture, *, threads: int | None
 ) -> OpenVinoBackend:
-    """Open an int8 graph; its rest is in bf16 only if its export measured it so."""
+    """Open an int8 graph; the rest is computed in bf16 only if the export measured that."""
     measured = graph.quantization.rest if graph.quantization else Precision.FP32
     fastest = fastest_rest()
     rest = fastest if fastest is measured else Precision.FP32
@@ -41,7 +41,7 @@ def open_int8(
 
 
 def _advice(graph: GraphEntry, architecture: Architecture, rest: Precision) -> str:
-    """Which precision serves better here, if one does."""
+    """A hint for `describe()` if another precision is better here, or an empty string."""
     made, products = graph.quantization, _PRODUCTS_OF_A_BLOCK * architecture.depth
     static, others = (len(made.static), len(made.float32)) if made else (0, 0)
     has_dynamic = static + others < products

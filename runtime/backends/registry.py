@@ -1,6 +1,6 @@
-"""All that dinov2rt can run: the one table that selection, doctor and benchmarks read.
+"""Lists everything that dinov2rt can run, in a table that selection, doctor and benchmarks read.
 
-A new backend has its rows here, and its name in `BackendName`.
+A new backend needs rows here, and a name in `BackendName`.
 """
 
 from functools import partial

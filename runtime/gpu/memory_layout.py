@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 ALIGNMENT = 256
-"""In bytes; TensorRT requires it of every tensor's address and of scratch memory."""
+"""The alignment in bytes that TensorRT requires of tensors' addresses and of scratch memory."""
 
 
 @dataclass(frozen=True, slots=True)

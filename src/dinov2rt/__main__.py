@@ -29,7 +29,7 @@ def _starts_threads() -> bool:
 
 
 def _not_loaded(error: Exception) -> int:
-    """For want of memory, of open files, or of a library's own files."""
+    """Report why the program cannot start: no memory, too many open files, or missing files."""
     if "--debug" in sys.argv:
         raise error
     reason = " ".join(str(error).split()) or type(error).__name__

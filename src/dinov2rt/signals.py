@@ -14,7 +14,7 @@ class Terminated(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
-    """In the block, SIGTERM raises `Terminated`; a second one ends the process at once."""
+    """Raise `Terminated` on SIGTERM within the block; a second SIGTERM ends the process at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's alone
         return

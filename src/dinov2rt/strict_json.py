@@ -13,7 +13,7 @@ from dinov2rt.foreign import quoted, shown
 
 MOST_NESTED = 64
 MOST_VALUES = 400_000
-"""Of all objects and lists of a document together."""
+"""The limit for all objects and lists of a document together."""
 
 _MOST_INTEGER = 2**63 - 1
 

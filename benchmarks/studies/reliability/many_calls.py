@@ -41,22 +41,22 @@ class Load:
 
     @property
     def growth_mib(self) -> float:
-        """After the first calls."""
+        """The growth after the first calls."""
         return self.in_use_mib[2] - self.in_use_mib[0]
 
     @property
     def late_growth_mib(self) -> float:
-        """In the last half of the calls."""
+        """The growth in the second half of the calls."""
         return self.in_use_mib[2] - self.in_use_mib[1]
 
     @property
     def late_bytes_a_call(self) -> float:
-        """In the last half of the calls."""
+        """The growth per call in the second half of the calls."""
         return self.late_growth_mib * 2**20 / (self.calls / 2)
 
 
 def images(number: int) -> np.ndarray:
-    """One of a few batches, the same for the same number."""
+    """A batch of images; a few batches take turns, and a number always gives the same batch."""
     batch, height, width = SHAPES[number % len(SHAPES)]
     random_numbers = np.random.default_rng(number % len(SHAPES))
     return random_numbers.integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
@@ -132,7 +132,7 @@ def _model(bundle: Path, backend: BackendName) -> Iterator[Compute]:
 
 
 def cls_tokens_of(model: Model) -> Compute:
-    """What is called of `model`."""
+    """A function that returns the CLS tokens of `model` for a batch."""
     return lambda batch: model(batch, outputs=["cls_token"]).cls_token
 
 

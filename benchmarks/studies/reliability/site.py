@@ -1,4 +1,4 @@
-"""Where faults are tried: a folder with a small bundle, images and features."""
+"""A folder in which faults are tried, with a small bundle, images and features."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ IMAGES = 40
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where faults are tried: a folder with a bundle, images and their features."""
+    """A folder in which faults are tried, with a bundle, images and their features."""
 
     folder: Path
 

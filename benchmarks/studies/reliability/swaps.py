@@ -53,7 +53,7 @@ _GPU = Gpu(0, "no GPU", "sm80", "no driver", (99, 0))
 
 @dataclass(slots=True)
 class Loads:
-    """What loads gave: each of the two bundles, a refusal, or a mixture of both.
+    """Counts how loads ended: with one of the two bundles, a refusal, or a mixture of both.
 
     `changes` is how often a load was served from another bundle than the load before.
     """
@@ -68,16 +68,16 @@ class Loads:
 
     @property
     def outcomes(self) -> tuple[int, ...]:
-        """Each by itself."""
+        """The counts of all outcomes."""
         return self.first, self.second, self.refused, self.mixed
 
     @property
     def tried(self) -> int:
-        """All of them."""
+        """The number of loads."""
         return sum(self.outcomes)
 
     def count(self, source: str, *, is_whole: bool) -> None:
-        """One that was served from the bundle whose weights are `source`."""
+        """Count a load that was served from the bundle with weights from `source`."""
         self.changes += self.served not in (None, source)
         self.served = source
         self.mixed += not is_whole

@@ -31,7 +31,7 @@ _TRANSFORMERS = (
     (r"layernorm\.", "norm."),
     (r"encoder\.layer\.", "blocks."),
 )
-"""What a name begins with in transformers."""
+"""Prefixes of names in transformers, and what replaces them."""
 
 _TRANSFORMERS_BLOCK = (
     (r"\.attention\.(attention\.query|q_proj)\.", ".attn.q."),
@@ -56,7 +56,7 @@ _CHUNKED = re.compile(r"^blocks\.\d+\.(?=\d+\.)")
 
 
 class Naming(StrEnum):
-    """Whose names a checkpoint has; timm's are the official ones for the most part."""
+    """The naming convention of a checkpoint; timm mostly uses the official names."""
 
     OFFICIAL = "official"
     TIMM = "timm"
@@ -67,16 +67,16 @@ ANCHORS = {
     "patch_embed.proj.weight": Naming.OFFICIAL,
     "embeddings.patch_embeddings.projection.weight": Naming.TRANSFORMERS,
 }
-"""One name that every backbone has: where it stands tells the prefix, and whose names they are."""
+"""A name that every backbone has. Its place tells the prefix; its form tells the convention."""
 
 
 def without_wrappers(name: str) -> str:
-    """`name` less the segments of wrappers, wherever they stand."""
+    """`name` without the segments that wrappers add, wherever they are."""
     return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
 
 
 def official_name(name: str, naming: Naming) -> str:
-    """What the official code calls the tensor `name`; names unknown here stay as they are.
+    """The official name of the tensor `name`; an unknown name is returned as it is.
 
     `name` begins below the backbone's prefix. `blocks.CHUNK.INDEX.`, as fully sharded training
     names blocks, becomes `blocks.INDEX.`.

@@ -1,7 +1,7 @@
-"""Where in a checkpoint the backbone is, decided by names alone.
+"""Finds the backbone in a checkpoint, by names alone.
 
-A checkpoint of training holds heads, a student, an average of the weights and an optimiser besides.
-A backbone is wherever all its names are below one prefix.
+A training checkpoint also holds heads, a student, averaged weights and an optimiser. A backbone is
+a set of names, complete, below one prefix.
 """
 
 from collections import Counter, defaultdict
@@ -86,7 +86,7 @@ def _at_or_below(
 
 
 def _best(candidates: Sequence[BackboneCandidate], source: str) -> BackboneCandidate:
-    """The one that no other beats; among equals, the one that is whole."""
+    """The candidate that no other beats; among several, the complete one."""
     leading = [each for each in candidates if not any(other.beats(each) for other in candidates)]
     whole = [each for each in leading if each.fault is None]
     if len(whole) > 1:

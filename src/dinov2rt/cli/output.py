@@ -37,7 +37,7 @@ def write_result(text: str) -> None:
 
 
 def complain(message: str) -> None:
-    """One line on standard error."""
+    """Write a message to standard error, as one line."""
     try:
         sys.stderr.write(f"dinov2rt: {one_line(message)}\n")
         sys.stderr.flush()
@@ -55,7 +55,7 @@ def progress(message: str) -> None:
 
 @contextlib.contextmanager
 def a_line_a_minute(period_s: float = 60.0) -> Iterator[None]:
-    """In the block, report the current step once a minute, unless a terminal shows it."""
+    """Report the current step once a minute within the block, unless a terminal shows it."""
     ended, started = threading.Event(), time.monotonic()
     _now[0] = ""
 

@@ -25,7 +25,7 @@ class Progress:
         self._is_shown = sys.stderr.isatty()
 
     def step(self) -> None:
-        """One more is done."""
+        """Count one more as done."""
         self._done += 1
         now = time.perf_counter()
         if now - self._drawn < _REFRESH_S:
@@ -38,7 +38,7 @@ class Progress:
             progress(self._line(now))
 
     def complain(self, message: str) -> None:
-        """One line of its own on standard error."""
+        """Write a message to standard error, on a line of its own."""
         self._clear()
         complain(message)
 

@@ -157,7 +157,7 @@ def _watching(total: int, done: int) -> Iterator[Watch]:
 
 
 def _show(outcome: ImageOutcome | PartReport, progress: Progress) -> None:
-    """One step for an image; for a part that a cluster finished, one for each of its images."""
+    """Show one step for an image, or one for each image of a part that a cluster finished."""
     if isinstance(outcome, Failure):
         progress.complain(outcome.reason)
     steps = outcome.images + outcome.failures if isinstance(outcome, PartReport) else 1
