@@ -45,7 +45,7 @@ class _Hinted:
         core = backend.import_openvino().Core()
         model = core.read_model(file)
         if sums:
-            backend._steer_products(model)
+            backend._choose_onednn(model)
         backend._expose_padding(model)
         float32, bf16 = (options(None, each) for each in (Precision.FP32, Precision.BF16))
         self._tables = PositionTables(core, model, float32) if positions else None

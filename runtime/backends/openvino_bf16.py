@@ -7,7 +7,7 @@ compiled graph that these parts are in float32.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,16 +20,20 @@ _EXCHANGED = [0, 2, 1, 3]
 
 
 def keep_norms(model: Any) -> None:
-    """Keep norms in float32: one token of each result becomes an output, which is never requested.
+    """Keep norms in float32, by giving each a path to an output without a matrix product.
 
     Norms that are rounded to bytes at once stay as they are: OpenVINO does both in one step.
     """
+    norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
+    add_readers(model, [each for each in map(_scaled, norms) if not _becomes_bytes(each)])
+
+
+def add_readers(model: Any, values: Sequence[Any]) -> None:
+    """Give each of `values` [B, N, D] a second reader: an output of one token, never requested."""
     from openvino import opset1  # import_openvino was here before
 
-    norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     first, token_axis = np.int64(0), np.int64(1)
-    outputs = [output for output in map(_scaled, norms) if not _becomes_bytes(output)]
-    tokens = [opset1.gather(output, first, token_axis) for output in outputs]
+    tokens = [opset1.gather(value, first, token_axis) for value in values]
     model.add_results([opset1.result(token) for token in tokens])
 
 

@@ -3,7 +3,9 @@ import sys
 import threading
 import time
 import tomllib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +24,9 @@ from dinov2rt.optional import require
 from dinov2rt.runtime.backends.openvino import (
     _LEAST_VERSION,
     OpenVinoBackend,
-    _steer_products,
+    _choose_mlas,
+    _choose_onednn,
+    _choose_product_library,
     cannot_run,
     import_openvino,
 )
@@ -36,7 +40,7 @@ PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 TELEMETRY = "openvino_telemetry"
 STUB = "openvino.tools.ovc.telemetry_stub"
 needs_avx512 = pytest.mark.skipif(
-    "AVX-512" not in this_cpu().instruction_sets, reason="products are steered on AVX-512 alone"
+    "AVX-512" not in this_cpu().instruction_sets, reason="oneDNN is chosen on AVX-512 alone"
 )
 SHAPES = [(1, 14, 14), (3, 98, 126), (2, 231, 345), (1, 518, 518)]
 
@@ -200,15 +204,50 @@ def run_once(
     return request.get_output_tensor(0).data.copy(), kernels
 
 
+def kernels_of(model: openvino.Model) -> list[str]:
+    return run_once(model, images((1, 56, 56)))[1]
+
+
 @needs_avx512
 def test_no_product_of_a_block_is_left_to_the_slower_library(bundle_s: Path) -> None:
-    def left() -> int:
-        return sum("mlas" in kernel for kernel in run_once(model, images((1, 56, 56)))[1])
-
     model = openvino.Core().read_model(bundle_s / "fp32.onnx")
-    before = left()
-    _steer_products(model)
-    assert (before, left()) == (1 + 5 * 12, 1), "the one is the position table's, without a bias"
+    before = sum("mlas" in kernel for kernel in kernels_of(model))
+    _choose_onednn(model)
+    after = sum("mlas" in kernel for kernel in kernels_of(model))
+    assert (before, after) == (1 + 5 * 12, 1), "the one is the position table's, without a bias"
+
+
+def test_mlas_computes_every_product_if_chosen(bundle_s: Path) -> None:
+    model = openvino.Core().read_model(bundle_s / "fp32.onnx")
+    before = sum("mlas" not in kernel for kernel in kernels_of(model))
+    _choose_mlas(model)
+    assert before == 12, "OpenVINO fuses GELU into one product of each block"
+    assert all("mlas" in kernel for kernel in kernels_of(model))
+
+
+@pytest.mark.parametrize(
+    ("instruction_sets", "added"),
+    [
+        (("AVX2", "AVX-512"), {"PRelu": 5 * 12}),
+        (("AVX2",), {"Gather": 12, "Result": 12}),
+        ((), {}),
+    ],
+)
+def test_the_library_of_products_follows_the_cpu(
+    instruction_sets: tuple[str, ...],
+    added: dict[str, int],
+    bundle_s: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = replace(this_cpu(), instruction_sets=instruction_sets)
+    monkeypatch.setattr("dinov2rt.runtime.backends.openvino.this_cpu", lambda: cpu)
+    model = openvino.Core().read_model(bundle_s / "fp32.onnx")
+    before = Counter(node.get_type_name() for node in model.get_ops())
+    _choose_product_library(model)
+    after = Counter(node.get_type_name() for node in model.get_ops())
+    changed = after - before
+    del changed["Constant"]
+    assert changed == added
 
 
 @needs_avx512
@@ -218,7 +257,7 @@ def test_steering_changes_no_value() -> None:
     tokens = opset1.parameter([-1, -1, 128], np.float32)
     product = opset1.matmul(tokens, np.ones((128, 128), np.float32), False, False)
     model = openvino.Model([opset1.add(product, bias)], [tokens], "product")
-    _steer_products(model)
+    _choose_onednn(model)
     got, kernels = run_once(model, np.zeros((1, 4, 128), np.float32))
     assert kernels == ["brgconv_avx512_1x1_f32"]
     np.testing.assert_array_equal(got, np.broadcast_to(bias, got.shape))
