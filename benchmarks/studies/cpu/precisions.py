@@ -1,6 +1,6 @@
 r"""Measures what each precision on a CPU costs in accuracy and takes in time, relative to float32.
 
-    python -m dinov2rt.benchmarks.studies.cpu_precisions BUNDLE \
+    python -m dinov2rt.benchmarks.studies.cpu.precisions BUNDLE \
         [--cells 1x224,8x224,1x518 --sizes 224,231x345,518 --turns 25]
 
 The graphs of the bundle run in OpenVINO, in one process, and take turns. In bf16, the float32 parts
@@ -138,7 +138,7 @@ def time_table(runs: Mapping[str, Run], shapes: Sequence[Cell], turns: int) -> s
 def main() -> int:
     """Print both tables; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="cpu_precisions", description="accuracy and time of bf16 and int8 beside float32"
+        prog="precisions", description="accuracy and time of bf16 and int8 beside float32"
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--cells", default="1x224,8x224,1x518", help="BATCHxSIDE to time")
@@ -151,7 +151,7 @@ def main() -> int:
         print(accuracy_table(runs, sizes), end="\n\n", flush=True)
         print(time_table(runs, shapes, given.turns))
     except Dinov2rtError as error:
-        print(f"cpu_precisions: {error}", file=sys.stderr)
+        print(f"precisions: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 

@@ -1,6 +1,6 @@
 r"""Times the float32 graph in OpenVINO with matrix products by oneDNN, by MLAS, or by its choice.
 
-    python -m dinov2rt.benchmarks.studies.product_libraries BUNDLE \
+    python -m dinov2rt.benchmarks.studies.cpu.product_libraries BUNDLE \
         [--cells 1x224,8x224,1x518 --turns 15]
 
 All forms are compiled for the shape of each cell, and take turns in one process. The result decides

@@ -1,0 +1,1 @@
+"""Studies of backends on the CPU."""
