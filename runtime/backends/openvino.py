@@ -16,7 +16,8 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
 from dinov2rt.runtime.backends.class_maps import without_class_maps
-from dinov2rt.runtime.backends.openvino_bf16 import add_readers, mixes_up_heads
+from dinov2rt.runtime.backends.openvino_bf16 import mixes_up_heads
+from dinov2rt.runtime.backends.openvino_products import choose_product_library
 from dinov2rt.runtime.backends.openvino_program import Program
 from dinov2rt.runtime.cpu import is_x86, this_cpu, usable_cores
 
@@ -124,7 +125,7 @@ class OpenVinoBackend:
             self._graph: Any = self._openvino.Core().read_model(graph)
             _check_operators(self._graph)
             self._maps = without_class_maps(self._graph, threads or usable_cores())
-            _choose_product_library(self._graph)
+            choose_product_library(self._graph)
             any_shape = self._graph.clone()
             self._takes_padding = _expose_padding(any_shape)
             self._any_shape: Program | None = self._program(any_shape)
@@ -235,60 +236,6 @@ def _expose_padding(model: Any) -> bool:
     model.add_parameters(parameters)
     model.validate_nodes_and_infer_types()
     return True
-
-
-def _choose_product_library(model: Any) -> None:
-    """Make OpenVINO compute float32 products with the fastest library here: docs/adr/0008."""
-    instruction_sets = this_cpu().instruction_sets
-    if "AVX-512" in instruction_sets:
-        _choose_onednn(model)
-    elif "AVX2" in instruction_sets:
-        _choose_mlas(model)
-
-
-def _choose_mlas(model: Any) -> None:
-    """Make OpenVINO compute float32 products with MLAS.
-
-    OpenVINO uses MLAS unless it can fuse the operator that follows, here GELU. It cannot if the
-    product has a second reader.
-    """
-    products = filter(_is_product_with_bias, model.get_ordered_ops())
-    add_readers(model, [each.output(0) for each in products if _has_gelu(each)])
-
-
-def _choose_onednn(model: Any) -> None:
-    """Make OpenVINO compute float32 products with oneDNN.
-
-    OpenVINO uses MLAS unless an element-wise operator follows that it can fuse. Therefore a PRelu
-    of slope 1, which returns every value unchanged, is added after products that lack one.
-    """
-    from openvino import opset1  # imported before, by import_openvino
-
-    for node in model.get_ordered_ops():
-        if not _is_product_with_bias(node) or _has_gelu(node):
-            continue
-        users = list(node.output(0).get_target_inputs())
-        same = opset1.prelu(node.output(0), np.ones(1, np.float32))
-        for user in users:
-            user.replace_source_output(same.output(0))
-
-
-def _has_gelu(product: Any) -> bool:
-    """Whether GELU reads the result of `product`."""
-    users = product.output(0).get_target_inputs()
-    return any(user.get_node().get_type_name() == "Gelu" for user in users)
-
-
-def _is_product_with_bias(node: Any) -> bool:
-    """Whether `node` adds a bias to the product of tokens and a float32 matrix."""
-    if node.get_type_name() != "Add":
-        return False
-    summands = [node.input_value(index).get_node() for index in range(2)]
-    return any(
-        summand.get_type_name() == "MatMul"
-        and summand.input_value(1).get_node().get_type_name() == "Constant"
-        for summand in summands
-    )
 
 
 def _last_line(error: Exception) -> str:

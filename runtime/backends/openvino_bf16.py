@@ -7,11 +7,13 @@ compiled graph that these parts are in float32.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from dinov2rt.runtime.backends.openvino_products import add_readers
 
 _SIZES_KEPT = 8
 _PRODUCTS = ("MatMul", "Convolution")
@@ -26,15 +28,6 @@ def keep_norms(model: Any) -> None:
     """
     norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
     add_readers(model, [each for each in map(_scaled, norms) if not _becomes_bytes(each)])
-
-
-def add_readers(model: Any, values: Sequence[Any]) -> None:
-    """Give each of `values` [B, N, D] a second reader: an output of one token, never requested."""
-    from openvino import opset1  # import_openvino was here before
-
-    first, token_axis = np.int64(0), np.int64(1)
-    tokens = [opset1.gather(value, first, token_axis) for value in values]
-    model.add_results([opset1.result(token) for token in tokens])
 
 
 def widen_convolutions(model: Any) -> None:

@@ -26,6 +26,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.runtime.backends import openvino as backend
+from dinov2rt.runtime.backends import openvino_products
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
 from dinov2rt.runtime.backends.openvino_bf16 import PositionTables
 from dinov2rt.runtime.backends.openvino_program import options
@@ -45,7 +46,7 @@ class _Hinted:
         core = backend.import_openvino().Core()
         model = core.read_model(file)
         if sums:
-            backend._choose_onednn(model)
+            openvino_products.choose_onednn(model)
         backend._expose_padding(model)
         float32, bf16 = (options(None, each) for each in (Precision.FP32, Precision.BF16))
         self._tables = PositionTables(core, model, float32) if positions else None

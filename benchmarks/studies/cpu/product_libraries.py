@@ -4,7 +4,7 @@ r"""Times the float32 graph in OpenVINO with matrix products by oneDNN, by MLAS,
         [--cells 1x224,8x224,1x518 --turns 15]
 
 All forms are compiled for the shape of each cell, and take turns in one process. The result decides
-`_choose_product_library` in runtime/backends/openvino.py for a CPU: see docs/adr/0008.
+`choose_product_library` for a CPU: see docs/adr/0008.
 """
 
 import argparse
@@ -20,13 +20,14 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import Dinov2rtError, InputError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.runtime.backends import openvino as backend
+from dinov2rt.runtime.backends import openvino_products
 from dinov2rt.runtime.backends.openvino_program import Program
 
 _OUTPUTS = ("cls_token", "patch_tokens")
 _FORMS: dict[str, Callable[[Any], None]] = {
     "OpenVINO's choice": lambda _: None,
-    "oneDNN": backend._choose_onednn,
-    "MLAS": backend._choose_mlas,
+    "oneDNN": openvino_products.choose_onednn,
+    "MLAS": openvino_products.choose_mlas,
 }
 
 

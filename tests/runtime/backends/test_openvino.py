@@ -24,11 +24,13 @@ from dinov2rt.optional import require
 from dinov2rt.runtime.backends.openvino import (
     _LEAST_VERSION,
     OpenVinoBackend,
-    _choose_mlas,
-    _choose_onednn,
-    _choose_product_library,
     cannot_run,
     import_openvino,
+)
+from dinov2rt.runtime.backends.openvino_products import (
+    choose_mlas,
+    choose_onednn,
+    choose_product_library,
 )
 from dinov2rt.runtime.cpu import this_cpu
 from dinov2rt.runtime.features import Features
@@ -212,7 +214,7 @@ def kernels_of(model: openvino.Model) -> list[str]:
 def test_no_product_of_a_block_is_left_to_the_slower_library(bundle_s: Path) -> None:
     model = openvino.Core().read_model(bundle_s / "fp32.onnx")
     before = sum("mlas" in kernel for kernel in kernels_of(model))
-    _choose_onednn(model)
+    choose_onednn(model)
     after = sum("mlas" in kernel for kernel in kernels_of(model))
     assert (before, after) == (1 + 5 * 12, 1), "the one is the position table's, without a bias"
 
@@ -220,7 +222,7 @@ def test_no_product_of_a_block_is_left_to_the_slower_library(bundle_s: Path) -> 
 def test_mlas_computes_every_product_if_chosen(bundle_s: Path) -> None:
     model = openvino.Core().read_model(bundle_s / "fp32.onnx")
     before = sum("mlas" not in kernel for kernel in kernels_of(model))
-    _choose_mlas(model)
+    choose_mlas(model)
     assert before == 12, "OpenVINO fuses GELU into one product of each block"
     assert all("mlas" in kernel for kernel in kernels_of(model))
 
@@ -240,10 +242,10 @@ def test_the_library_of_products_follows_the_cpu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu = replace(this_cpu(), instruction_sets=instruction_sets)
-    monkeypatch.setattr("dinov2rt.runtime.backends.openvino.this_cpu", lambda: cpu)
+    monkeypatch.setattr("dinov2rt.runtime.backends.openvino_products.this_cpu", lambda: cpu)
     model = openvino.Core().read_model(bundle_s / "fp32.onnx")
     before = Counter(node.get_type_name() for node in model.get_ops())
-    _choose_product_library(model)
+    choose_product_library(model)
     after = Counter(node.get_type_name() for node in model.get_ops())
     changed = after - before
     del changed["Constant"]
@@ -257,7 +259,7 @@ def test_steering_changes_no_value() -> None:
     tokens = opset1.parameter([-1, -1, 128], np.float32)
     product = opset1.matmul(tokens, np.ones((128, 128), np.float32), False, False)
     model = openvino.Model([opset1.add(product, bias)], [tokens], "product")
-    _choose_onednn(model)
+    choose_onednn(model)
     got, kernels = run_once(model, np.zeros((1, 4, 128), np.float32))
     assert kernels == ["brgconv_avx512_1x1_f32"]
     np.testing.assert_array_equal(got, np.broadcast_to(bias, got.shape))

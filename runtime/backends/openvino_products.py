@@ -1,0 +1,71 @@
+"""Chooses the library that computes float32 matrix products in OpenVINO: see docs/adr/0008."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dinov2rt.runtime.cpu import this_cpu
+
+
+def choose_product_library(model: Any) -> None:
+    """Make OpenVINO compute float32 products with the fastest library here: docs/adr/0008."""
+    instruction_sets = this_cpu().instruction_sets
+    if "AVX-512" in instruction_sets:
+        choose_onednn(model)
+    elif "AVX2" in instruction_sets:
+        choose_mlas(model)
+
+
+def choose_mlas(model: Any) -> None:
+    """Make OpenVINO compute float32 products with MLAS.
+
+    OpenVINO uses MLAS unless it can fuse the operator that follows, here GELU. It cannot if the
+    product has a second reader.
+    """
+    products = filter(_is_product_with_bias, model.get_ordered_ops())
+    add_readers(model, [each.output(0) for each in products if _has_gelu(each)])
+
+
+def choose_onednn(model: Any) -> None:
+    """Make OpenVINO compute float32 products with oneDNN.
+
+    OpenVINO uses MLAS unless an element-wise operator follows that it can fuse. Therefore a PRelu
+    of slope 1, which returns every value unchanged, is added after products that lack one.
+    """
+    from openvino import opset1  # imported before, by import_openvino
+
+    for node in model.get_ordered_ops():
+        if not _is_product_with_bias(node) or _has_gelu(node):
+            continue
+        users = list(node.output(0).get_target_inputs())
+        same = opset1.prelu(node.output(0), np.ones(1, np.float32))
+        for user in users:
+            user.replace_source_output(same.output(0))
+
+
+def _has_gelu(product: Any) -> bool:
+    """Whether GELU reads the result of `product`."""
+    users = product.output(0).get_target_inputs()
+    return any(user.get_node().get_type_name() == "Gelu" for user in users)
+
+
+def _is_product_with_bias(node: Any) -> bool:
+    """Whether `node` adds a bias to the product of tokens and a float32 matrix."""
+    if node.get_type_name() != "Add":
+        return False
+    summands = [node.input_value(index).get_node() for index in range(2)]
+    return any(
+        summand.get_type_name() == "MatMul"
+        and summand.input_value(1).get_node().get_type_name() == "Constant"
+        for summand in summands
+    )
+
+
+def add_readers(model: Any, values: Sequence[Any]) -> None:
+    """Give each of `values` [B, N, D] a second reader: an output of one token, never requested."""
+    from openvino import opset1  # import_openvino was here before
+
+    first, token_axis = np.int64(0), np.int64(1)
+    tokens = [opset1.gather(value, first, token_axis) for value in values]
+    model.add_results([opset1.result(token) for token in tokens])
