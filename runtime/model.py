@@ -17,26 +17,25 @@ from numpy.typing import NDArray
 from dinov2rt.bundle.accuracy import AccuracyReport
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import GraphEntry
-from dinov2rt.bundle.geometry import ImageSize, Padding, Snap, SnapName
+from dinov2rt.bundle.geometry import Snap, SnapName
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.heads import HeadEntry
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision, PrecisionName
 from dinov2rt.bundle.remote import is_url, is_variant_name, local_bundle
 from dinov2rt.bundle.replaced import not_replaced
-from dinov2rt.bundle.signature import InputFormat, is_task_output
+from dinov2rt.bundle.signature import is_task_output
 from dinov2rt.bundle.variants import Variant, variant_of
 from dinov2rt.errors import AccuracyError, BundleError, BundleReplacedError, InputError, PlanWarning
 from dinov2rt.foreign import quoted
 from dinov2rt.runtime.backends.modes import BackendName, DeviceName
 from dinov2rt.runtime.backends.protocol import Backend, PhaseTimer, ShapePreparer
-from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.embedding import Pool, PoolName, embed
 from dinov2rt.runtime.features import Features, gathered
-from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
 from dinov2rt.runtime.gpu.phases import Phases
-from dinov2rt.runtime.inputs import ImageGroup, group_images
+from dinov2rt.runtime.inputs import ImageGroup
 from dinov2rt.runtime.loading import Loader
+from dinov2rt.runtime.passes import Passes
 from dinov2rt.runtime.predict import Request, predict_all
 from dinov2rt.runtime.predictions import Prediction, Predictions
 from dinov2rt.runtime.preprocess import Preprocess
@@ -117,6 +116,10 @@ class Model:
     def _backend(self) -> Backend:
         return self._choice.backend
 
+    @property
+    def _passes(self) -> Passes:
+        return Passes(self.graph, self.architecture, self._backend, self.options.max_pixels)
+
     @overload
     def __call__(
         self,
@@ -187,10 +190,14 @@ class Model:
         loader = self._loader(preprocess, Snap.parse(snap))
         images = loader.load_all(images)
         loader.warn()
-        groups = self._groups(images, Snap.parse(snap))
+        passes, registers = self._passes, self.architecture.num_registers
+        groups = passes.groups(images, Snap.parse(snap))
         if device_outputs:
-            self._check_gpu("device_outputs")
-        results = [(group, self._run(group, names, device_outputs)) for group in groups]
+            passes.check_gpu("device_outputs")
+        results = []
+        for group in groups:
+            arrays = passes.outputs(group, names, on_device=device_outputs)
+            results.append((group, Features(arrays, group.grid, registers)))
         return gathered(results)
 
     def embed(
@@ -294,23 +301,22 @@ class Model:
         images = self._loaded(images)
         request = Request.of(self.manifest.heads, heads, snap, scores=scores)
         check_recipe(recipe, request, device_outputs=device_outputs)
+        passes, side = self._passes, self.architecture.patch_size
         if device_outputs:
-            self._check_gpu("device_outputs")
+            passes.check_gpu("device_outputs")
 
         def run(group: ImageGroup, names: tuple[str, ...]) -> dict[str, Any]:
-            return self._outputs_of(group, names, device_outputs)
-
-        side = self.architecture.patch_size
+            return passes.outputs(group, names, on_device=device_outputs)
 
         def ask(pixels: NDArray[np.uint8], head: HeadEntry, with_scores: bool) -> Any:
             alone = Request((head,), None, with_scores)
-            answered: Any = predict_all(pixels, alone, self._groups, run, side)
+            answered: Any = predict_all(pixels, alone, passes.groups, run, side)
             return answered[head.name]
 
         if recipe == "official":
             answers = official(images, request.heads, ask)
         else:
-            answers = predict_all(images, request, self._groups, run, side)
+            answers = predict_all(images, request, passes.groups, run, side)
         if len(request.heads) > 1:
             return answers
         (name,) = (head.name for head in request.heads)
@@ -345,9 +351,13 @@ class Model:
     def _prepare(self, images: NDArray[np.uint8]) -> None:
         if not isinstance(self._backend, ShapePreparer):
             return
-        for group in self._groups(images, Snap.CROP):
-            for part in self._passes(group):
-                self._backend.prepare({self.graph.input_name: part})
+        for feed in self._feeds(images):
+            self._backend.prepare(feed)
+
+    def _feeds(self, images: Any) -> list[dict[str, NDArray[Any]]]:
+        """The inputs of the graph for each pass that `images` take."""
+        passes = self._passes
+        return [feed for group in passes.groups(images, Snap.CROP) for feed in passes.feeds(group)]
 
     def phases(
         self, images: "ImageLike | Sequence[ImageLike]", *, outputs: Sequence[str] | None = None
@@ -367,14 +377,13 @@ class Model:
         backend = self._choice.plan or self._backend
         if not isinstance(backend, PhaseTimer):
             return None
-        groups = self._groups(self._loaded(images), Snap.CROP)
-        passes = [part for group in groups for part in self._passes(group)]
-        if len(passes) != 1:
+        feeds = self._feeds(self._loaded(images))
+        if len(feeds) != 1:
             raise InputError(
-                f"these images take {len(passes)} passes, and the phases of one are timed; pass "
+                f"these images take {len(feeds)} passes, and the phases of one are timed; pass "
                 "one batch of one size, within `max_pixels` and the plan's profiles"
             )
-        return backend.phases({self.graph.input_name: passes[0]}, self._output_names(outputs))
+        return backend.phases(feeds[0], self._output_names(outputs))
 
     def map(
         self,
@@ -480,55 +489,6 @@ class Model:
             )
         return names
 
-    def _groups(self, images: Any, snap: Snap) -> list[ImageGroup]:
-        arguments = (InputFormat(self.graph.input_name), snap, self.options.max_pixels)
-        side = self.architecture.patch_size
-        if not is_on_gpu(images):
-            return group_images(
-                images,
-                *arguments,
-                patch_size=side,
-                normalization=self.architecture.normalization,
-                graph_pads=self.graph.pads,
-            )
-        self._check_gpu("images on the GPU")
-        return [device_group(images, *arguments, patch_size=side, graph_pads=self.graph.pads)]
-
-    def _check_gpu(self, what: str) -> None:
-        if not self._backend.reads_gpu_arrays:
-            raise InputError(
-                f"{what}: only TensorRT plans and the fused graph of ONNX Runtime CUDA do "
-                f"that, and this runs on {self._backend.description}; pass and take numpy arrays"
-            )
-
-    def _run(self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool) -> Features:
-        outputs = self._outputs_of(group, names, device_outputs)
-        return Features(outputs, group.grid, self.architecture.num_registers)
-
-    def _outputs_of(
-        self, group: ImageGroup, names: tuple[str, ...], device_outputs: bool
-    ) -> dict[str, Any]:
-        passes = list(self._passes(group))
-        if device_outputs and len(passes) > 1:
-            raise InputError(
-                f"{len(group.images)} images take {len(passes)} passes; "
-                f"with device_outputs pass at most {len(passes[0])} of this size"
-            )
-        parts = [self._infer(part, group.padding, names, device_outputs) for part in passes]
-        outputs = parts[0]
-        if len(parts) > 1:
-            outputs = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        return outputs
-
-    def _passes(self, group: ImageGroup) -> Iterator[NDArray[Any]]:
-        """The group in batches within `max_pixels` and the backend's limit."""
-        side = self.architecture.patch_size
-        size = ImageSize(group.grid.rows * side, group.grid.cols * side)
-        step = max(1, self.options.max_pixels // size.pixels)
-        step = min(step, self._backend.batch_limit(size) or step)
-        for start in range(0, len(group.images), step):
-            yield group.images[start : start + step]
-
     def _why_unverified(self) -> str | None:
         """Why the plan's outputs are unverified here, or None if they are verified."""
         plan = self._choice.plan
@@ -543,19 +503,6 @@ class Model:
             self.manifest = record_verification(self.path, plan.entry, plan.gpu, report)
         except BundleError as error:  # the verification itself passed
             warnings.warn(f"passed, but not recorded: {error}", PlanWarning, stacklevel=3)
-
-    def _infer(
-        self,
-        images: NDArray[Any],
-        padding: Padding,
-        names: tuple[str, ...],
-        device_outputs: bool,
-    ) -> dict[str, Any]:
-        feed = {self.graph.input_name: images}
-        if padding != Padding():
-            before, after = (padding.top, padding.left), (padding.bottom, padding.right)
-            feed["padding"] = np.array((0, 0, *before, 0, 0, *after), dtype=np.int64)
-        return self._backend.infer(feed, names, device_outputs=device_outputs)
 
 
 def load(

@@ -152,8 +152,8 @@ def test_the_product_runs_the_largest_batch_in_one_pass(bundle_s: Path) -> None:
     workload = Workload(bundle_s, "cpu", threads=1)
     runner = OwnRunner(workload, backend="onnxruntime", precision=Precision.FP32)
     largest = np.empty((1024, 518, 518, 3), np.uint8)  # not touched, and so no memory
-    (group,) = runner._model._groups(largest, Snap.CROP)
-    assert [len(images) for images in runner._model._passes(group)] == [1024]
+    (group,) = runner._model._passes.groups(largest, Snap.CROP)
+    assert [len(feed["pixels"]) for feed in runner._model._passes.feeds(group)] == [1024]
     runner.close()
 
 
