@@ -13,8 +13,8 @@ from dinov2rt.bundle.geometry import ImageSize, Padding, Snap
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import InputError
 from dinov2rt.runtime.backends.protocol import Backend
-from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
+from dinov2rt.runtime.gpu.device_inputs import device_group
 from dinov2rt.runtime.inputs import ImageGroup, group_images
 
 

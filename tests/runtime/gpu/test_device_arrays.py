@@ -8,8 +8,8 @@ import torch
 from dinov2rt.bundle.geometry import Grid, Padding, Snap
 from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import InputError
-from dinov2rt.runtime.device_inputs import device_group
 from dinov2rt.runtime.gpu.device_arrays import DeviceArray, is_contiguous, is_on_gpu
+from dinov2rt.runtime.gpu.device_inputs import device_group
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 
 PIXELS, IMAGES = InputFormat.PIXELS, InputFormat.IMAGES

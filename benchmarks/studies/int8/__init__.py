@@ -1,0 +1,1 @@
+"""Studies of int8 on a CPU."""
