@@ -27,7 +27,8 @@ class CalibrationEntry:
     `images` is the number of photographs that were used, `names_sha256` the SHA-256 of their file
     names, each followed by a line feed. `rounded_on`, `searched_on` and `checked_on` are numbers of
     crops: those that weights were rounded on, that the search for the products used, and the others
-    that its result was checked on, besides the golden cases.
+    that its result was checked on, besides the golden cases. `drawings` is the number of images
+    unlike photographs that static activations were ranged on as well; 0 in older bundles.
     """
 
     paths: tuple[str, ...]
@@ -36,6 +37,7 @@ class CalibrationEntry:
     rounded_on: int
     searched_on: int
     checked_on: int
+    drawings: int = 0
 
 
 @dataclass(frozen=True, slots=True)

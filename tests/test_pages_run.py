@@ -49,10 +49,11 @@ STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.studies.growth": "BUNDLE --size 28 --batch 1 --seconds 0 --images 8",
     "dinov2rt.benchmarks.studies.heads.head_costs": "dinov2_vits14 --heads linear "
     "--size 56 --seconds 0",
-    "dinov2rt.benchmarks.studies.int8_attention": "dinov2_vits14 --cells 1x56 --turns 1",
-    "dinov2rt.benchmarks.studies.int8_quality": "INT8 --crops 3 --size 56",
-    "dinov2rt.benchmarks.studies.int8_forms": "dinov2_vits14 --weights synthetic:0 --crops 1 "
+    "dinov2rt.benchmarks.studies.int8.attention": "dinov2_vits14 --cells 1x56 --turns 1",
+    "dinov2rt.benchmarks.studies.int8.quality": "INT8 --crops 3 --size 56",
+    "dinov2rt.benchmarks.studies.int8.forms": "dinov2_vits14 --weights synthetic:0 --crops 1 "
     "--cells 1x56 --turns 1",
+    "dinov2rt.benchmarks.studies.int8.ranges": "dinov2_vits14 --weights synthetic:0 --images 1",
     "dinov2rt.benchmarks.studies.limit_sides": "BUNDLE",
     "dinov2rt.benchmarks.studies.load_time": "BUNDLE --repeats 1 --backends openvino",
     "dinov2rt.benchmarks.studies.precision_costs": "dinov2_vits14",

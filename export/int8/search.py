@@ -28,6 +28,7 @@ from dinov2rt.errors import ExportError
 from dinov2rt.export.golden import eager_case
 from dinov2rt.export.int8.activations import Activations
 from dinov2rt.export.int8.calibration import Calibration
+from dinov2rt.export.int8.drawings import DRAWINGS
 from dinov2rt.export.int8.form import RANGED_ON, Form, size_of
 from dinov2rt.export.int8.gptq import Int8Product
 from dinov2rt.export.int8.measurement import Crops, Measured, running
@@ -70,6 +71,7 @@ class Evidence:
             rounded_on=len(RANGED_ON),
             searched_on=_crop_count(_SEARCHED_ON, _SEARCHED_GALLERY),
             checked_on=_crop_count(_CHECKED_ON, _CHECKED_GALLERY),
+            drawings=DRAWINGS,
         )
 
 
@@ -132,7 +134,7 @@ class _Trials:
             with running(self.build(form, count), self.scratch, self.rest) as graph:
                 return graph.holds(self.evidence.searched_on, _STRICTER)
 
-        return _least(holds, len(form.ranked) - 1)
+        return least_count(holds, len(form.ranked) - 1)
 
     def check(self, graph: ir.Model) -> Measured:
         """Measure `graph` in `rest`, and then in float32, which other CPUs use; both must hold."""
@@ -213,7 +215,7 @@ def _static(products: Mapping[str, Int8Product]) -> list[str]:
     return [name for name, product in products.items() if product.steps is not None]
 
 
-def _least(holds: Callable[[int], bool], most: int) -> int:
+def least_count(holds: Callable[[int], bool], most: int) -> int:
     """The smallest count that `holds`, if more are never worse; `most`, untried, if none does."""
     low, high = -1, 0  # low does not hold
     while high < most and not holds(high):

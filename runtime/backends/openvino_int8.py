@@ -36,7 +36,7 @@ def open_int8(
     backend.description += f", int8 products, the rest in {rest}"
     if rest is not fastest:
         backend.description += f" ({fastest} was not measured at the export)"
-    backend.description += _advice(graph, architecture, rest)
+    backend.description += _advice(graph, architecture, rest) + _warning(graph)
     return backend
 
 
@@ -50,3 +50,11 @@ def _advice(graph: GraphEntry, architecture: Architecture, rest: Precision) -> s
     if 2 * others > products:
         return f"; {others} of {products} products are in {rest}, so int8 gains little"
     return ""
+
+
+def _warning(graph: GraphEntry) -> str:
+    """A warning for `describe()` if static ranges are of photographs alone, or an empty string."""
+    made = graph.quantization
+    if made is None or not made.static or (made.calibration and made.calibration.drawings):
+        return ""
+    return "; text, drawings and plain colours are less accurate: export int8 again"

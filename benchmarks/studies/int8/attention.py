@@ -1,6 +1,6 @@
 r"""Measures whether attention gains from int8 operands in OpenVINO, on this CPU.
 
-    python -m dinov2rt.benchmarks.studies.int8_attention VARIANT \
+    python -m dinov2rt.benchmarks.studies.int8.attention VARIANT \
         [--cells 1x224,8x224,1x518 --turns 25]
 
 One block's `qkv` product, attention and `proj` product run alone, with everything in fp32, with
@@ -125,7 +125,7 @@ def measure(architecture: Architecture, cells: Sequence[Cell], turns: int) -> st
 def main() -> int:
     """Print the table; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="int8_attention", description="time and error of attention with int8 operands"
+        prog="int8.attention", description="time and error of attention with int8 operands"
     )
     parser.add_argument("variant", metavar="VARIANT")
     parser.add_argument("--cells", default="1x224,8x224,1x518", help="BATCHxSIDE to time")
@@ -136,7 +136,7 @@ def main() -> int:
             measure(find_variant(given.variant).architecture, parse_cells(given.cells), given.turns)
         )
     except Dinov2rtError as error:
-        print(f"int8_attention: {error}", file=sys.stderr)
+        print(f"int8.attention: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 

@@ -1,6 +1,6 @@
 r"""Compares forms of int8, with all products in int8: what they cost in accuracy, and their time.
 
-    python -m dinov2rt.benchmarks.studies.int8_forms VARIANT --weights synthetic:0 \
+    python -m dinov2rt.benchmarks.studies.int8.forms VARIANT --weights synthetic:0 \
         [--crops 100 --cells 1x224,8x224,1x518 --turns 25]
 
 Activations are rounded dynamically or statically (see `export/int8/activations.py`), and everything
@@ -116,7 +116,7 @@ def compare(forms: Mapping[str, Run], crops: int, cells: Sequence[Cell], turns: 
 def main() -> int:
     """Print the table; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="int8_forms", description="accuracy and time of forms of int8 beside float32"
+        prog="int8.forms", description="accuracy and time of forms of int8 beside float32"
     )
     parser.add_argument("variant", metavar="VARIANT")
     parser.add_argument("--weights", default="official", metavar="W", help="as for export")
@@ -130,7 +130,7 @@ def main() -> int:
             forms = runs(given.variant, given.weights, Path(folder))
             print(compare(forms, given.crops, cells, given.turns))
     except Dinov2rtError as error:
-        print(f"int8_forms: {error}", file=sys.stderr)
+        print(f"int8.forms: {error}", file=sys.stderr)
         return error.exit_status
     return 0
 

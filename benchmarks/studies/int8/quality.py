@@ -1,6 +1,6 @@
 r"""Measures the effect of int8 on search: cosines to float32, and changes of nearest neighbours.
 
-    python -m dinov2rt.benchmarks.studies.int8_quality BUNDLE \
+    python -m dinov2rt.benchmarks.studies.int8.quality BUNDLE \
         [--crops 200 --size 224 --photos FOLDER]
 
 Both graphs of the bundle run on the same crops of photographs, one at a time; the photographs
@@ -140,7 +140,7 @@ def _unit(tokens: FloatArray) -> NDArray[np.float64]:
 def main() -> int:
     """Print the comparison; the exit status is 0, or 2 for bad input."""
     parser = argparse.ArgumentParser(
-        prog="int8_quality", description="compare the int8 graph's features with float32's"
+        prog="int8.quality", description="compare the int8 graph's features with float32's"
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path)
     parser.add_argument("--crops", type=int, default=200, help="number of crops (default: 200)")
@@ -153,7 +153,7 @@ def main() -> int:
     try:
         result = measure(given.bundle, crops=given.crops, size=given.size, photos=given.photos)
     except Dinov2rtError as error:
-        print(f"int8_quality: {error}", file=sys.stderr)
+        print(f"int8.quality: {error}", file=sys.stderr)
         return error.exit_status
     print(json.dumps(asdict(result), indent=2) if given.json else result)
     return 0

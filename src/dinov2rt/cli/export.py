@@ -196,8 +196,9 @@ def _measured_on(entry: CalibrationEntry) -> str:
     source = shown(" ".join(entry.paths)) if entry.paths else "those that ship with dinov2rt"
     return (
         f"int8: measured on {entry.images} photographs ({source}; names have SHA-256 "
-        f"{entry.names_sha256[:16]}…): weights rounded on {entry.rounded_on} crops, searched on "
-        f"{entry.searched_on}, checked on {entry.checked_on} others and the golden cases"
+        f"{entry.names_sha256[:16]}…): rounded for {entry.rounded_on} crops and "
+        f"{entry.drawings} drawings, searched on {entry.searched_on} crops, checked on "
+        f"{entry.checked_on} others and the golden cases"
     )
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from dinov2rt.benchmarks.studies.int8_quality import main
+from dinov2rt.benchmarks.studies.int8.quality import main
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_bad_input_is_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["int8_quality", str(tmp_path), *arguments])
+    monkeypatch.setattr(sys, "argv", ["int8.quality", str(tmp_path), *arguments])
     assert main() == 2
     err = capsys.readouterr().err
     assert message in err

@@ -29,7 +29,7 @@ from dinov2rt.export.int8.gptq import Int8Product, Int8Weight, round_product, to
 from dinov2rt.export.int8.graph import product_weights, to_int8
 from dinov2rt.export.int8.measurement import Crops, running
 from dinov2rt.export.int8.products import product_names
-from dinov2rt.export.int8.search import Evidence, _least, search
+from dinov2rt.export.int8.search import Evidence, least_count, search
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.surgery import Writer, add_initializer
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
@@ -260,7 +260,7 @@ def test_with_bf16_nothing_is_dynamic(
 ) -> None:
     """Static activations may do no harm here, so one product at least is made another."""
     monkeypatch.setattr("dinov2rt.export.int8.search.fastest_rest", lambda: rest)
-    monkeypatch.setattr("dinov2rt.export.int8.search._least", lambda *_: 1)
+    monkeypatch.setattr("dinov2rt.export.int8.search.least_count", lambda *_: 1)
     _, entry = search(folded, form_of, evidence, tmp_path)
     others = set(product_names(variant)) - set(entry.static)
     assert others
@@ -327,7 +327,7 @@ def test_the_fewest_are_found_that_hold(least: int) -> None:
         tried.append(count)
         return count >= least
 
-    assert _least(holds, 7) == least
+    assert least_count(holds, 7) == least
     assert len(tried) == len(set(tried)) <= 6
 
 

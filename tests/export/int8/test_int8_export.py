@@ -12,12 +12,14 @@ import openvino
 import pytest
 from PIL import Image
 
+from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision, QuantizationEntry
 from dinov2rt.bundle.variants import Variant, variants
 from dinov2rt.cli import main
 from dinov2rt.cli.export import _quantized
 from dinov2rt.export.crops import PHOTOS
+from dinov2rt.export.int8.drawings import drawings
 from dinov2rt.export.int8.products import product_names
 from dinov2rt.runtime.backends import openvino_int8
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16, cannot_run_int8
@@ -98,12 +100,16 @@ def test_the_manifest_says_on_which_photographs_it_was_measured(bundle: Path, ph
     assert calibration.names_sha256 == hashlib.sha256(listed.encode()).hexdigest()
     crops = (calibration.rounded_on, calibration.searched_on, calibration.checked_on)
     assert crops == (80, 116, 116)
+    assert calibration.drawings == len(list(drawings(ImageSize(14, 14))))
 
 
 def test_the_export_prints_it(exported: tuple[Path, str], photos: Path) -> None:
     _, printed = exported
     assert f"int8: measured on 6 photographs ({photos}; names have SHA-256 " in printed
-    assert "weights rounded on 80 crops, searched on 116, checked on 116 others and the" in printed
+    assert (
+        "rounded for 80 crops and 25 drawings, searched on 116 crops, checked on 116 others"
+        in printed
+    )
 
 
 @needs_bf16
@@ -172,6 +178,26 @@ def test_a_graph_that_is_mostly_not_int8_says_so(
         assert said in model.describe()
     lines = _quantized(entry, manifest.architecture)
     assert lines[1] == f"int8: most products stayed {entry.rest}, so int8 gains little over it"
+
+
+@pytest.mark.parametrize(("drawn", "is_said"), [(0, True), (25, False)])
+def test_ranges_of_photographs_alone_are_mentioned(
+    bundle: Path, copy_of: Callable[[Path], Path], *, drawn: int, is_said: bool
+) -> None:
+    older = copy_of(bundle)
+    manifest = Manifest.read(older)
+    (graph,) = manifest.graphs
+    measured = quantization(bundle).calibration
+    assert measured is not None
+    entry = dataclasses.replace(
+        quantization(bundle),
+        static=product_names(manifest.architecture),
+        calibration=dataclasses.replace(measured, drawings=drawn),
+    )
+    changed = dataclasses.replace(graph, quantization=entry)
+    dataclasses.replace(manifest, graphs=(changed,)).write(older)
+    with load(older, precision="int8") as model:
+        assert ("; text, drawings and plain colours are less" in model.describe()) is is_said
 
 
 def test_without_bfloat16_the_rest_is_float32(
