@@ -29,7 +29,7 @@ from dinov2rt.runtime.gpu.cuda import (
     find_gpu,
     on_gpu,
 )
-from dinov2rt.runtime.gpu.lane import Lane, capture_or_warn
+from dinov2rt.runtime.gpu.execution import ExecutionContext, capture_or_warn
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 from dinov2rt.runtime.gpu.phases import Phases
 
@@ -88,7 +88,7 @@ class _Bound:
 
 
 class SessionProgram:
-    """A session as the `Program` of a lane. The key of a shape is its `GridInputs`.
+    """A session as the `Program` of an execution context. The key of a shape is its `GridInputs`.
 
     `upload` copies a small array to the session's device; `device` is ONNX Runtime's name for that
     device. `capture` records what a launch enqueues, see `capture_or_warn`.
@@ -114,27 +114,29 @@ class SessionProgram:
         self.input_dtype: np.dtype[Any] = _DTYPES[InputFormat(graph.input_name)]
         self.ordinal = ordinal
 
-    def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def bind(self, key: Hashable, shape: tuple[int, ...], execution: ExecutionContext) -> _Bound:
         """Bind buffers for a shape that is new; it runs without a CUDA graph."""
-        return self._bind(cast(GridInputs, key), shape, lane)
+        return self._bind(cast(GridInputs, key), shape, execution)
 
-    def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def prepare(self, key: Hashable, shape: tuple[int, ...], execution: ExecutionContext) -> _Bound:
         """Bind buffers for a shape that comes again, and capture its CUDA graph.
 
         ONNX Runtime can capture by itself, but keeps each CUDA graph as long as the session, and
         for each thread that calls.
         """
-        bound = self._bind(cast(GridInputs, key), shape, lane)
+        bound = self._bind(cast(GridInputs, key), shape, execution)
         for _ in range(_RUNS_BEFORE_CAPTURE):
             bound.launch()
-        bound.graph = self._capture(lane.stream, bound.launch, shape)
+        bound.graph = self._capture(execution.stream, bound.launch, shape)
         return bound
 
-    def _bind(self, grid: GridInputs, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def _bind(
+        self, grid: GridInputs, shape: tuple[int, ...], execution: ExecutionContext
+    ) -> _Bound:
         outputs = output_specs(self._graph, self._architecture, shape[0], grid)
         images = TensorSpec(shape, self.input_dtype)
         specs = {self.input_name: images, **outputs}
-        addresses = lane.reserve({name: spec.num_bytes for name, spec in specs.items()})
+        addresses = execution.reserve({name: spec.num_bytes for name, spec in specs.items()})
         binding = self._session.io_binding()
         padding = grid.arrays()["padding"]
         binding.bind_cpu_input("padding", padding)
@@ -153,7 +155,7 @@ class SessionProgram:
             addresses=addresses,
             outputs=outputs,
             kept=(padding, matrices),
-            stream=lane.stream,
+            stream=execution.stream,
         )
 
     def _bind_input(self, binding: Any, name: str, spec: TensorSpec, address: int) -> None:
@@ -206,7 +208,7 @@ class OnnxRuntimeCudaBackend:
             optimize=False,
         )
         program = SessionProgram(session, graph, architecture, self.gpu.ordinal, self._upload)
-        self._lane: Lane | None = Lane(program, self._stream)
+        self._execution: ExecutionContext | None = ExecutionContext(program, self._stream)
         self._graph, self._architecture = graph, architecture
         self._lock = threading.Lock()
 
@@ -214,14 +216,14 @@ class OnnxRuntimeCudaBackend:
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
     ) -> dict[str, Any]:
         """Run the graph; see `Backend.infer`."""
-        with self._prepared(inputs) as (lane, images, grid):
-            run = lane.run_on_device if device_outputs else lane.run
+        with self._prepared(inputs) as (execution, images, grid):
+            run = execution.run_on_device if device_outputs else execution.run
             return dict(run(images, grid, outputs))
 
     def phases(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Phases:
         """GPU time of one call; see `PhaseTimer`."""
-        with self._prepared(inputs) as (lane, images, grid):
-            return lane.phases(images, grid, outputs)
+        with self._prepared(inputs) as (execution, images, grid):
+            return execution.phases(images, grid, outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:  # noqa: ARG002
         """None: every batch that fits into memory is allowed."""
@@ -230,9 +232,9 @@ class OnnxRuntimeCudaBackend:
     def close(self) -> None:
         """Free the session when no call is running."""
         with self._lock:
-            if self._lane is not None:
+            if self._execution is not None:
                 self._stream.synchronize()
-                self._lane = None
+                self._execution = None
 
     def _upload(self, array: NDArray[np.float32]) -> DeviceMemory:
         """Copy a small array to the GPU; the copy is complete when this returns."""
@@ -244,14 +246,16 @@ class OnnxRuntimeCudaBackend:
         return memory
 
     @contextmanager
-    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, GridInputs]]:
-        """Exclusive use of the lane for one call, with the call's images and its `GridInputs`."""
+    def _prepared(
+        self, inputs: Mapping[str, Any]
+    ) -> Iterator[tuple[ExecutionContext, Any, GridInputs]]:
+        """The execution context, for one call alone, with the call's images and `GridInputs`."""
         with self._lock:
-            if self._lane is None:
+            if self._execution is None:
                 raise BackendError("the model is closed; load it again")
             grid = GridInputs.of(self._architecture, self._graph.input_name, inputs)
             with on_gpu(self.gpu.ordinal):
-                yield self._lane, inputs[self._graph.input_name], grid
+                yield self._execution, inputs[self._graph.input_name], grid
 
 
 def output_specs(

@@ -14,7 +14,7 @@ from dinov2rt.bundle.signature import InputFormat
 from dinov2rt.errors import BackendError, PlanInputError
 from dinov2rt.runtime.gpu.cuda import Gpu, Stream, on_gpu
 from dinov2rt.runtime.gpu.device_arrays import is_on_gpu
-from dinov2rt.runtime.gpu.lane import Lane
+from dinov2rt.runtime.gpu.execution import ExecutionContext
 from dinov2rt.runtime.gpu.phases import Phases
 from dinov2rt.runtime.tensorrt.flavour import (
     MALFORMED,
@@ -31,10 +31,10 @@ from dinov2rt.runtime.tensorrt.program import LoadedPlan, PlanProgram
 
 
 class TensorRTBackend:
-    """Runs one plan. Each concurrent call has a lane with its own execution context.
+    """Runs one plan. Each concurrent call has an execution context of its own.
 
-    Lanes are pooled; the pool grows to the peak number of concurrent calls. A thread that calls
-    alone always gets the same lane.
+    Execution contexts are pooled; the pool grows to the peak number of concurrent calls. A thread
+    that calls alone always gets the same one.
     """
 
     concurrent_calls = 2  # the copies of one call overlap with the computation of the other
@@ -49,7 +49,7 @@ class TensorRTBackend:
         self.gpu: Gpu = gpu
         self._plan: LoadedPlan | None = plan
         self._patch_size = patch_size
-        self._idle: list[Lane] = []
+        self._idle: list[ExecutionContext] = []
 
     def infer(
         self, inputs: Mapping[str, Any], outputs: Sequence[str], *, device_outputs: bool = False
@@ -60,8 +60,8 @@ class TensorRTBackend:
             PlanInputError: the shape is outside every profile, or the call needs padding, which
                 plans cannot do.
         """
-        with self._prepared(inputs) as (lane, images, profile):
-            run = lane.run_on_device if device_outputs else lane.run
+        with self._prepared(inputs) as (execution, images, profile):
+            run = execution.run_on_device if device_outputs else execution.run
             return dict(run(images, profile, outputs))
 
     def phases(self, inputs: Mapping[str, Any], outputs: Sequence[str]) -> Phases:
@@ -70,8 +70,8 @@ class TensorRTBackend:
         Raises:
             PlanInputError: as `infer` does.
         """
-        with self._prepared(inputs) as (lane, images, profile):
-            return lane.phases(images, profile, outputs)
+        with self._prepared(inputs) as (execution, images, profile):
+            return execution.phases(images, profile, outputs)
 
     def batch_limit(self, size: ImageSize) -> int | None:
         """The largest batch of `size` that a profile allows; see `Backend.batch_limit`."""
@@ -84,25 +84,25 @@ class TensorRTBackend:
             self._idle.pop().stream.synchronize()
 
     @contextmanager
-    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[Lane, Any, int]]:
-        """A lane for one call, with the call's images and the index of its profile."""
+    def _prepared(self, inputs: Mapping[str, Any]) -> Iterator[tuple[ExecutionContext, Any, int]]:
+        """An execution context, with the call's images and the index of its profile."""
         plan = self._plan  # another thread may close the backend during this call
         if plan is None:
             raise BackendError("the model is closed; load it again")
         images = plan_input(plan.entry, inputs, self._patch_size)
         profile = choose_profile(plan.entry.profiles, batch_shape(plan.entry, images))
-        with on_gpu(plan.gpu.ordinal), self._lane(plan) as lane:
-            yield lane, images, profile
+        with on_gpu(plan.gpu.ordinal), self._execution(plan) as execution:
+            yield execution, images, profile
 
     @contextmanager
-    def _lane(self, plan: LoadedPlan) -> Iterator[Lane]:
+    def _execution(self, plan: LoadedPlan) -> Iterator[ExecutionContext]:
         try:
-            lane = self._idle.pop()
+            execution = self._idle.pop()
         except IndexError:
-            lane = Lane(PlanProgram(plan), Stream())
-        yield lane
-        # A lane whose call failed is dropped: its state is unknown.
-        self._idle.append(lane)
+            execution = ExecutionContext(PlanProgram(plan), Stream())
+        yield execution
+        # An execution context whose call failed is dropped: its state is unknown.
+        self._idle.append(execution)
         if self._plan is None:
             self.close()
 

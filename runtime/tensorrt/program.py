@@ -1,4 +1,4 @@
-"""A TensorRT plan as the `Program` of a lane: execution contexts, profiles and CUDA graphs."""
+"""A TensorRT plan as a `Program`: TensorRT's contexts, profiles and CUDA graphs."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 from dinov2rt.bundle.entries import PlanEntry
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.gpu.cuda import CapturedGraph, Gpu, Stream
-from dinov2rt.runtime.gpu.lane import Lane, capture_or_warn
+from dinov2rt.runtime.gpu.execution import ExecutionContext, capture_or_warn
 from dinov2rt.runtime.gpu.memory_layout import TensorSpec
 from dinov2rt.runtime.tensorrt.flavour import Contexts
 
@@ -65,7 +65,10 @@ class _Bound:
 
 
 class PlanProgram:
-    """The contexts of one lane. The key of a shape is the index of its optimization profile."""
+    """TensorRT's contexts for one `ExecutionContext`.
+
+    The key of a shape is the index of its optimization profile.
+    """
 
     def __init__(self, plan: LoadedPlan) -> None:
         self._plan = plan
@@ -78,25 +81,27 @@ class PlanProgram:
         """Dtype of the images."""
         return self._plan.dtype(self.input_name)
 
-    def bind(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def bind(self, key: Hashable, shape: tuple[int, ...], execution: ExecutionContext) -> _Bound:
         """Set the context that serves changing shapes to this shape."""
-        return self._bind(self._context, cast(int, key), shape, lane)
+        return self._bind(self._context, cast(int, key), shape, execution)
 
-    def prepare(self, key: Hashable, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def prepare(self, key: Hashable, shape: tuple[int, ...], execution: ExecutionContext) -> _Bound:
         """Create a context for this shape alone and capture its CUDA graph."""
-        bound = self._bind(self._plan.contexts.fixed(), cast(int, key), shape, lane)
+        bound = self._bind(self._plan.contexts.fixed(), cast(int, key), shape, execution)
         if self._plan.contexts.captures:
             return bound
         bound.launch()  # deferred work of a new shape must run before the capture
-        bound.graph = capture_or_warn(lane.stream, bound.launch, shape)
+        bound.graph = capture_or_warn(execution.stream, bound.launch, shape)
         return bound
 
-    def _bind(self, context: Any, profile: int, shape: tuple[int, ...], lane: Lane) -> _Bound:
+    def _bind(
+        self, context: Any, profile: int, shape: tuple[int, ...], execution: ExecutionContext
+    ) -> _Bound:
         """Set the profile, shape, addresses and scratch memory of `context`."""
         plan, entry = self._plan, self._plan.entry
         if context.active_optimization_profile != profile:
             # In the stream of the execution, so that no further synchronization is needed.
-            done = context.set_optimization_profile_async(profile, lane.stream.handle)
+            done = context.set_optimization_profile_async(profile, execution.stream.handle)
             plan.require(done, f"switching to profile {entry.profiles[profile].name}")
         plan.require(context.set_input_shape(entry.input_name, shape), f"setting shape {shape}")
         plan.require(not context.infer_shapes(), f"inferring shapes from {shape}")
@@ -106,9 +111,9 @@ class PlanProgram:
         }
         sizes = {name: spec.num_bytes for name, spec in specs.items()}
         sizes[_SCRATCH] = context.update_device_memory_size_for_shapes()
-        addresses = lane.reserve(sizes)
+        addresses = execution.reserve(sizes)
         for name in specs:
             plan.require(context.set_tensor_address(name, addresses[name]), f"binding {name}")
         context.set_device_memory(addresses[_SCRATCH], sizes[_SCRATCH])
         outputs = {name: specs[name] for name in entry.outputs}
-        return _Bound(plan, lane.stream, context, addresses, outputs)
+        return _Bound(plan, execution.stream, context, addresses, outputs)

@@ -20,7 +20,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, BundleError, InputError
 from dinov2rt.runtime.features import Features
 from dinov2rt.runtime.gpu.cuda import call
-from dinov2rt.runtime.gpu.lane import _SHAPES_PER_LANE
+from dinov2rt.runtime.gpu.execution import SHAPES_PER_CONTEXT
 from dinov2rt.runtime.model import Model, load
 
 pytestmark = pytest.mark.gpu
@@ -66,9 +66,9 @@ def test_graphs_of_many_shapes_stay_bounded(plan: Model, noise: Noise) -> None:
             for _ in range(2):
                 plan(pixels, outputs=["cls_token"])
 
-    visit(4 * _SHAPES_PER_LANE)
+    visit(4 * SHAPES_PER_CONTEXT)
     before = used_bytes()
-    visit(20 * _SHAPES_PER_LANE)
+    visit(20 * SHAPES_PER_CONTEXT)
     assert used_bytes() - before <= 64 * MIB
 
 

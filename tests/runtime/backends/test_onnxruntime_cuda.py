@@ -35,7 +35,7 @@ class HostMemory:
 
 
 @dataclass
-class HostLane:
+class HostExecution:
     """Allocates host memory instead of GPU memory."""
 
     kept: list[NDArray[np.uint8]] = field(default_factory=list)
@@ -98,8 +98,8 @@ def test_a_bound_session_computes_the_features(
 ) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     grid = GridInputs.of(model.architecture, "pixels", {"pixels": pixels})
-    lane = HostLane()
-    bound = getattr(program, how)(grid, shape, lane)
+    execution = HostExecution()
+    bound = getattr(program, how)(grid, shape, execution)
     bytes_at(bound.addresses["pixels"], pixels)[...] = pixels
     bound.launch()
     for name, want in model(pixels).outputs.items():
@@ -133,7 +133,7 @@ def test_a_shape_runs_twice_before_it_is_captured_and_then_only_its_graph_is_lau
     )
     pixels = np.zeros((1, 28, 28, 3), np.uint8)
     grid = GridInputs.of(model.architecture, "pixels", {"pixels": pixels})
-    bound = program.prepare(grid, pixels.shape, HostLane())
+    bound = program.prepare(grid, pixels.shape, HostExecution())
     (recorded,) = graphs
     recorded.launch_plain = lambda: None
     for _ in range(3):

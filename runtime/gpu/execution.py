@@ -1,7 +1,7 @@
-"""A lane executes one batch at a time on the GPU: copy the input, launch, copy the outputs.
+"""Executes one batch at a time on the GPU: copies the input, launches, copies the outputs.
 
-Both GPU backends run their batches through a `Lane`. A lane executes a `Program`: a TensorRT plan,
-or an ONNX Runtime session.
+Both GPU backends run their batches through an `ExecutionContext`. It executes a `Program`: a
+TensorRT plan, or an ONNX Runtime session.
 """
 
 import warnings
@@ -28,8 +28,8 @@ from dinov2rt.runtime.gpu.graph_cache import GraphCache
 from dinov2rt.runtime.gpu.memory_layout import MemoryLayout, TensorSpec
 from dinov2rt.runtime.gpu.phases import Phases
 
-_SHAPES_PER_LANE = 8
-"""How many prepared shapes, such as captured CUDA graphs, a lane keeps."""
+SHAPES_PER_CONTEXT = 8
+"""How many prepared shapes, such as captured CUDA graphs, an execution context keeps."""
 
 Mark = Callable[[], None]
 
@@ -48,12 +48,12 @@ class Bound(Protocol):
         ...
 
     def launch(self) -> None:
-        """Enqueue the work in the lane's stream."""
+        """Enqueue the work in the stream of the execution context."""
         ...
 
 
 class Program(Protocol):
-    """A network that a lane executes.
+    """A network that an execution context executes.
 
     `key` and the input's shape together identify a prepared shape. For a TensorRT plan, `key` is
     the index of the optimization profile; for ONNX Runtime, it is padding and grid.
@@ -74,11 +74,13 @@ class Program(Protocol):
         """Number of the GPU."""
         ...
 
-    def bind(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
+    def bind(self, key: Hashable, shape: tuple[int, ...], execution: "ExecutionContext") -> Bound:
         """Set shape and addresses for a shape that is new; cheap, without a CUDA graph."""
         ...
 
-    def prepare(self, key: Hashable, shape: tuple[int, ...], lane: "Lane") -> Bound:
+    def prepare(
+        self, key: Hashable, shape: tuple[int, ...], execution: "ExecutionContext"
+    ) -> Bound:
         """Set shape and addresses for many calls, with a captured CUDA graph if possible."""
         ...
 
@@ -105,8 +107,8 @@ def _no_mark() -> None:
     """The default of `mark`: nothing is timed."""
 
 
-class Lane:
-    """Runs one batch at a time in `stream`. Several lanes may run concurrently.
+class ExecutionContext:
+    """Runs one batch at a time in `stream`. Several execution contexts may run concurrently.
 
     Memory is allocated once and grows only for a larger shape.
     """
@@ -115,7 +117,7 @@ class Lane:
         self._program = program
         self.stream = stream
         self._released = Stream()
-        self._shapes: GraphCache[Bound] = GraphCache(_SHAPES_PER_LANE, stream.synchronize)
+        self._shapes: GraphCache[Bound] = GraphCache(SHAPES_PER_CONTEXT, stream.synchronize)
         self._arena: DeviceMemory | None = None
         self._staging: dict[str, PinnedMemory] = {}
         self._input_read = Event()
