@@ -1,7 +1,9 @@
 """README and docs show what works: the command line takes the commands, the Python blocks run."""
 
 import importlib.util
+import json
 import re
+import shlex
 import shutil
 from argparse import ArgumentParser
 from pathlib import Path
@@ -84,3 +86,10 @@ def test_the_index_leads_to_every_page() -> None:
     pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
     linked = re.findall(r"\]\(([\w-]+\.md)", (ROOT / "docs/index.md").read_text(encoding="utf-8"))
     assert set(linked) >= pages
+
+
+@pytest.mark.parametrize("result", sorted(ROOT.glob("benchmarks/results/*/*.json")), ids=str)
+def test_commands_of_committed_results_can_be_repeated_anywhere(result: Path) -> None:
+    words = shlex.split(json.loads(result.read_text())["command"])
+    absolute = [word for word in words if word.startswith("/") and not word.startswith("/tmp/")]
+    assert not absolute

@@ -35,12 +35,12 @@ from dinov2rt.export.int8.measurement import Crops, Measured, running
 from dinov2rt.export.model import Dinov2
 from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 
-_MARGIN = 0.5
+MARGIN = 0.5
 """The share of the allowed error that the search uses: other images may be worse."""
 
 _STRICTER = Limits(
-    cosine_min=1 - _MARGIN * (1 - INT8_CLS_COSINE),
-    cosine_p1=1 - _MARGIN * (1 - INT8_TOKEN_COSINE_P1),
+    cosine_min=1 - MARGIN * (1 - INT8_CLS_COSINE),
+    cosine_p1=1 - MARGIN * (1 - INT8_TOKEN_COSINE_P1),
 )
 
 # Rows and columns. Small crops are the harder case: one that is flat has nothing beside it.

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from dinov2rt.benchmarks.studies.turns import table
+from dinov2rt.bundle.accuracy import cosines
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.limits import INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1
 from dinov2rt.bundle.variants import find_variant
@@ -32,7 +33,7 @@ from dinov2rt.export.int8.calibration import Calibration
 from dinov2rt.export.int8.form import RANGED_ON, Form, form_of, range_images, size_of
 from dinov2rt.export.int8.gptq import Int8Product
 from dinov2rt.export.int8.products import products
-from dinov2rt.export.int8.search import least_count
+from dinov2rt.export.int8.search import MARGIN, least_count
 from dinov2rt.export.model import Dinov2, load_eager
 from dinov2rt.export.weights.checkpoint import load_weights
 
@@ -40,9 +41,6 @@ Pixels = NDArray[np.uint8]
 """Images [B, H, W, 3]."""
 
 _FIRST_SEED = 1000
-_MARGIN = 0.5
-"""The share of the allowed error that a search uses, as in an export."""
-
 _COLOURS = ((255, 255, 255), (255, 255, 0), (0, 100, 120), (240, 240, 235))
 _TEXTS = (
     ((255, 255, 255), (0, 0, 0)),
@@ -62,9 +60,8 @@ class Lost:
     @property
     def holds(self) -> bool:
         """Whether a search would take it."""
-        return self.cls_token <= _MARGIN * (1 - INT8_CLS_COSINE) and self.patches <= _MARGIN * (
-            1 - INT8_TOKEN_COSINE_P1
-        )
+        allowed = MARGIN * (1 - INT8_CLS_COSINE), MARGIN * (1 - INT8_TOKEN_COSINE_P1)
+        return self.cls_token <= allowed[0] and self.patches <= allowed[1]
 
     def __str__(self) -> str:
         return f"{self.cls_token:.1e} / {self.patches:.1e}"
@@ -129,7 +126,7 @@ class Emulation:
         """What is lost if the first `count` products of the ranking are in bf16."""
         with self._rounding(count):
             got = [_tokens(self.model, image) for image in images.pixels]
-        lost = [1 - _cosines(*pair) for pair in zip(got, images.want, strict=True)]
+        lost = [1 - cosines(*pair) for pair in zip(got, images.want, strict=True)]
         return Lost(
             max(float(each[0]) for each in lost),
             max(float(np.percentile(each[1:], 99)) for each in lost),
@@ -173,12 +170,6 @@ def _tokens(model: Dinov2, image: Pixels) -> NDArray[np.float64]:
         tokens = block(tokens)
     normed: NDArray[np.float64] = model.norm(tokens)[0].double().numpy()
     return normed
-
-
-def _cosines(got: NDArray[np.float64], want: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(got, axis=1) * np.linalg.norm(want, axis=1)
-    cosines: NDArray[np.float64] = (got * want).sum(1) / lengths
-    return cosines
 
 
 def emulations(model: Dinov2) -> dict[str, Emulation]:
