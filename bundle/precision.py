@@ -52,7 +52,9 @@ class QuantizationEntry:
     older bundles. `calibration` says which photographs these are; None in older bundles. `rest` is
     the precision of everything else when this was measured: bf16 where the CPU of the export has
     it. `static` names the int8 products that round activations with scales and zero points fixed at
-    export; others have scales for each token, computed at every call.
+    export; others have scales for each token, computed at every call. `drawn_cls_cosine_min` and
+    `drawn_token_cosine_p1` are like the figures without `drawn`, measured on drawings, which do not
+    have to be within the limits; None in older bundles.
     """
 
     float32: tuple[str, ...]
@@ -63,3 +65,5 @@ class QuantizationEntry:
     calibration: CalibrationEntry | None = None
     rest: Precision = Precision.FP32
     static: tuple[str, ...] = ()
+    drawn_cls_cosine_min: float | None = None
+    drawn_token_cosine_p1: float | None = None

@@ -20,7 +20,10 @@ _GREY = (128, 128, 128)
 _PATTERNS = 16
 
 DRAWINGS = len(_CORNERS) + 1 + _PATTERNS
-"""The number of images."""
+"""The number of images of `drawings`."""
+
+OTHER_DRAWINGS = 24
+"""The number of images of `other_drawings`."""
 
 _LINES = 30
 
@@ -32,8 +35,17 @@ def drawings(size: ImageSize) -> Iterator[NDArray[np.uint8]]:
     """Nine plain colours and sixteen patterns of two colours, uint8 [1, H, W, 3] each."""
     for colour in (*_CORNERS, _GREY):
         yield np.full((1, size.height, size.width, 3), colour, np.uint8)
-    for seed, draw in zip(range(_PATTERNS), itertools.cycle(_KINDS), strict=False):
-        random = np.random.default_rng(seed)
+    yield from _patterns(size, range(_PATTERNS))
+
+
+def other_drawings(size: ImageSize) -> Iterator[NDArray[np.uint8]]:
+    """More patterns like those of `drawings`, to measure accuracy on; uint8 [1, H, W, 3] each."""
+    yield from _patterns(size, range(_PATTERNS, _PATTERNS + OTHER_DRAWINGS))
+
+
+def _patterns(size: ImageSize, seeds: range) -> Iterator[NDArray[np.uint8]]:
+    for seed in seeds:
+        random, draw = np.random.default_rng(seed), _KINDS[seed % len(_KINDS)]
         back, front = random.choice(np.array(_CORNERS, np.uint8), 2, replace=False)
         yield np.where(draw(size, random)[None, ..., None], front, back)
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,11 +54,8 @@ class Measured:
 
     @property
     def cosines(self) -> tuple[float, float]:
-        """The smallest cosine of a CLS token, and the first percentile of the other tokens."""
-        return (
-            min(output.cosine_min for output in self.outputs if output.cosine_p1 is None),
-            min(output.cosine_p1 for output in self.outputs if output.cosine_p1 is not None),
-        )
+        """See `smallest_cosines`."""
+        return smallest_cosines(self.outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +68,13 @@ class Running:
 
     def measure(self, crops: Crops, limits: Limits) -> Measured:
         """Compare every output on every crop."""
-        compared = tuple(self._compared(crops, limits))
+        compared = tuple(self.compare(crops.cases, limits))
         return _measured(crops, limits, compared, list(self._cls_tokens(crops.gallery)))
 
     def holds(self, crops: Crops, limits: Limits) -> bool:
         """Whether `measure` would hold; this stops at the first crop that misses a limit."""
         compared, cls_tokens = [], []
-        for output in self._compared(crops, limits):
+        for output in self.compare(crops.cases, limits):
             if not output.passed:
                 return False
             compared.append(output)
@@ -89,8 +86,9 @@ class Running:
             cls_tokens.append(cls_token)
         return _measured(crops, limits, compared, cls_tokens).holds
 
-    def _compared(self, crops: Crops, limits: Limits) -> Iterator[OutputAccuracy]:
-        for case in crops.cases:
+    def compare(self, cases: Iterable[GoldenCase], limits: Limits) -> Iterator[OutputAccuracy]:
+        """Compare every output of `cases`, one case a call."""
+        for case in cases:
             got = self.backend.infer({self.input_name: case.images}, self.outputs)
             for name, value in got.items():
                 yield compare(case.name, name, value, case.reference(name), limits)
@@ -99,6 +97,14 @@ class Running:
         """The CLS token [1, D] of each crop, one crop a call: many at once take much memory."""
         for image in gallery.images:
             yield self.backend.infer({self.input_name: image[None]}, [_CLS])[_CLS]
+
+
+def smallest_cosines(outputs: Sequence[OutputAccuracy]) -> tuple[float, float]:
+    """The smallest cosine of a CLS token, and the smallest first percentile of other tokens."""
+    return (
+        min(output.cosine_min for output in outputs if output.cosine_p1 is None),
+        min(output.cosine_p1 for output in outputs if output.cosine_p1 is not None),
+    )
 
 
 def _measured(

@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import (
@@ -28,10 +30,10 @@ from dinov2rt.errors import ExportError
 from dinov2rt.export.golden import eager_case
 from dinov2rt.export.int8.activations import Activations
 from dinov2rt.export.int8.calibration import Calibration
-from dinov2rt.export.int8.drawings import DRAWINGS
+from dinov2rt.export.int8.drawings import DRAWINGS, other_drawings
 from dinov2rt.export.int8.form import RANGED_ON, Form, size_of
 from dinov2rt.export.int8.gptq import Int8Product
-from dinov2rt.export.int8.measurement import Crops, Measured, running
+from dinov2rt.export.int8.measurement import Crops, Measured, running, smallest_cosines
 from dinov2rt.export.model import Dinov2
 from dinov2rt.runtime.backends.openvino_int8 import fastest_rest
 
@@ -49,17 +51,22 @@ _SEARCHED_ON = (range(4, 8), range(8, 12))
 _CHECKED_ON = tuple(range(seed, seed + 1) for seed in range(12, 20))
 _GALLERY_PATCHES = (16, 16)
 _SEARCHED_GALLERY, _CHECKED_GALLERY = range(100, 200), range(200, 300)
+_DRAWINGS_AT_ONCE = 8
 
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """Outputs of the eager model for crops of `photos`, to search on and to check on."""
+    """Outputs of the eager model for crops of `photos`, to search on and to check on.
+
+    Those for `drawings` are measured, without an influence on the result.
+    """
 
     photos: Calibration
     searched_on: Crops
     checked_on: Crops
+    drawings: tuple[GoldenCase, ...]
 
     @property
     def entry(self) -> CalibrationEntry:
@@ -82,25 +89,30 @@ def gather(
     extras: Extras,
     photos: Calibration,
 ) -> Evidence:
-    """Compute the outputs of `model` for crops of `photos`.
+    """Compute the outputs of `model` for crops of `photos`, and for drawings.
 
     The `golden` cases are added to the crops to check on.
     """
 
+    def computed(name: str, pixels: NDArray[np.uint8]) -> GoldenCase:
+        return eager_case(model, name, pixels, input_format, extras)
+
     def case(seeds: range, patches: tuple[int, int]) -> GoldenCase:
         size = size_of(model, patches)
-        pixels = photos.crops(seeds, size)
-        return eager_case(model, f"{seeds} at {size}", pixels, input_format, extras)
+        return computed(f"{seeds} at {size}", photos.crops(seeds, size))
 
     def crops(batches: Sequence[range], gallery: range) -> Crops:
         cases = tuple(case(seeds, patches) for patches in _PATCHES for seeds in batches)
         return Crops(cases, case(gallery, _GALLERY_PATCHES))
 
     checked = crops(_CHECKED_ON, _CHECKED_GALLERY)
+    drawn = np.concatenate([*other_drawings(size_of(model, _GALLERY_PATCHES))])
+    batches = np.split(drawn, range(_DRAWINGS_AT_ONCE, len(drawn), _DRAWINGS_AT_ONCE))
     return Evidence(
         photos,
         searched_on=crops(_SEARCHED_ON, _SEARCHED_GALLERY),
         checked_on=Crops((*checked.cases, *golden), checked.gallery),
+        drawings=tuple(computed("drawings", pixels) for pixels in batches),
     )
 
 
@@ -135,6 +147,11 @@ class _Trials:
                 return graph.holds(self.evidence.searched_on, _STRICTER)
 
         return least_count(holds, len(form.ranked) - 1)
+
+    def on_drawings(self, graph: ir.Model) -> tuple[float, float]:
+        """The smallest cosine of a CLS token, and first percentile of other tokens, on drawings."""
+        with running(graph, self.scratch, self.rest) as in_rest:
+            return smallest_cosines([*in_rest.compare(self.evidence.drawings, INT8_LIMITS)])
 
     def check(self, graph: ir.Model) -> Measured:
         """Measure `graph` in `rest`, and then in float32, which other CPUs use; both must hold."""
@@ -178,7 +195,7 @@ def search(
             graph = trials.build(form, count)
             measured = trials.check(graph)
             if measured.holds:
-                return graph, _entry(form, count, measured, trials)
+                return graph, _entry(form, count, measured, trials.on_drawings(graph), trials)
     raise ExportError(_refusal(form.ranked, measured, trials.rest))
 
 
@@ -196,7 +213,9 @@ def _forms(form_of: Callable[[Activations], Form], rest: Precision) -> Iterator[
     yield dynamic()
 
 
-def _entry(form: Form, count: int, measured: Measured, trials: _Trials) -> QuantizationEntry:
+def _entry(
+    form: Form, count: int, measured: Measured, drawn: tuple[float, float], trials: _Trials
+) -> QuantizationEntry:
     cls_cosine_min, token_cosine_p1 = measured.cosines
     products = form.products(count)
     return QuantizationEntry(
@@ -208,6 +227,8 @@ def _entry(form: Form, count: int, measured: Measured, trials: _Trials) -> Quant
         calibration=trials.evidence.entry,
         rest=trials.rest,
         static=tuple(sorted(_static(products))),
+        drawn_cls_cosine_min=drawn[0],
+        drawn_token_cosine_p1=drawn[1],
     )
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.entries import GraphEntry
+from dinov2rt.bundle.limits import INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
 from dinov2rt.runtime.cpu import this_cpu
@@ -53,8 +54,19 @@ def _advice(graph: GraphEntry, architecture: Architecture, rest: Precision) -> s
 
 
 def _warning(graph: GraphEntry) -> str:
-    """A warning for `describe()` if static ranges are of photographs alone, or an empty string."""
+    """A warning for `describe()` if images unlike photographs are less accurate, or ""."""
     made = graph.quantization
-    if made is None or not made.static or (made.calibration and made.calibration.drawings):
+    if made is None:
         return ""
-    return "; text, drawings and plain colours are less accurate: export int8 again"
+    if made.static and not (made.calibration and made.calibration.drawings):
+        return "; text, drawings and plain colours are less accurate: export int8 again"
+    cls_token, others = made.drawn_cls_cosine_min, made.drawn_token_cosine_p1
+    if cls_token is None or others is None:
+        return ""
+    if cls_token >= INT8_CLS_COSINE and others >= INT8_TOKEN_COSINE_P1:
+        return ""
+    return (
+        "; drawings are less accurate than photographs: smallest CLS cosine "
+        f"{cls_token:.4f} instead of {made.cls_cosine_min:.4f}, first percentile of other tokens "
+        f"{others:.4f} instead of {made.token_cosine_p1:.4f}"
+    )

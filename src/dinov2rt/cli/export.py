@@ -175,6 +175,7 @@ def _outcome(
 
 
 def _quantized(entry: QuantizationEntry, architecture: Architecture) -> list[str]:
+    from dinov2rt.export.int8.drawings import OTHER_DRAWINGS
     from dinov2rt.export.int8.products import product_names
 
     total = len(product_names(architecture))
@@ -185,7 +186,9 @@ def _quantized(entry: QuantizationEntry, architecture: Architecture) -> list[str
         "names them); on other crops the smallest cosine of a CLS token is "
         f"{entry.cls_cosine_min:.6f}, the first percentile of other tokens "
         f"{entry.token_cosine_p1:.6f}; {entry.kept_nearest:.1%} keep their nearest neighbour, "
-        f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same"
+        f"or one as near up to {NEAREST_TIE}, {entry.same_nearest:.1%} the very same",
+        f"int8: on {OTHER_DRAWINGS} drawings, which need not be within the limits, the cosines are "
+        f"{entry.drawn_cls_cosine_min:.6f} and {entry.drawn_token_cosine_p1:.6f}",
     ]
     if 2 * float32 > total:
         lines.append(f"int8: most products stayed {entry.rest}, so int8 gains little over it")

@@ -11,7 +11,7 @@ from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.variants import Variant
 from dinov2rt.export.int8.activations import Steps, static_steps
 from dinov2rt.export.int8.calibration import Calibration
-from dinov2rt.export.int8.drawings import drawings
+from dinov2rt.export.int8.drawings import OTHER_DRAWINGS, drawings, other_drawings
 from dinov2rt.export.int8.form import RANGED_ON, range_images
 from dinov2rt.export.int8.products import products
 from dinov2rt.export.model import Dinov2, load_eager
@@ -30,6 +30,12 @@ def test_there_are_plain_colours_and_patterns_of_two_colours() -> None:
 def test_they_are_the_same_every_time() -> None:
     for first, second in zip(drawings(SIZE), drawings(SIZE), strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+def test_accuracy_is_measured_on_other_patterns() -> None:
+    ranged, others = [*drawings(SIZE)], [*other_drawings(SIZE)]
+    assert len(others) == OTHER_DRAWINGS
+    assert len({image.tobytes() for image in (*ranged, *others)}) == len(ranged) + len(others)
 
 
 @pytest.fixture(scope="module", params=["dinov2_vits14_reg", "dinov2_vitg14"])

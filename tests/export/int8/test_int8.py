@@ -67,7 +67,7 @@ def evidence(eager: Dinov2, photos: Calibration) -> Evidence:
     pixels = golden_pixels(ImageSize(98, 126), ("chelsea.jpg", "astronaut.jpg"))
     case = eager_case(eager, "98x126", pixels, InputFormat.IMAGES, NO_EXTRAS)
     crops = Crops((case,), case)  # of two, each is the other's nearest, whatever is done to them
-    return Evidence(photos, crops, crops)
+    return Evidence(photos, crops, crops, drawings=(case,))
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,7 @@ def test_the_export_prints_it(exported: tuple[Path, str], photos: Path) -> None:
         "rounded for 80 crops and 25 drawings, searched on 116 crops, checked on 116 others"
         in printed
     )
+    assert "int8: on 24 drawings, which need not be within the limits, the cosines are " in printed
 
 
 @needs_bf16
@@ -198,6 +199,33 @@ def test_ranges_of_photographs_alone_are_mentioned(
     dataclasses.replace(manifest, graphs=(changed,)).write(older)
     with load(older, precision="int8") as model:
         assert ("; text, drawings and plain colours are less" in model.describe()) is is_said
+
+
+@pytest.mark.parametrize(
+    ("cls_token", "others", "is_said"),
+    [(0.9991, 0.996, False), (0.9987, 0.996, True), (0.9991, 0.9943, True)],
+)
+def test_drawings_that_miss_the_limits_are_mentioned(
+    bundle: Path, copy_of: Callable[[Path], Path], *, cls_token: float, others: float, is_said: bool
+) -> None:
+    copy = copy_of(bundle)
+    (graph,) = Manifest.read(copy).graphs
+    entry = dataclasses.replace(
+        quantization(bundle), drawn_cls_cosine_min=cls_token, drawn_token_cosine_p1=others
+    )
+    changed = dataclasses.replace(graph, quantization=entry)
+    dataclasses.replace(Manifest.read(copy), graphs=(changed,)).write(copy)
+    with load(copy, precision="int8") as model:
+        said = f"drawings are less accurate than photographs: smallest CLS cosine {cls_token:.4f}"
+        assert (said in model.describe()) is is_said
+
+
+def test_the_export_measures_drawings(bundle: Path) -> None:
+    measured = quantization(bundle)
+    assert measured.drawn_cls_cosine_min is not None
+    assert measured.drawn_token_cosine_p1 is not None
+    assert 0.9 < measured.drawn_cls_cosine_min < 1
+    assert 0.9 < measured.drawn_token_cosine_p1 < 1
 
 
 def test_without_bfloat16_the_rest_is_float32(
