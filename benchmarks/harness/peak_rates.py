@@ -22,6 +22,7 @@ from dinov2rt.benchmarks.peers.candidate import Candidate, Workload, import_all
 from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
+from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 
 _SHAPE = {"cpu": (2048, 3072, 768), "cuda": (8192, 8192, 8192)}
 """M, K and N of the matrix product.
@@ -35,9 +36,10 @@ _COPY_BYTES = {"cpu": 2**28, "cuda": 2**30}
 _MODULES = {"openvino": "dinov2rt.benchmarks.peers.quiet_openvino"}
 """Modules that are imported in place of a library's own."""
 _LIBRARIES = {"cpu": ("numpy", "openvino", "torch"), "cuda": ("torch",)}
-_PRECISIONS = {
-    "cpu": (Precision.FP32,),
-    "cuda": (Precision.FP32, Precision.FP16, Precision.BF16),
+_MULTIPLIES = {
+    "numpy": (Precision.FP32,),
+    "openvino": (Precision.FP32, Precision.BF16),
+    "torch": (Precision.FP32, Precision.FP16, Precision.BF16),
 }
 _NONE_CHOSEN: Mapping[str, str] = {}
 _SECONDS, _TURNS = 0.3, 5
@@ -88,9 +90,9 @@ def measure_peak_rates(
                 matrix_gflops(_turns(matrix_product(library, precision), workload), device)
             )
             for library in libraries
-            if library == "torch" or precision is Precision.FP32
+            if precision in _MULTIPLIES[library]
         }
-        for precision in _PRECISIONS[device]
+        for precision in _precisions(device)
     }
     copies = [
         _copy_gb_per_s(_turns(_copy(library), workload), device)
@@ -98,6 +100,13 @@ def measure_peak_rates(
         if library != "openvino"
     ]
     return best_of(found, copies, _SHAPE[device], chosen)
+
+
+def _precisions(device: str) -> tuple[Precision, ...]:
+    """The precisions with a matrix rate; of int8 there is none, since no graph is wholly int8."""
+    if device == "cuda":
+        return Precision.FP32, Precision.FP16, Precision.BF16
+    return (Precision.FP32,) if cannot_run_bf16() else (Precision.FP32, Precision.BF16)
 
 
 def unmeasured_peak_rates(device: str) -> PeakRates:
@@ -128,7 +137,7 @@ def best_of(
 
 
 def matrix_product(library: str, precision: Precision) -> Candidate:
-    """A large matrix product in "numpy", "openvino" (both only float32) or "torch"."""
+    """A large matrix product in "numpy" (only float32), "openvino" or "torch"."""
     return _candidate(f"matrix product in {precision}", library, precision, _open_product)
 
 
@@ -169,7 +178,7 @@ def _open_product(workload: Workload, *, library: str, precision: Precision) -> 
     if library == "numpy":
         return Work(_numpy_product(workload))
     if library == "openvino":
-        return Work(_openvino_product(workload))
+        return Work(_openvino_product(workload, precision))
     return Work(_torch_product(workload, precision))
 
 
@@ -192,7 +201,7 @@ def _numpy_product(workload: Workload) -> Callable[[], Any]:
     return lambda: np.matmul(left, right, out=out)
 
 
-def _openvino_product(workload: Workload) -> Callable[[], Any]:
+def _openvino_product(workload: Workload, precision: Precision) -> Callable[[], Any]:
     """A product with a constant matrix, which OpenVINO packs beforehand.
 
     The two operators after the product do nothing, but without them OpenVINO uses a library that is
@@ -210,7 +219,10 @@ def _openvino_product(workload: Workload) -> Callable[[], Any]:
     compiled = openvino.Core().compile_model(
         openvino.Model([same], [given]),
         "CPU",
-        {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": workload.threads},
+        {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision is Precision.BF16 else "f32",
+            "INFERENCE_NUM_THREADS": workload.threads,
+        },
     )
     request = compiled.create_infer_request()
     request.set_input_tensor(openvino.Tensor(left))

@@ -14,6 +14,7 @@ from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.results import PeakRates
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.runtime.backends.openvino import cannot_run_bf16
 
 
 def test_of_each_rate_the_best_library_counts() -> None:
@@ -37,7 +38,8 @@ def test_the_library_of_an_earlier_run_is_kept_where_it_is_there() -> None:
 
 
 def test_this_machine_has_a_roof(peak_rates: PeakRates) -> None:
-    assert set(peak_rates.matrix_gflops) == {"fp32"}
+    expected = {"fp32"} if cannot_run_bf16() else {"fp32", "bf16"}
+    assert set(peak_rates.matrix_gflops) == expected
     assert peak_rates.matrix_library["fp32"] in ("numpy", "openvino", "torch")
     assert peak_rates.matrix_gflops["fp32"] > 1  # a plain loop in C reaches that
     assert peak_rates.copy_gb_per_s is not None
@@ -61,9 +63,22 @@ def test_the_rate_is_the_work_over_the_median_call_of_a_turn() -> None:
     assert matrix_gflops(turns, "cpu") == pytest.approx([2 * gflop * 10, 2 * gflop * 20])
 
 
-@pytest.mark.parametrize("library", ["numpy", "openvino", "torch"])
-def test_a_product_takes_turns_as_candidates_do(library: str) -> None:
-    with Worker(matrix_product(library, Precision.FP32), Workload(Path(), "cpu", 1)) as worker:
+@pytest.mark.parametrize(
+    ("library", "precision"),
+    [
+        ("numpy", Precision.FP32),
+        ("openvino", Precision.FP32),
+        ("torch", Precision.FP32),
+        ("openvino", Precision.BF16),
+        pytest.param(
+            "torch",
+            Precision.BF16,
+            marks=pytest.mark.skipif(cannot_run_bf16() is not None, reason="emulated, slowly"),
+        ),
+    ],
+)
+def test_a_product_takes_turns_as_candidates_do(library: str, precision: Precision) -> None:
+    with Worker(matrix_product(library, precision), Workload(Path(), "cpu", 1)) as worker:
         worker.load()
         turn = worker.turn(0.0)
     assert len(turn.samples_ms) == 1
