@@ -51,7 +51,8 @@ class LatencyReport:
 
     `stolen` is the largest share of all cores' time that the host of a virtual machine gave to
     others during a turn; `disturbed_turns` is the number of turns that were repeated for it.
-    `others` is the share of other processes of this machine, over all turns.
+    `others` is the share of other processes of this machine, over all turns. `disk_reads_per_s`
+    counts major page faults: it is not 0 if memory is short, and weights are read again from disk.
     """
 
     p50_ms: float
@@ -66,6 +67,7 @@ class LatencyReport:
     stolen: float = 0.0
     disturbed_turns: int = 0
     others: float = 0.0
+    disk_reads_per_s: float = 0.0
     host_to_device_ms: float | None = None
     compute_ms: float | None = None
     device_to_host_ms: float | None = None

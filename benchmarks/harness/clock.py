@@ -44,6 +44,14 @@ def _cpu_s(*columns: int) -> float:
     return sum(int(total[column]) for column in columns) / os.sysconf("SC_CLK_TCK")
 
 
+def disk_reads() -> int:
+    """How often this process had to wait until memory was read from disk: its major page faults.
+
+    It grows during a call if memory is short, and the system drops pages of mapped weights.
+    """
+    return resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+
+
 def peak_rss_mib() -> float:
     """The peak resident memory of this process.
 

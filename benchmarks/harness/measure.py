@@ -163,7 +163,7 @@ def _measure_cell(
     for contestant in contestants:
         candidate = contestant.worker.candidate
         row = _timed(rows[candidate.name], contestant)
-        rates = products.get(candidate.precision)  # not for int8: part of its graph is float32
+        rates = products.get(candidate.precision)  # none for int8
         if row.latency is not None and rates is not None:
             row = replace(
                 row, roofline=_roofline(row, contestant, rates, peaks, heads, request.device)
@@ -221,6 +221,7 @@ def _timed(row: Row, contestant: Contestant) -> Row:
         stolen=max(turn.stolen for turn in turns),
         disturbed_turns=len(contestant.disturbed),
         others=fmean((turn.others for turn in turns), weights=[turn.spent_s for turn in turns]),
+        disk_reads_per_s=sum(turn.disk_reads for turn in turns) / contestant.spent_s,
     )
     return replace(row, latency=_with_phases(latency, contestant.worker))
 

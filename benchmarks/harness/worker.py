@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.harness.clock import busy_s, peak_rss_mib, stolen_s, timed
+from dinov2rt.benchmarks.harness.clock import busy_s, disk_reads, peak_rss_mib, stolen_s, timed
 from dinov2rt.benchmarks.harness.gpu_state import memory_held_mib
 from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, RunnerWithPhases, Workload
 from dinov2rt.errors import Dinov2rtError, first_line
@@ -52,16 +52,17 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The times of consecutive calls, and the shares of all cores' time that others used meanwhile.
+    """The times of consecutive calls, and what may have disturbed them.
 
-    `stolen` is the share that the host of a virtual machine gave to others, `others` the share of
-    other processes of this machine. Both are counted in ticks of 10 ms, so that they are inexact in
-    a short turn.
+    Of all cores' time, `stolen` is the share that the host of a virtual machine gave to others, and
+    `others` the share of other processes of this machine. Both are counted in ticks of 10 ms, so
+    that they are inexact in a short turn. `disk_reads` is the number of major page faults.
     """
 
     samples_ms: tuple[float, ...]
     stolen: float
     others: float = 0.0
+    disk_reads: int = 0
 
     @property
     def spent_s(self) -> float:
@@ -179,7 +180,7 @@ class _Session:
         if warm_up:
             self._call()
         samples_ms: list[float] = []
-        stolen, busy, own = stolen_s(), busy_s(), time.process_time()
+        stolen, busy, own, reads = stolen_s(), busy_s(), time.process_time(), disk_reads()
         starts = time.perf_counter()
         while not samples_ms or time.perf_counter() < starts + seconds:
             samples_ms.append(timed(self._call)[0])
@@ -189,6 +190,7 @@ class _Session:
             tuple(samples_ms),
             stolen=(stolen_s() - stolen) / all_cores_s,
             others=max(0.0, busy_s() - busy - own) / all_cores_s,
+            disk_reads=disk_reads() - reads,
         )
 
     def phases(self) -> Phases | None:

@@ -6,7 +6,9 @@ from dinov2rt.benchmarks.report.marks import Marks
 from dinov2rt.benchmarks.report.method import WORDS, cold_start_reading, method, reading
 from dinov2rt.benchmarks.report.pages import template
 from dinov2rt.benchmarks.report.plots import plot_groups
-from dinov2rt.benchmarks.report.summary import cells, sentences
+from dinov2rt.benchmarks.report.precision_table import precision_table
+from dinov2rt.benchmarks.report.ratios import cells
+from dinov2rt.benchmarks.report.summary import sentences
 from dinov2rt.benchmarks.report.svg import PALETTE
 from dinov2rt.benchmarks.report.tables import (
     cold_start_table,
@@ -48,6 +50,7 @@ def to_html(run: BenchmarkRun, cls_cosine: float = CLS_COSINE) -> str:
             (variant, [latency_table(run, cell) for cell in cells(run) if cell.variant == variant])
             for variant in variants
         ],
+        precisions=precision_table(run),
         phases=phase_table(run),
         missing=missing_table(run),
         cold_start_reading=cold_start_reading(run.settings),

@@ -12,7 +12,7 @@ from dinov2rt.benchmarks.report.formats import (
     significant,
 )
 from dinov2rt.benchmarks.report.pages import template
-from dinov2rt.benchmarks.report.summary import cells, fastest
+from dinov2rt.benchmarks.report.ratios import cells, fastest
 from dinov2rt.benchmarks.report.svg import PALETTE
 from dinov2rt.benchmarks.report.tiles import own_precisions, speed_over_eager
 from dinov2rt.benchmarks.report.titles import title

@@ -4,7 +4,9 @@ from collections.abc import Iterable
 
 from dinov2rt.benchmarks.report.formats import one_line
 from dinov2rt.benchmarks.report.method import cold_start_reading, method, reading
-from dinov2rt.benchmarks.report.summary import cells, sentences
+from dinov2rt.benchmarks.report.precision_table import precision_table
+from dinov2rt.benchmarks.report.ratios import cells
+from dinov2rt.benchmarks.report.summary import sentences
 from dinov2rt.benchmarks.report.tables import (
     Table,
     cold_start_table,
@@ -58,7 +60,7 @@ def _latencies(run: BenchmarkRun) -> Iterable[str]:
 
 
 def _rest(run: BenchmarkRun) -> Iterable[str]:
-    for table in (phase_table(run), missing_table(run)):
+    for table in (precision_table(run), phase_table(run), missing_table(run)):
         if table:
             yield from _titled(table)
     yield "## Cold start and memory"

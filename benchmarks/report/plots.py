@@ -16,7 +16,7 @@ from dinov2rt.benchmarks.report.bars import (
 )
 from dinov2rt.benchmarks.report.formats import percent, shape, significant
 from dinov2rt.benchmarks.report.marks import Marks
-from dinov2rt.benchmarks.report.summary import cells, rows_at
+from dinov2rt.benchmarks.report.ratios import cells, rows_at
 from dinov2rt.benchmarks.report.svg import HEIGHT_IN, WIDTH_IN, draw
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 

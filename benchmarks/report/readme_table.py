@@ -12,10 +12,11 @@ from dinov2rt.benchmarks.report.formats import (
     shape,
     significant,
 )
-from dinov2rt.benchmarks.report.summary import Duel, duels, lone_duels, rows_at
+from dinov2rt.benchmarks.report.ratio_grid import best_of, ratio_grid
+from dinov2rt.benchmarks.report.ratios import TimeRatio, beside_peers, without_peer
 from dinov2rt.benchmarks.report.tables import Table
 from dinov2rt.benchmarks.report.titles import measured_chip
-from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
+from dinov2rt.benchmarks.results import BenchmarkRun, Row
 from dinov2rt.bundle.variants import variants
 from dinov2rt.errors import InputError
 from dinov2rt.files import replacing
@@ -98,10 +99,13 @@ def _conditions(run: BenchmarkRun) -> str:
 def _blocks(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
     yield _conditions(runs[0])
     yield from _warnings(runs)
-    rows = tuple(_row(duel) for duel in _latency_duels(runs))
-    yield (
-        str(Table("", _HEADER, rows, labels=3)) if rows else "No latency beside a peer's was taken."
-    )
+    rows = tuple(map(_row, _of_smallest_batch(runs)))
+    if not rows:
+        yield "No latency beside a peer's was taken."
+        return
+    yield str(Table("", _HEADER, rows, labels=3))
+    yield "Time of dinov2rt ÷ time of another candidate (95 %), in all cells:"
+    yield str(ratio_grid(runs))
 
 
 def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
@@ -115,28 +119,15 @@ def _warnings(runs: Sequence[BenchmarkRun]) -> Iterable[str]:
         )
 
 
-def _latency_duels(runs: Sequence[BenchmarkRun]) -> list[Duel]:
-    """One comparison for each precision and cell of the smallest batch, small models first.
-
-    If several runs hold a cell, the run with the most candidates in it counts; the runs' own
-    reports have the others.
-    """
-    found: dict[tuple[Cell, str], tuple[int, Duel]] = {}
-    for run in runs:
-        for duel in (*duels(run), *lone_duels(run)):
-            known, timed = (duel.cell, duel.precision), _timed_at(run, duel.cell)
-            if known not in found or found[known][0] < timed:
-                found[known] = timed, duel
-    smallest = min((cell.batch for cell, _ in found), default=1)
+def _of_smallest_batch(runs: Sequence[BenchmarkRun]) -> list[TimeRatio]:
+    """One comparison for each precision and cell of the smallest batch, small models first."""
+    found = best_of(runs, lambda run: (*beside_peers(run), *without_peer(run)))
+    smallest = min((each.cell.batch for each in found), default=1)
     order = [variant.name for variant in variants()]
     return sorted(
-        (duel for _, duel in found.values() if duel.cell.batch == smallest),
-        key=lambda duel: (order.index(duel.cell.variant), duel.cell, duel.precision),
+        (each for each in found if each.cell.batch == smallest),
+        key=lambda each: (order.index(each.cell.variant), each.cell, each.precision),
     )
-
-
-def _timed_at(run: BenchmarkRun, cell: Cell) -> int:
-    return sum(row.latency is not None for row in rows_at(run, cell))
 
 
 def _named(peer: Row) -> str:
@@ -144,18 +135,18 @@ def _named(peer: Row) -> str:
     return f"{peer.candidate} (fails accuracy)" if inaccurate else peer.candidate
 
 
-def _row(duel: Duel) -> tuple[str, ...]:
-    own, peer, accuracy = duel.own.latency, duel.peer.latency, duel.own.accuracy
-    if own is None or peer is None:
-        raise AssertionError("a duel has two times")
+def _row(each: TimeRatio) -> tuple[str, ...]:
+    own, other, accuracy = each.own.latency, each.other.latency, each.own.accuracy
+    if own is None or other is None:
+        raise AssertionError("a ratio has two times")
     return (
-        duel.cell.variant,
-        shape(duel.cell),
-        precision_name(duel.precision),
+        each.cell.variant,
+        shape(each.cell),
+        precision_name(each.precision),
         median_text(own),
         significant(own.images_per_s),
-        _named(duel.peer),
-        median_text(peer),
-        ratio_text(duel.ratio),
+        _named(each.other),
+        median_text(other),
+        ratio_text(each.ratio),
         error(accuracy.relative_l2) if accuracy else "",
     )

@@ -1,141 +1,49 @@
 """Summarizes a run in sentences that are computed from its results."""
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
-from itertools import product
 
 from dinov2rt.benchmarks.report.formats import (
     counted,
     percent,
     precision_name,
-    ratio_text,
     significant,
     span,
 )
-from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
-from dinov2rt.benchmarks.statistics import Interval, paired_ratio
-from dinov2rt.bundle.precision import Precision
+from dinov2rt.benchmarks.report.ratios import (
+    Standing,
+    TimeRatio,
+    beside_float32,
+    beside_peers,
+    cells,
+    fastest,
+    int8_beside_bfloat16,
+    precisions,
+    rows_at,
+)
+from dinov2rt.benchmarks.results import BenchmarkRun, Row
 
-LEVEL = 1.03
-"""Up to this ratio to the fastest peer, dinov2rt counts as equally fast."""
-
-
-class Standing(StrEnum):
-    """dinov2rt compared with the fastest peer of the same precision, by the whole interval."""
-
-    FASTEST = "fastest"
-    LEVEL = "within 3 % of the fastest peer"
-    SLOWER = "slower"
-    OPEN = "not decided by the measurement"
-
-
-@dataclass(frozen=True, slots=True)
-class Duel:
-    """dinov2rt's fastest candidate beside the fastest peer, at one cell and precision.
-
-    `ratio` is dinov2rt's time over the peer's. In `lone_duels` the peer is one of float32.
-    """
-
-    cell: Cell
-    precision: str
-    own: Row
-    peer: Row
-    ratio: Interval
-
-    @property
-    def standing(self) -> Standing:
-        """The standing on which the whole interval of the ratio agrees; otherwise OPEN."""
-        low, high = self.ratio.low, self.ratio.high
-        if low is None or high is None:
-            return Standing.OPEN
-        if high < 1:
-            return Standing.FASTEST
-        if high <= LEVEL:
-            return Standing.LEVEL
-        return Standing.SLOWER if low > LEVEL else Standing.OPEN
-
-
-def cells(run: BenchmarkRun) -> tuple[Cell, ...]:
-    """Every cell once, in the order of the run."""
-    return tuple(dict.fromkeys(row.cell for row in run.rows))
-
-
-def rows_at(run: BenchmarkRun, cell: Cell) -> tuple[Row, ...]:
-    """The rows of a cell: the timed ones first, the fastest of them first."""
-    rows = (row for row in run.rows if row.cell == cell)
-    return tuple(sorted(rows, key=lambda row: row.latency.p50_ms if row.latency else math.inf))
-
-
-def fastest(
-    run: BenchmarkRun, cell: Cell, precision: str, *, peer: bool | None = None
-) -> Row | None:
-    """The fastest timed row of a precision: of peers, of dinov2rt's own candidates, or of all."""
-    for row in rows_at(run, cell):
-        facts = run.facts(row)
-        if row.latency and facts.precision == precision and peer in (None, facts.is_peer):
-            return row
-    return None
-
-
-def ratio_to_fastest_peer(run: BenchmarkRun, row: Row) -> Interval | None:
-    """The time of `row` over the time of the fastest peer in its precision, if both were timed."""
-    peer = fastest(run, row.cell, run.facts(row).precision, peer=True)
-    if row.latency is None or peer is None or peer.latency is None:
-        return None
-    return paired_ratio(row.latency, peer.latency)
-
-
-def duels(run: BenchmarkRun) -> tuple[Duel, ...]:
-    """One comparison for each cell and precision where both sides were timed."""
-    found = []
-    for cell in cells(run):
-        for precision in precisions(run):
-            own = fastest(run, cell, precision, peer=False)
-            peer = fastest(run, cell, precision, peer=True)
-            ratio = ratio_to_fastest_peer(run, own) if own else None
-            if own and peer and ratio:
-                found.append(Duel(cell, precision, own, peer, ratio))
-    return tuple(found)
-
-
-def lone_duels(run: BenchmarkRun) -> tuple[Duel, ...]:
-    """Comparisons for precisions that no peer has: with the fastest float32, also dinov2rt's."""
-    compared = {facts.precision for facts in run.candidates if facts.is_peer} | {Precision.FP32}
-    found = []
-    for precision, cell in product(precisions(run), cells(run)):
-        own = fastest(run, cell, precision, peer=False)
-        other = fastest(run, cell, Precision.FP32)
-        if precision not in compared and own and own.latency and other and other.latency:
-            ratio = paired_ratio(own.latency, other.latency)
-            found.append(Duel(cell, precision, own, other, ratio))
-    return tuple(found)
-
-
-def precisions(run: BenchmarkRun) -> tuple[str, ...]:
-    """Every precision once, in the order of the run."""
-    return tuple(dict.fromkeys(facts.precision for facts in run.candidates))
+WORTHWHILE = 0.85
+"""Above this ratio to bfloat16, int8 saves too little time for what it loses in accuracy."""
 
 
 def sentences(run: BenchmarkRun) -> tuple[str, ...]:
     """The run in a few sentences, the most important one first."""
-    found = duels(run)
+    found = beside_peers(run)
     standings = [
         line
         for precision in precisions(run)
-        for line in _standing_lines(precision, [d for d in found if d.precision == precision])
+        for line in _standing_lines(precision, [e for e in found if e.precision == precision])
     ]
     if not found:
         standings = ["Nowhere were dinov2rt and a peer of the same precision both timed."]
-    standings += (*_other_precision_lines(run), *_lone_precision_lines(run))
+    standings += (*_other_precision_lines(run), *_gain_lines(run), *_int8_lines(run))
     return (*standings, *_roofline_lines(run), *_accuracy_lines(run), *_missing_lines(run))
 
 
-def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
+def _standing_lines(precision: str, found: Sequence[TimeRatio]) -> Iterable[str]:
     if not found:
         return
-    count = {kind: sum(duel.standing is kind for duel in found) for kind in Standing}
+    count = {kind: sum(each.standing is kind for each in found) for kind in Standing}
     kinds = [
         f"the fastest in {count[Standing.FASTEST]} of {counted(len(found), 'cell')}",
         f"within 3 % of the fastest peer in {count[Standing.LEVEL]}",
@@ -144,13 +52,12 @@ def _standing_lines(precision: str, found: Sequence[Duel]) -> Iterable[str]:
     if count[Standing.OPEN]:
         kinds.append(f"not told apart by the measurement in {count[Standing.OPEN]}")
     yield f"In {precision_name(precision)}, dinov2rt is {', '.join(kinds)}."
-    ratios = sorted(duel.ratio.median for duel in found)
     yield (
-        f"Its {precision_name(precision)} calls take {span(ratios[0], ratios[-1])} times as long "
+        f"Its {precision_name(precision)} calls take {_span(found)} times as long "
         "as the fastest peer of the cell."
     )
     for kind, words in ((Standing.SLOWER, "Slower"), (Standing.OPEN, "Not decided")):
-        named = [_named(duel) for duel in found if duel.standing is kind]
+        named = [_named(each) for each in found if each.standing is kind]
         if named:
             yield f"{words} in {precision_name(precision)}: {'; '.join(named)}."
 
@@ -172,24 +79,37 @@ def _other_precision_lines(run: BenchmarkRun) -> Iterable[str]:
         )
 
 
-def _lone_precision_lines(run: BenchmarkRun) -> Iterable[str]:
-    """The gain over float32 of a precision that no peer has."""
-    duels_ = lone_duels(run)
-    for precision in dict.fromkeys(duel.precision for duel in duels_):
-        found = [duel for duel in duels_ if duel.precision == precision]
-        ratios = sorted(duel.ratio.median for duel in found)
-        named = [
-            f"{duel.cell}, {ratio_text(duel.ratio)} times {duel.peer.candidate}" for duel in found
-        ]
+def _gain_lines(run: BenchmarkRun) -> Iterable[str]:
+    """The gain of lower precisions over float32."""
+    ratios = beside_float32(run)
+    for precision in dict.fromkeys(each.precision for each in ratios):
         yield (
-            f"In {precision_name(precision)} its calls take {span(ratios[0], ratios[-1])} of the "
-            "time of the fastest float32 candidate of the cell, "
-            f"dinov2rt's own included: {'; '.join(named)}."
+            f"In {precision_name(precision)} its calls take "
+            f"{_span([each for each in ratios if each.precision == precision])} of the time of the "
+            "fastest float32 candidate of the cell, dinov2rt's own included."
         )
 
 
-def _named(duel: Duel) -> str:
-    return f"{duel.cell}, {significant(duel.ratio.median)} times {duel.peer.candidate}"
+def _int8_lines(run: BenchmarkRun) -> Iterable[str]:
+    """The gain of int8 over bfloat16, and the cells where it is too small."""
+    ratios = int8_beside_bfloat16(run)
+    if ratios:
+        yield f"Its int8 calls take {_span(ratios)} of the time of its bfloat16 calls."
+    small = [str(each.cell) for each in ratios if each.ratio.median > WORTHWHILE]
+    if small:
+        yield (
+            f"Take bfloat16 rather than int8 at {'; '.join(small)}: the measurement does not show "
+            f"that int8 saves {percent(1 - WORTHWHILE)} there, and it is less accurate."
+        )
+
+
+def _span(ratios: Sequence[TimeRatio]) -> str:
+    medians = [each.ratio.median for each in ratios]
+    return span(min(medians), max(medians))
+
+
+def _named(each: TimeRatio) -> str:
+    return f"{each.cell}, {significant(each.ratio.median)} times {each.other.candidate}"
 
 
 def _roofline_lines(run: BenchmarkRun) -> Iterable[str]:

@@ -15,12 +15,15 @@ from dinov2rt.benchmarks.report.formats import (
     ratio_text,
     significant,
 )
-from dinov2rt.benchmarks.report.summary import fastest, ratio_to_fastest_peer, rows_at
+from dinov2rt.benchmarks.report.ratios import fastest, ratio_to_fastest_peer, rows_at
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 
 _OTHERS_AT_MOST = 0.05
 """Other processes are mentioned if they use more than this share of the cores' time."""
+
+_DISK_READS_AT_MOST = 20
+"""Reads from disk are mentioned if there are more per second; each takes 0.1 to 1 ms of a call."""
 
 _LATENCY_HEADER = (
     "candidate",
@@ -111,6 +114,12 @@ def _disturbances(rows: Sequence[Row]) -> Iterator[str]:
             yield (
                 f"{row.candidate}: other processes had {row.latency.others:.0%} of the cores' time "
                 "during its turns, so its times may be too long"
+            )
+        if row.latency and row.latency.disk_reads_per_s > _DISK_READS_AT_MOST:
+            yield (
+                f"{row.candidate}: its memory was read from disk again "
+                f"{row.latency.disk_reads_per_s:,.0f} times a second, because memory was short, so "
+                "its times are too long; measure fewer peers or precisions in a run"
             )
 
 

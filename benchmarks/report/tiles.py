@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from dinov2rt.benchmarks.report.formats import cosine, percent, precision_name, significant
-from dinov2rt.benchmarks.report.summary import cells, fastest, precisions, rows_at
+from dinov2rt.benchmarks.report.ratios import cells, fastest, precisions, rows_at
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 from dinov2rt.benchmarks.statistics import paired_ratio
 from dinov2rt.bundle.precision import Precision

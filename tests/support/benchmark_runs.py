@@ -134,3 +134,20 @@ def timed() -> Callable[[Row, float], Row]:
         return replace(row, latency=summarise(turns * 2, turns, row.cell.batch))
 
     return multiplied
+
+
+@pytest.fixture(scope="session")
+def with_precisions(timed: Callable[[Row, float], Row]) -> Callable[..., BenchmarkRun]:
+    """A run with more candidates of dinov2rt, whose times are multiples of its float32 ones."""
+
+    def extended(run: BenchmarkRun, **factors: float) -> BenchmarkRun:
+        own = [facts for facts in run.candidates if not facts.is_peer]
+        results = [row for row in run.rows if not run.facts(row).is_peer]
+        facts, rows = list(run.candidates), list(run.rows)
+        for precision, factor in factors.items():
+            name = f"dinov2rt-{precision}"
+            facts += [replace(each, candidate=name, precision=precision) for each in own]
+            rows += [replace(timed(row, factor), candidate=name) for row in results]
+        return replace(run, candidates=tuple(facts), rows=tuple(rows))
+
+    return extended

@@ -1,7 +1,9 @@
 """A candidate that pools pixels, for processes of their own: its module imports no torch."""
 
+import mmap
 import os
 import signal
+import tempfile
 
 import numpy as np
 
@@ -12,7 +14,10 @@ DIM = 8
 
 
 class Pooling:
-    """Returns means of pixels as tokens; may die, or be wrong, from the second shape on."""
+    """Returns means of pixels as tokens; may die, or be wrong, from the second shape on.
+
+    If it "thrashes", each call reads a mapped file that the system has just dropped from memory.
+    """
 
     version = "pooling 1"
 
@@ -26,6 +31,8 @@ class Pooling:
         return pixels
 
     def run(self, prepared: np.ndarray) -> np.ndarray:
+        if self.way_to_fail == "thrashes":
+            _read_from_disk()
         return prepared
 
     def outputs(self, result: np.ndarray) -> dict[str, np.ndarray]:
@@ -55,3 +62,15 @@ def can_run(_: Workload) -> None:
 
 def cannot_run(_: Workload) -> str:
     return "its package is not installed"
+
+
+def _read_from_disk() -> None:
+    """Map a file whose pages are on disk alone, and read it."""
+    with tempfile.TemporaryFile(dir=".") as file:
+        file.write(bytes(64 * mmap.PAGESIZE))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            mapped.madvise(mmap.MADV_RANDOM)  # otherwise one read fetches many pages
+            mapped[:: mmap.PAGESIZE]

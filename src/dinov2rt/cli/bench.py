@@ -178,10 +178,13 @@ def _has_passed(run: "BenchmarkRun") -> bool:
 
 
 def _text(run: "BenchmarkRun") -> str:
-    from dinov2rt.benchmarks.report.summary import cells, sentences
+    from dinov2rt.benchmarks.report.precision_table import precision_table
+    from dinov2rt.benchmarks.report.ratios import cells
+    from dinov2rt.benchmarks.report.summary import sentences
     from dinov2rt.benchmarks.report.tables import latency_table, missing_table
 
-    tables = [latency_table(run, cell) for cell in cells(run)] + [missing_table(run)]
+    latencies = [latency_table(run, cell) for cell in cells(run)]
+    tables = [*latencies, precision_table(run), missing_table(run)]
     blocks = [f"{table.title}\n\n{table}" for table in tables if table is not None]
     warnings = [f"warning: {warning}" for warning in run.environment.warnings]
     return "\n\n".join([*warnings, *blocks, *sentences(run)])

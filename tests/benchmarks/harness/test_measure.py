@@ -3,6 +3,7 @@
 from functools import partial
 from pathlib import Path
 
+import pytest
 from support.pooling_candidate import can_run, cannot_run, open_pooling
 
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
@@ -92,3 +93,16 @@ def test_a_candidate_that_cannot_run_or_load_is_missing(bundle_s_reg: Path) -> N
         ("peer", "peer: there is no such library", False),
     }
     assert whole.rows == ()
+
+
+def test_reads_from_disk_during_calls_are_counted(bundle_s_reg: Path) -> None:
+    *_, whole = measured(bundle_s_reg, "", candidate("short of memory", "thrashes"))
+    counted, undisturbed = (
+        [row.latency.disk_reads_per_s for row in rows(whole, name) if row.latency]
+        for name in ("short of memory", "own")
+    )
+    assert len(counted) == 2
+    if not any(counted):
+        pytest.skip("this file system has no disk")
+    assert all(each > 20 for each in counted)
+    assert max(undisturbed) < min(counted)

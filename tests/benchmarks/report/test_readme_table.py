@@ -31,10 +31,54 @@ def test_the_table_is_written_between_the_comments(readme: Path, results: Path) 
     assert text.startswith(f"# before\n\n{BEGIN}\n\n**test-machine**: Invented CPU")
     assert text.endswith(f"|\n\n{END}\n\nafter\n")
     assert "\nold\n" not in text
-    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| dinov2_vit")]
-    assert [row[1].strip() for row in rows] == ["1 × 224×224", "1 × 518×518"] * 2
-    assert rows[1][5].strip() == "openvino &lt;2026>"
-    assert rows[1][7].strip().startswith("0.985 (0.98")
+    rows = rows_of(text, columns=9)
+    assert [row[1] for row in rows] == ["1 × 224×224", "1 × 518×518"] * 2
+    assert rows[1][5] == "openvino &lt;2026>"
+    assert rows[1][7].startswith("0.985 (0.98")
+
+
+def rows_of(text: str, columns: int) -> list[list[str]]:
+    """The texts in the rows of tables with so many columns."""
+    lines = [line for line in text.splitlines() if line.startswith("| dinov2_vit")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in rows if len(row) == columns]
+
+
+def test_a_second_table_has_every_cell_and_every_precision(
+    readme: Path,
+    results: Path,
+    benchmark_run: BenchmarkRun,
+    with_precisions: Callable[..., BenchmarkRun],
+) -> None:
+    run = with_precisions(benchmark_run, bf16=0.5, int8=0.4)
+    small = [row for row in run.rows if row.cell.variant == "dinov2_vits14_reg"]
+    large = [row for row in run.rows if row.cell.variant == "dinov2_vitb14"]
+    folder = results / "test-machine"
+    replace(run, rows=tuple(small)).write(folder / "cpu.json")
+    replace(run, rows=tuple(row for row in large if row.cell.height == 518)).write(
+        folder / "large.json"
+    )
+    write(readme, results)
+    text = readme.read_text()
+    header = next(
+        line for line in text.splitlines() if line.startswith("| variant ") and " other  " in line
+    )
+    assert [each.strip() for each in header.split("|")[4:-1]] == [
+        f"{batch} × {side}×{side}" for side in (224, 518) for batch in (1, 8)
+    ]
+    rows = {tuple(row[:3]): row[3:] for row in rows_of(text, columns=7)}
+    assert [each[1:] for each in rows if each[0] == "dinov2_vits14_reg"] == [
+        ("float32", "fastest peer of that precision"),
+        ("bfloat16", "fastest peer of that precision"),
+        ("bfloat16", "fastest float32 candidate"),
+        ("int8", "fastest float32 candidate"),
+        ("int8", "dinov2rt in bfloat16"),
+    ]
+    small_int8 = rows["dinov2_vits14_reg", "int8", "fastest float32 candidate"]
+    # In the first cell, a peer is faster in float32 than dinov2rt.
+    assert [each[:5] for each in small_int8] == ["0.552", "0.400", "0.400", "0.400"]
+    large_int8 = rows["dinov2_vitb14", "int8", "dinov2rt in bfloat16"]
+    assert [each[:5] for each in large_int8] == ["–", "–", "0.800", "0.800"]
 
 
 def test_a_new_result_makes_it_stale(
@@ -138,8 +182,26 @@ def test_a_precision_that_no_peer_has_stands_beside_the_fastest_in_float32(
         rows=(*benchmark_run.rows, quick),
     ).write(results / "test-machine" / "cpu.json")
     write(readme, results)
-    (line,) = (line for line in readme.read_text().splitlines() if " int8 " in line)
-    assert line.split(" | ")[5].strip() == "dinov2rt-ort"
+    (row,) = (row for row in rows_of(readme.read_text(), columns=9) if row[2] == "int8")
+    assert row[5] == "dinov2rt-ort"
+
+
+def test_of_two_runs_with_as_many_candidates_the_one_with_more_turns_counts(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    write(readme, results)
+    before = readme.read_text()
+    shorter = replace(benchmark_run, rows=tuple(map(six_turns, benchmark_run.rows)))
+    for name in ("a.json", "z.json"):
+        shorter.write(results / "test-machine" / name)
+        assert not is_stale(readme, results)
+    assert readme.read_text() == before
+
+
+def six_turns(row: Row) -> Row:
+    if row.latency is None:
+        return row
+    return replace(row, latency=replace(row.latency, turns_ms=row.latency.turns_ms[:6]))
 
 
 def test_without_results_one_line_says_so(readme: Path, tmp_path: Path) -> None:
