@@ -178,7 +178,7 @@ def test_a_graph_that_is_mostly_not_int8_says_so(
     with load(other, precision="int8") as model:
         assert said in model.describe()
     lines = _quantized(entry, manifest.architecture)
-    assert lines[1] == f"int8: most products stayed {entry.rest}, so int8 gains little over it"
+    assert f"int8: most products stayed {entry.rest}, so int8 gains little over it" in lines
 
 
 @pytest.mark.parametrize(("drawn", "is_said"), [(0, True), (25, False)])
