@@ -2,14 +2,14 @@
 
 from markupsafe import Markup
 
-from dinov2rt.benchmarks.report.marks import Marks
+from dinov2rt.benchmarks.report.figures.marks import Marks
+from dinov2rt.benchmarks.report.figures.plots import plot_groups
+from dinov2rt.benchmarks.report.figures.svg import PALETTE
 from dinov2rt.benchmarks.report.method import WORDS, cold_start_reading, method, reading
 from dinov2rt.benchmarks.report.pages import template
-from dinov2rt.benchmarks.report.plots import plot_groups
 from dinov2rt.benchmarks.report.precision_table import precision_table
 from dinov2rt.benchmarks.report.ratios import cells
 from dinov2rt.benchmarks.report.summary import sentences
-from dinov2rt.benchmarks.report.svg import PALETTE
 from dinov2rt.benchmarks.report.tables import (
     cold_start_table,
     environment_table,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from dinov2rt.benchmarks.report.figures.svg import PALETTE
 from dinov2rt.benchmarks.report.formats import (
     NOTHING,
     median_text,
@@ -13,7 +14,6 @@ from dinov2rt.benchmarks.report.formats import (
 )
 from dinov2rt.benchmarks.report.pages import template
 from dinov2rt.benchmarks.report.ratios import cells, fastest
-from dinov2rt.benchmarks.report.svg import PALETTE
 from dinov2rt.benchmarks.report.tiles import own_precisions, speed_over_eager
 from dinov2rt.benchmarks.report.titles import title
 from dinov2rt.benchmarks.results import BenchmarkRun

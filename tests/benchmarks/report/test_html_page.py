@@ -15,10 +15,10 @@ from selenium.webdriver.support.wait import WebDriverWait
 from support.installed import program
 
 from dinov2rt.benchmarks.peers.candidates import CANDIDATES
+from dinov2rt.benchmarks.report.figures.marks import PLACES, Marks
+from dinov2rt.benchmarks.report.figures.svg import PALETTE
 from dinov2rt.benchmarks.report.html_page import to_html
 from dinov2rt.benchmarks.report.index_page import to_index
-from dinov2rt.benchmarks.report.marks import PLACES, Marks
-from dinov2rt.benchmarks.report.svg import PALETTE
 from dinov2rt.benchmarks.report.tiles import tiles
 from dinov2rt.benchmarks.report.titles import title
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
+from dinov2rt.benchmarks.report.figures.marks import Marks
 from dinov2rt.benchmarks.report.formats import significant
-from dinov2rt.benchmarks.report.marks import Marks
 
 MOST_SETTINGS = 2
 """Up to this number of settings a figure has bars instead of lines."""

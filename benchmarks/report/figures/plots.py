@@ -7,17 +7,17 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from dinov2rt.benchmarks.report.bars import (
+from dinov2rt.benchmarks.report.figures.bars import (
     MOST_SETTINGS,
     Bar,
     BarGroup,
     height_in,
     paint_bars,
 )
+from dinov2rt.benchmarks.report.figures.marks import Marks
+from dinov2rt.benchmarks.report.figures.svg import HEIGHT_IN, WIDTH_IN, draw
 from dinov2rt.benchmarks.report.formats import percent, shape, significant
-from dinov2rt.benchmarks.report.marks import Marks
 from dinov2rt.benchmarks.report.ratios import cells, rows_at
-from dinov2rt.benchmarks.report.svg import HEIGHT_IN, WIDTH_IN, draw
 from dinov2rt.benchmarks.results import BenchmarkRun, Cell, Row
 
 

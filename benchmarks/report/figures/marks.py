@@ -6,7 +6,7 @@ from typing import Any, Self
 
 from matplotlib.axes import Axes
 
-from dinov2rt.benchmarks.report.svg import GROUND, PALETTE, draw
+from dinov2rt.benchmarks.report.figures.svg import GROUND, PALETTE, draw
 from dinov2rt.benchmarks.results import BenchmarkRun
 
 PLACES = (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.report.svg import PALETTE, draw
+from dinov2rt.benchmarks.report.figures.svg import PALETTE, draw
 
 # G. M. Machado et al., A Physiologically-based Model for Simulation of Color Vision Deficiency,
 # 2009, severity 1; on linear sRGB.
