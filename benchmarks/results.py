@@ -51,8 +51,7 @@ class LatencyReport:
 
     `stolen` is the largest share of all cores' time that the host of a virtual machine gave to
     others during a turn; `disturbed_turns` is the number of turns that were repeated for it.
-    `others` is the share of other processes of this machine, over all turns. `disk_reads_per_s`
-    counts major page faults: it is not 0 if memory is short, and weights are read again from disk.
+    `others` is other processes' share, over all turns. `disk_reads_per_s` are major page faults.
     """
 
     p50_ms: float

@@ -32,7 +32,7 @@ class Pooling:
 
     def run(self, prepared: np.ndarray) -> np.ndarray:
         if self.way_to_fail == "thrashes":
-            _read_from_disk()
+            read_from_disk()
         return prepared
 
     def outputs(self, result: np.ndarray) -> dict[str, np.ndarray]:
@@ -64,7 +64,7 @@ def cannot_run(_: Workload) -> str:
     return "its package is not installed"
 
 
-def _read_from_disk() -> None:
+def read_from_disk() -> None:
     """Map a file whose pages are on disk alone, and read it."""
     with tempfile.TemporaryFile(dir=".") as file:
         file.write(bytes(64 * mmap.PAGESIZE))

@@ -201,25 +201,6 @@ def test_ranges_of_photographs_alone_are_mentioned(
         assert ("; text, drawings and plain colours are less" in model.describe()) is is_said
 
 
-@pytest.mark.parametrize(
-    ("cls_token", "others", "is_said"),
-    [(0.9991, 0.996, False), (0.9987, 0.996, True), (0.9991, 0.9943, True)],
-)
-def test_drawings_that_miss_the_limits_are_mentioned(
-    bundle: Path, copy_of: Callable[[Path], Path], *, cls_token: float, others: float, is_said: bool
-) -> None:
-    copy = copy_of(bundle)
-    (graph,) = Manifest.read(copy).graphs
-    entry = dataclasses.replace(
-        quantization(bundle), drawn_cls_cosine_min=cls_token, drawn_token_cosine_p1=others
-    )
-    changed = dataclasses.replace(graph, quantization=entry)
-    dataclasses.replace(Manifest.read(copy), graphs=(changed,)).write(copy)
-    with load(copy, precision="int8") as model:
-        said = f"drawings are less accurate than photographs: smallest CLS cosine {cls_token:.4f}"
-        assert (said in model.describe()) is is_said
-
-
 def test_the_export_measures_drawings(bundle: Path) -> None:
     measured = quantization(bundle)
     assert measured.drawn_cls_cosine_min is not None
