@@ -24,37 +24,72 @@ _EXCHANGED = [0, 2, 1, 3]
 def keep_norms(model: Any) -> None:
     """Keep norms in float32, by giving each a path to an output without a matrix product.
 
-    Norms that are rounded to bytes at once stay as they are: OpenVINO does both in one step.
+    A norm that only products read rounds its result to bfloat16 itself, see `_rounded`. Norms that
+    are rounded to bytes at once stay as they are: OpenVINO does both in one step.
     """
     norms = [node for node in model.get_ordered_ops() if node.get_type_name() == "MVN"]
-    add_readers(model, [each for each in map(_scaled, norms) if not _becomes_bytes(each)])
+    outputs = [each for each in map(_scaled, norms) if not _becomes_bytes(each)]
+    add_readers(model, [each for each in outputs if _readers(each) != {"MatMul"}])
+    rounded = [_rounded(each) for each in outputs if _readers(each) == {"MatMul"}]
+    for reader in add_readers(model, rounded):
+        _compute_in_bf16(reader)
+
+
+def _rounded(norm: Any) -> Any:
+    """A PRelu of slope 1, which returns every value unchanged, between `norm` and its readers.
+
+    OpenVINO fuses it into the norm. Computed in bfloat16, it makes the norm write bfloat16, which
+    the products would otherwise make of float32 in a pass of its own.
+    """
+    from openvino import opset1  # import_openvino was here before
+
+    readers = list(norm.get_target_inputs())
+    same = opset1.prelu(norm, np.ones(1, np.float32))
+    for reader in readers:
+        reader.replace_source_output(same.output(0))
+    _compute_in_bf16(same)
+    return same.output(0)
+
+
+def _compute_in_bf16(node: Any) -> None:
+    """Have OpenVINO compute `node` in bfloat16, even though its path to an output has no product.
+
+    The name is that of OpenVINO's CPU plugin. A version that ignores it computes the same values,
+    more slowly.
+    """
+    node.get_rt_info()["enforceBF16evenForGraphTail"] = "YES"
 
 
 def widen_convolutions(model: Any) -> None:
-    """Make every convolution compute one more column, of zeros, and cut it off again.
+    """Make convolutions of a single column of patches compute one more, and cut it off again.
 
     On CPUs with AMX, OpenVINO 2026.4.1 computes a wrong result, or NaN, if the result is a single
     column of five rows or more: images that are one patch wide. A second column avoids that kernel.
     """
+    for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
+        columns = node.get_output_partial_shape(0)[3]
+        if columns.is_dynamic or columns.get_length() == 1:
+            _widen(node)
+
+
+def _widen(convolution: Any) -> None:
     from openvino import opset1, opset8  # import_openvino was here before
 
-    for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
-        users = list(node.output(0).get_target_inputs())
-        told = node.get_attributes()
-        rows, columns = told["pads_end"]
-        wider = opset1.convolution(
-            node.input_value(0),
-            node.input_value(1),
-            told["strides"],
-            told["pads_begin"],
-            [rows, columns + told["strides"][1]],
-            told["dilations"],
-            name=node.get_friendly_name(),
-        )
-        first, last, step, axis = (np.array([value]) for value in (0, -1, 1, 3))
-        cut = opset8.slice(wider, first, last, step, axis)
-        for user in users:
-            user.replace_source_output(cut.output(0))
+    users = list(convolution.output(0).get_target_inputs())
+    images = convolution.input_value(0)
+    stride = convolution.get_attributes()["strides"][1]
+    width = opset8.gather(opset1.shape_of(images), np.array([3]), np.int64(0))
+    columns = opset1.divide(width, np.array([stride]))
+    is_single = opset1.convert(opset1.equal(columns, np.array([1])), np.int64)
+    more = opset1.multiply(is_single, np.array([stride]))
+    none = np.zeros(3, np.int64)
+    after = opset1.concat([none, more], 0)
+    wider = opset1.pad(images, np.zeros(4, np.int64), after, "constant", np.float32(0))
+    convolution.input(0).replace_source_output(wider.output(0))
+    first, step, axis = (np.array([value]) for value in (0, 1, 3))
+    cut = opset8.slice(convolution.output(0), first, columns, step, axis)
+    for user in users:
+        user.replace_source_output(cut.output(0))
 
 
 def mixes_up_heads(model: Any) -> bool:
@@ -85,8 +120,12 @@ def _scaled(norm: Any) -> Any:
 
 
 def _becomes_bytes(output: Any) -> bool:
-    users = [user.get_node().get_type_name() for user in output.get_target_inputs()]
-    return "FakeQuantize" in users
+    return "FakeQuantize" in _readers(output)
+
+
+def _readers(output: Any) -> set[str]:
+    """The kinds of nodes that read `output`."""
+    return {reader.get_node().get_type_name() for reader in output.get_target_inputs()}
 
 
 class PositionTables:

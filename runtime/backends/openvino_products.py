@@ -62,10 +62,14 @@ def _is_product_with_bias(node: Any) -> bool:
     )
 
 
-def add_readers(model: Any, values: Sequence[Any]) -> None:
-    """Give each of `values` [B, N, D] a second reader: an output of one token, never requested."""
+def add_readers(model: Any, values: Sequence[Any]) -> list[Any]:
+    """Give each of `values` [B, N, D] a second reader: an output of one token, never requested.
+
+    Returns the readers, one for each of `values`.
+    """
     from openvino import opset1  # import_openvino was here before
 
     first, token_axis = np.int64(0), np.int64(1)
     tokens = [opset1.gather(value, first, token_axis) for value in values]
     model.add_results([opset1.result(token) for token in tokens])
+    return tokens

@@ -8,7 +8,7 @@ import numpy as np
 import openvino
 import pytest
 from numpy.typing import NDArray
-from openvino import opset1, opset13
+from openvino import opset1, opset6, opset13
 
 import dinov2rt
 from dinov2rt.bundle.manifest import Manifest
@@ -16,7 +16,12 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError
 from dinov2rt.runtime.backends import openvino as backend_module
 from dinov2rt.runtime.backends.openvino import FIXED_SHAPES, OpenVinoBackend, cannot_run_bf16
-from dinov2rt.runtime.backends.openvino_bf16 import _SIZES_KEPT, PositionTables
+from dinov2rt.runtime.backends.openvino_bf16 import (
+    _SIZES_KEPT,
+    PositionTables,
+    keep_norms,
+    widen_convolutions,
+)
 from dinov2rt.runtime.backends.openvino_program import options
 from dinov2rt.runtime.model import Model, load
 
@@ -81,10 +86,37 @@ def test_the_residual_stream_stays_float32(bf16: Model) -> None:
     assert {node[3] for node in to_stream if node[0] == "FullyConnected"} == {"f32"}
 
 
-def test_every_norm_stays_float32(bf16: Model) -> None:
-    norms = [node for node in executed(compiled(bf16)) if node[0] == "MVN"]
-    assert len(norms) == 2 * 12 + 1
-    assert {node[2:] for node in norms} == {("f32", "f32")}
+def test_every_norm_computes_in_float32_and_rounds_for_products(bf16: Model) -> None:
+    """No pass of its own rounds what a norm returns to the bfloat16 that products read."""
+    norms = [node[2:] for node in executed(compiled(bf16)) if node[0] == "MVN"]
+    assert norms == 2 * 12 * [("f32", "bf16")] + [("f32", "f32")]
+
+
+@needs_bf16
+def test_a_norm_passes_nan_on_to_its_product() -> None:
+    tokens = opset1.parameter([1, -1, 128], np.float32)
+    norm = opset6.mvn(tokens, np.array([-1]), True, 1e-6, "INSIDE_SQRT")
+    product = opset1.matmul(norm, np.eye(128, dtype=np.float32), False, False)
+    model = openvino.Model([product], [tokens], "norm")
+    keep_norms(model)
+    run = openvino.Core().compile_model(model, "CPU", options(1, Precision.BF16))
+    given = np.random.default_rng(0).standard_normal((1, 3, 128), np.float32)
+    given[0, 1, 5] = np.nan
+    got = run(given)[0]
+    assert np.isnan(got[0, 1]).all()
+    assert np.isfinite(got[0, [0, 2]]).all()
+
+
+@pytest.mark.parametrize(("side", "wider"), [(14, 1), (28, 0), (-1, 1)])
+def test_convolutions_of_several_known_columns_stay_as_they_are(
+    bundle_s_reg: Path, side: int, wider: int
+) -> None:
+    model = openvino.Core().read_model(bundle_s_reg / "fp32.onnx")
+    model.reshape({"pixels": [1, 70, side, 3]})
+    before = Counter(node.get_type_name() for node in model.get_ops())
+    widen_convolutions(model)
+    added = Counter(node.get_type_name() for node in model.get_ops()) - before
+    assert (added["Pad"], added["Slice"]) == (wider, wider)
 
 
 def test_the_position_table_is_computed_apart_in_float32(bf16: Model) -> None:
