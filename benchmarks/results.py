@@ -207,7 +207,7 @@ class Settings:
     """How a run was measured; two runs compare only if their settings are equal.
 
     `one_process` marks a run of `benchmarks.gpu.cells`: one process holds all candidates, and
-    candidates that fail the accuracy check are timed as well.
+    candidates that fail the accuracy check are timed as well. Else each has `processes` at a cell.
     """
 
     threads: int
@@ -216,6 +216,7 @@ class Settings:
     seconds_per_candidate: float
     min_turns: int
     one_process: bool = False
+    processes: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ def _empty_run(bundles: Sequence[Path], request: Request, command: str) -> Bench
             images=DESCRIPTION,
             seconds_per_candidate=request.seconds,
             min_turns=request.min_turns,
+            processes=request.processes,
         ),
         environment=describe_environment(request.device),
         peak_rates=unmeasured_peak_rates(request.device),

@@ -4,6 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
 
@@ -33,6 +36,15 @@ class Contestant:
         return sum(turn.spent_s for turn in self.turns)
 
 
+def restart(contestants: Sequence[Contestant], pixels: NDArray[np.uint8]) -> None:
+    """Give each of `contestants` a fresh process; one whose process fails has a `failure`."""
+    for contestant in contestants:
+        try:
+            contestant.worker.restart(pixels)
+        except CandidateError as error:
+            contestant.failure = str(error)
+
+
 def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: int) -> None:
     """Fill `turns` until one candidate has `seconds` of timed calls and each has `min_turns` turns.
 
@@ -41,7 +53,7 @@ def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: 
     none. A turn is repeated if the host of a virtual machine gave its cores to others meanwhile; a
     turn is never repeated for its duration. A candidate that fails drops out; the others continue.
     """
-    order, warm_up = list(contestants), True
+    order, warm_up = [each for each in contestants if each.failure is None], True
     shuffle: Callable[[list[Contestant]], None] = random.Random(0).shuffle  # noqa: S311
     turn = 0
     while order and (turn < min_turns or max(each.spent_s for each in order) < seconds):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 
@@ -15,7 +16,7 @@ from dinov2rt.benchmarks.harness.accuracy_check import (
     limits_for,
     task_limits_for,
 )
-from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
+from dinov2rt.benchmarks.harness.contest import Contestant, restart, take_turns
 from dinov2rt.benchmarks.harness.entrants import Entrant, Say, enter, facts_of, own_candidates
 from dinov2rt.benchmarks.harness.flops import HeadWork, roofline
 from dinov2rt.benchmarks.harness.graph_flops import head_work
@@ -46,8 +47,9 @@ class Request:
 
     `reference` computes the outputs that all others are compared with. Candidates of `own` that do
     not fit a bundle or device are left out; any other candidate that cannot run, also of `peers`,
-    is reported as missing. `matrix_library` names the libraries of an earlier run to compare with,
-    by precision.
+    is reported as missing. Each candidate has `processes` at a cell, one after the other, which
+    share `seconds` and `min_turns`. `matrix_library` names the libraries of an earlier run to
+    compare with, by precision.
     """
 
     own: tuple[Candidate, ...]
@@ -59,6 +61,7 @@ class Request:
     threads: int
     seconds: float
     min_turns: int
+    processes: int = 1
     matrix_library: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -158,8 +161,7 @@ def _measure_cell(
             contestants.append(Contestant(entrant.worker))
     heads = head_work(peaks.bundle, pixels, want)
     products = {name: Contestant(worker) for name, worker in peaks.products.items()}
-    everyone = [*contestants, *products.values()]
-    take_turns(everyone, seconds=request.seconds, min_turns=request.min_turns)
+    _time([*contestants, *products.values()], pixels, request)
     for contestant in contestants:
         candidate = contestant.worker.candidate
         row = _timed(rows[candidate.name], contestant)
@@ -170,6 +172,18 @@ def _measure_cell(
             )
         rows[candidate.name] = row
     return list(rows.values())
+
+
+def _time(contestants: Sequence[Contestant], pixels: NDArray[np.uint8], request: Request) -> None:
+    """Let `contestants` take their turns, in as many fresh processes as the request has."""
+    for process in range(request.processes):
+        if process > 0:
+            restart(contestants, pixels)
+        take_turns(
+            contestants,
+            seconds=request.seconds * (process + 1) / request.processes,
+            min_turns=ceil(request.min_turns / request.processes),
+        )
 
 
 def _checked(

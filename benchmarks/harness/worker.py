@@ -88,11 +88,15 @@ class Worker:
 
     def __init__(self, candidate: Candidate, workload: Workload) -> None:
         self.candidate = candidate
+        self._workload = workload
+        self._start()
+
+    def _start(self) -> None:
         # spawn: a forked child would inherit the parent's libraries and threads
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, candidate, workload), daemon=True
+            target=_serve, args=(theirs, self.candidate, self._workload), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -104,6 +108,13 @@ class Worker:
     def show(self, pixels: NDArray[np.uint8]) -> Shown:
         """Use `pixels` [B, H, W, 3] as the images from now on, and call once."""
         return self._ask("show", pixels)  # type: ignore[no-any-return]
+
+    def restart(self, pixels: NDArray[np.uint8]) -> None:
+        """Go on in a fresh process, in which the candidate is loaded and has called `pixels`."""
+        self.close()
+        self._start()
+        self.load()
+        self.show(pixels)
 
     def turn(self, seconds: float, *, warm_up: bool = True) -> Turn:
         """Call for `seconds`, at least once; with `warm_up`, after one untimed call."""

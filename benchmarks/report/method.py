@@ -42,11 +42,14 @@ def method(settings: Settings) -> str:
             f"{where}all candidates of a cell take turns, {settings.min_turns} each, "
             "in one process that holds them all."
         )
-    return (
+    taking_turns = (
         f"{where}all candidates of a cell take turns in changing order, at least "
         f"{settings.min_turns} each, until one of them has had "
         f"{settings.seconds_per_candidate:g} seconds in its turns."
     )
+    if settings.processes == 1:
+        return taking_turns
+    return f"{taking_turns} Each has {settings.processes} processes, one after the other."
 
 
 def reading(settings: Settings) -> tuple[str, ...]:

@@ -157,6 +157,7 @@ def test_a_result_that_cannot_be_kept_is_refused_before_anything_is_measured(
         (["--seconds", "inf"], "--seconds inf"),
         (["--turns", "x"], "--turns 'x'"),
         (["--turns", "6,8"], "--turns '6,8'; allowed is one whole number"),
+        (["--processes", "0"], "--processes '0'; allowed are whole numbers from 1"),
         (["--threads", "0"], "--threads 0"),
         (["--device", "tpu"], 'unknown device \'tpu\'; allowed are "auto", "cpu", "cuda"'),
         (["--backend", "tvm"], "unknown backend 'tvm'"),

@@ -42,11 +42,16 @@ _PHOTOS = range(4)
 class _Hinted:
     """The float32 graph with the hint bf16 and some of what docs/adr/0018 adds to it."""
 
-    def __init__(self, file: Path, *, sums: bool, positions: bool) -> None:
+    def __init__(
+        self, file: Path, *, sums: bool = False, positions: bool = False, norms: bool = False
+    ) -> None:
         core = backend.import_openvino().Core()
         model = core.read_model(file)
         if sums:
             openvino_products.choose_onednn(model)
+        if norms:
+            all_norms = [each for each in model.get_ordered_ops() if each.get_type_name() == "MVN"]
+            openvino_products.add_readers(model, [each.output(0) for each in all_norms])
         backend._expose_padding(model)
         float32, bf16 = (options(None, each) for each in (Precision.FP32, Precision.BF16))
         self._tables = PositionTables(core, model, float32) if positions else None
@@ -94,10 +99,11 @@ def forms(bundle: Path, shapes: Sequence[Cell]) -> dict[str, Run]:
     if cannot_run_bf16() is not None:
         return runs
     runs |= {
-        "bf16: plain hint": _Hinted(float32, sums=False, positions=False),
-        "bf16: sums in float32": _Hinted(float32, sums=True, positions=False),
+        "bf16: plain hint": _Hinted(float32),
+        "bf16: sums in float32": _Hinted(float32, sums=True),
         "bf16: and the position table": _Hinted(float32, sums=True, positions=True),
-        "bf16: and the norms, as shipped": opened(float32, Precision.BF16),
+        "bf16: and the norms": _Hinted(float32, sums=True, positions=True, norms=True),
+        "bf16: norms write bf16, as shipped": opened(float32, Precision.BF16),
         "bf16, shapes known": opened(float32, Precision.BF16, is_prepared=True),
     }
     if int8 is not None:

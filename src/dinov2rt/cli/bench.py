@@ -49,6 +49,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--seconds", type=float, default=5.0, help="for each candidate and shape (default: 5)"
     )
     parser.add_argument("--turns", default="6", help="of each candidate, at least (default: 6)")
+    parser.add_argument(
+        "--processes",
+        default="1",
+        metavar="N",
+        help="of each candidate and shape, one after the other: the same code can be faster in one "
+        "process than in another (default: 1)",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result")
     parser.add_argument(
         "--against", type=Path, metavar="OLD.json", help="compare with an earlier result"
@@ -104,7 +111,8 @@ def _request(arguments: Namespace) -> "Request":
         device=device,
         threads=_threads(arguments.threads),
         seconds=arguments.seconds,
-        min_turns=_turns(arguments.turns),
+        min_turns=_count("turns", arguments.turns),
+        processes=_count("processes", arguments.processes),
     )
 
 
@@ -125,10 +133,10 @@ def parse_counts(option: str, text: str) -> tuple[int, ...]:
     return counts
 
 
-def _turns(text: str) -> int:
-    counts = parse_counts("turns", text)
+def _count(option: str, text: str) -> int:
+    counts = parse_counts(option, text)
     if len(counts) > 1:
-        raise InputError(f"--turns {text!r}; allowed is one whole number from 1")
+        raise InputError(f"--{option} {text!r}; allowed is one whole number from 1")
     return counts[0]
 
 

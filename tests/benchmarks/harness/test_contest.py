@@ -11,7 +11,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from dinov2rt.benchmarks.harness.contest import Contestant, take_turns
+from dinov2rt.benchmarks.harness.contest import Contestant, restart, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload, import_all
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
@@ -118,6 +118,28 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
     for slow_turn, fast_turn in zip(contestants[0].turns, contestants[1].turns, strict=True):
         assert min(slow_turn.samples_ms) >= 200 > min(fast_turn.samples_ms)
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
+
+
+def test_a_restarted_candidate_goes_on_in_a_fresh_process() -> None:
+    with sleeper("fast", 0.001) as worker:
+        worker.load()
+        worker.show(PIXELS)
+        contestant, before = Contestant(worker), worker._process.pid
+        take_turns([contestant], seconds=0, min_turns=1)
+        restart([contestant], PIXELS)
+        assert worker._process.pid != before
+        take_turns([contestant], seconds=0, min_turns=2)
+    assert contestant.failure is None
+    assert len(contestant.turns) == 3
+
+
+def test_a_candidate_that_cannot_restart_drops_out() -> None:
+    with sleeper("broken", 0.001, "load") as broken, sleeper("fast", 0.001) as fast:
+        contestants = [Contestant(broken), Contestant(fast)]
+        restart(contestants, PIXELS)
+        take_turns(contestants, seconds=0, min_turns=2)
+    assert contestants[0].failure == "broken: there is no such library"
+    assert [len(each.turns) for each in contestants] == [0, 2]
 
 
 @pytest.mark.parametrize("slowest_ms", [500.0, 1500.0])

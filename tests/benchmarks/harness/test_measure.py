@@ -4,10 +4,12 @@ import resource
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.pooling_candidate import can_run, cannot_run, open_pooling, read_from_disk
 
 from dinov2rt.benchmarks.harness.measure import Measured, Request, measure_bundle
+from dinov2rt.benchmarks.harness.worker import Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate
 from dinov2rt.benchmarks.results import PeakRates, Row
 from dinov2rt.bundle.geometry import ImageSize
@@ -25,7 +27,9 @@ def candidate(name: str, way_to_fail: str = "", *, is_peer: bool = True) -> Cand
     )
 
 
-def measured(bundle: Path, reference: str, *candidates: Candidate) -> list[Measured]:
+def measured(
+    bundle: Path, reference: str, *candidates: Candidate, min_turns: int = 1, processes: int = 1
+) -> list[Measured]:
     request = Request(
         own=tuple(each for each in candidates if not each.is_peer) or (candidate("own"),),
         peers=tuple(each for each in candidates if each.is_peer),
@@ -35,7 +39,8 @@ def measured(bundle: Path, reference: str, *candidates: Candidate) -> list[Measu
         device="cpu",
         threads=1,
         seconds=0.001,
-        min_turns=1,
+        min_turns=min_turns,
+        processes=processes,
     )
     return list(measure_bundle(bundle, request, PeakRates({}, {}, 10.0), lambda _: None))
 
@@ -50,6 +55,21 @@ def test_results_are_yielded_after_every_cell(bundle_s_reg: Path) -> None:
     assert whole.rows[: len(first.rows)] == first.rows
     assert all(row.latency is not None for row in whole.rows)
     assert {facts.candidate for facts in first.candidates} == {"own", "peer"}
+
+
+def test_every_candidate_has_as_many_processes_in_each_cell(
+    bundle_s_reg: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restarted, restart = [], Worker.restart
+
+    def count(worker: Worker, pixels: np.ndarray) -> None:
+        restarted.append((worker.candidate.name, len(pixels)))
+        restart(worker, pixels)
+
+    monkeypatch.setattr(Worker, "restart", count)
+    *_, whole = measured(bundle_s_reg, "", candidate("peer"), min_turns=5, processes=3)
+    assert sorted(restarted) == sorted(2 * [(n, b) for n in ("own", "peer") for b in (1, 2)])
+    assert all(row.latency is not None and len(row.latency.turns_ms) >= 5 for row in whole.rows)
 
 
 def test_a_candidate_that_dies_has_a_reason_and_the_others_continue(bundle_s_reg: Path) -> None:
