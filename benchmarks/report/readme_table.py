@@ -75,7 +75,7 @@ def _updated(readme: Path, results: Path) -> str:
     head, _, rest = text.partition(BEGIN)
     tail = rest.partition(END)[2]
     runs = [BenchmarkRun.read(file) for file in result_files(results)]
-    alike = [list(group) for _, group in groupby(runs, key=_conditions)]
+    alike = [list(group) for _, group in groupby(sorted(runs, key=_conditions), key=_conditions)]
     blocks = [block for group in alike for block in _blocks(group)] or [NO_RESULTS]
     return "\n\n".join((f"{head}{BEGIN}", *blocks, f"{END}{tail}"))
 

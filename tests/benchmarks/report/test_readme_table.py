@@ -103,6 +103,17 @@ def test_runs_of_one_machine_share_a_table(
     assert text.count("| dinov2_vit") == rows, "what both hold stands there once"
 
 
+def test_runs_of_one_day_share_a_table_whatever_their_names(
+    readme: Path, results: Path, benchmark_run: BenchmarkRun
+) -> None:
+    earlier = replace(benchmark_run, created="2020-01-01T00:00:00+00:00")
+    for name, run in (("a", earlier), ("b", benchmark_run), ("c", earlier)):
+        run.write(results / "test-machine" / f"{name}.json")
+    write(readme, results)
+    heads = [line for line in readme.read_text().splitlines() if line.startswith("**")]
+    assert len(heads) == len(set(heads)) == 2
+
+
 def test_one_line_names_the_variants_whose_runs_carry_warnings(
     readme: Path, results: Path, benchmark_run: BenchmarkRun
 ) -> None:
