@@ -206,8 +206,8 @@ class Environment:
 class Settings:
     """How a run was measured; two runs compare only if their settings are equal.
 
-    `one_process` marks a run of `benchmarks.gpu.cells`: one process holds all candidates, and
-    candidates that fail the accuracy check are timed as well. Else each has `processes` at a cell.
+    `one_process` marks a run of `benchmarks.gpu.cells`: one process holds all candidates, also
+    those that are not accurate. Otherwise each has `processes` of its own at a cell.
     """
 
     threads: int

@@ -65,6 +65,7 @@ def widen_convolutions(model: Any) -> None:
 
     On CPUs with AMX, OpenVINO 2026.4.1 computes a wrong result, or NaN, if the result is a single
     column of five rows or more: images that are one patch wide. A second column avoids that kernel.
+    Where the number of columns is unknown, the graph decides it at each call.
     """
     for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
         columns = node.get_output_partial_shape(0)[3]
@@ -73,6 +74,7 @@ def widen_convolutions(model: Any) -> None:
 
 
 def _widen(convolution: Any) -> None:
+    """Widen `convolution`, a patch embedding: its kernel is as wide as its stride."""
     from openvino import opset1, opset8  # import_openvino was here before
 
     users = list(convolution.output(0).get_target_inputs())

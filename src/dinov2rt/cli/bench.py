@@ -53,8 +53,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "--processes",
         default="1",
         metavar="N",
-        help="of each candidate and shape, one after the other: the same code can be faster in one "
-        "process than in another (default: 1)",
+        help="of each candidate and shape, one after the other; they share the turns (default: 1)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the result")
     parser.add_argument(

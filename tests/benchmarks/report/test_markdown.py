@@ -146,6 +146,13 @@ def test_what_failed_its_accuracy_has_a_reason_and_no_time(lines: list[str]) -> 
     assert lines[start + 10] == "- torch-bf16: not accurate: 7 values are NaN"
 
 
+def test_a_run_with_several_processes_says_so(benchmark_run: BenchmarkRun) -> None:
+    said = "Each has 3 processes, one after the other."
+    settings = replace(benchmark_run.settings, processes=3)
+    assert said in to_markdown(replace(benchmark_run, settings=settings))
+    assert said not in to_markdown(benchmark_run)
+
+
 def test_in_one_process_what_failed_its_accuracy_has_a_time_and_a_mark(
     benchmark_run: BenchmarkRun,
 ) -> None:
