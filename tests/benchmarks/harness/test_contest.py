@@ -1,17 +1,19 @@
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import pytest
 
-from dinov2rt.benchmarks.harness.contest import Contestant, restart, take_turns
+from dinov2rt.benchmarks.harness.contest import Contestant, restart, shuffled, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload, import_all
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
@@ -59,18 +61,26 @@ def can_run(_: Workload) -> None:
     return None
 
 
-def sleeper(name: str, seconds: float = 0.001, ways_to_fail: str = "") -> Worker:
+def sleeping(
+    name: str,
+    seconds: float = 0.001,
+    ways_to_fail: str = "",
+    precision: Precision = Precision.FP32,
+) -> Candidate:
     # The child imports this module by its name.
-    candidate = Candidate(
+    return Candidate(
         name=name,
         title=name,
-        precision=Precision.FP32,
+        precision=precision,
         is_peer=True,
         cannot_run=can_run,
         open=partial(open_sleeper, seconds=seconds, ways_to_fail=ways_to_fail),
         import_libraries=partial(import_all, "colorsys"),
     )
-    return Worker(candidate, WORKLOAD)
+
+
+def sleeper(name: str, seconds: float = 0.001, ways_to_fail: str = "") -> Worker:
+    return Worker(sleeping(name, seconds, ways_to_fail), WORKLOAD)
 
 
 @pytest.fixture(autouse=True)
@@ -120,6 +130,28 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
 
 
+def test_candidates_of_one_precision_are_neighbours_in_changing_order() -> None:
+    class Named:
+        def __init__(self, name: str, precision: Precision) -> None:
+            self.candidate = sleeping(name, precision=precision)
+
+    contestants = [
+        Contestant(cast(Worker, Named(f"{precision}{index}", precision)))
+        for index in range(3)
+        for precision in (Precision.FP32, Precision.BF16, Precision.INT8)
+    ]
+    chance = random.Random(0)  # noqa: S311
+    orders = set()
+    for _ in range(100):
+        order = shuffled(contestants, chance)
+        assert {*map(id, order)} == {*map(id, contestants)}
+        precisions = [each.precision for each in order]
+        assert [precision for precision, _ in groupby(precisions)] == precisions[::3]
+        orders.add(tuple(each.worker.candidate.name for each in order))
+    assert len(orders) > 90
+    assert len({order[0] for order in orders}) == 9
+
+
 def test_a_restarted_candidate_goes_on_in_a_fresh_process() -> None:
     with sleeper("fast", 0.001) as worker:
         worker.load()
@@ -147,6 +179,8 @@ def test_all_warm_up_or_none_does(slowest_ms: float) -> None:
     asked: dict[float, list[bool]] = {1.0: [], slowest_ms: []}
 
     class Timed:
+        candidate = sleeping("timed")
+
         def __init__(self, time_ms: float) -> None:
             self.time_ms = time_ms
 
@@ -193,6 +227,8 @@ def test_at_least_the_turns_asked_for_are_taken() -> None:
 class Disturbed:
     """Turns as a virtual machine has them beside others: these shares are stolen, one by one."""
 
+    candidate = sleeping("disturbed")
+
     def __init__(self, *stolen: float) -> None:
         self.stolen = iter(stolen)
 
@@ -225,6 +261,8 @@ def test_how_long_a_turn_took_does_not_choose_it() -> None:
     times = iter([Turn((1.0,), 0.5), Turn((9.0,), 0.1), Turn((5.0,), 0.3), Turn((1e6,), 0.3)])
 
     class Scripted:
+        candidate = sleeping("scripted")
+
         def turn(self, _: float, *, warm_up: bool) -> Turn:  # noqa: ARG002
             return next(times)
 
