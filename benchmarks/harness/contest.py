@@ -54,17 +54,17 @@ def restart(contestants: Sequence[Contestant], pixels: NDArray[np.uint8]) -> Non
 def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: int) -> None:
     """Fill `turns` until one candidate has `seconds` of timed calls and each has `min_turns` turns.
 
-    The order is shuffled for each turn, so that no candidate always follows the same one; see
-    `shuffled`. All candidates warm up in the first turn; later, all do if the calls of all are
-    short, otherwise none. A turn is repeated if the host of a virtual machine gave its cores to
-    others meanwhile; a turn is never repeated for its duration. A candidate that fails drops out;
-    the others continue.
+    The order is shuffled for each turn, so that no candidate always follows the same one; those of
+    one precision stay together. All candidates warm up in the first turn; later, all do if the
+    calls of all are short, otherwise none. A turn is repeated if the host of a virtual machine gave
+    its cores to others meanwhile; a turn is never repeated for its duration. A candidate that fails
+    drops out; the others continue.
     """
     order, warm_up = [each for each in contestants if each.failure is None], True
     chance = random.Random(0)  # noqa: S311
     turn = 0
     while order and (turn < min_turns or max(each.spent_s for each in order) < seconds):
-        order = shuffled(order, chance)
+        order = _shuffled(order, chance)
         for contestant in order:
             _take_turn(contestant, seconds / _TURNS, warm_up, retry_s=_RETRY_FACTOR * seconds)
         order = [contestant for contestant in order if contestant.failure is None]
@@ -72,7 +72,7 @@ def take_turns(contestants: Sequence[Contestant], *, seconds: float, min_turns: 
         turn += 1
 
 
-def shuffled(contestants: Sequence[Contestant], chance: random.Random) -> list[Contestant]:
+def _shuffled(contestants: Sequence[Contestant], chance: random.Random) -> list[Contestant]:
     """`contestants` in random order, except that those of one precision are neighbours.
 
     They are compared with one another, and the less time between their turns, the less the

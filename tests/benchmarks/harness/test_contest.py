@@ -1,5 +1,4 @@
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import cast
 import numpy as np
 import pytest
 
-from dinov2rt.benchmarks.harness.contest import Contestant, restart, shuffled, take_turns
+from dinov2rt.benchmarks.harness.contest import Contestant, restart, take_turns
 from dinov2rt.benchmarks.harness.worker import CandidateError, Turn, Worker
 from dinov2rt.benchmarks.peers.candidate import Candidate, Runner, Workload, import_all
 from dinov2rt.benchmarks.statistics import STOLEN_AT_MOST
@@ -130,26 +129,30 @@ def test_who_is_slower_is_measured_slower_in_every_turn() -> None:
     assert max(contestant.spent_s for contestant in contestants) >= 0.3
 
 
-def test_candidates_of_one_precision_are_neighbours_in_changing_order() -> None:
-    class Named:
+def test_candidates_of_one_precision_take_turns_together_in_changing_order() -> None:
+    taken: list[Candidate] = []
+
+    class Recorded:
         def __init__(self, name: str, precision: Precision) -> None:
             self.candidate = sleeping(name, precision=precision)
 
+        def turn(self, _: float, *, warm_up: bool) -> Turn:  # noqa: ARG002
+            taken.append(self.candidate)
+            return Turn((1.0,), 0.0)
+
     contestants = [
-        Contestant(cast(Worker, Named(f"{precision}{index}", precision)))
+        Contestant(cast(Worker, Recorded(f"{precision}{index}", precision)))
         for index in range(3)
         for precision in (Precision.FP32, Precision.BF16, Precision.INT8)
     ]
-    chance = random.Random(0)  # noqa: S311
-    orders = set()
-    for _ in range(100):
-        order = shuffled(contestants, chance)
-        assert {*map(id, order)} == {*map(id, contestants)}
-        precisions = [each.precision for each in order]
+    take_turns(contestants, seconds=0.0, min_turns=100)
+    rounds = [taken[start : start + 9] for start in range(0, 900, 9)]
+    for candidates in rounds:
+        assert len({each.name for each in candidates}) == 9
+        precisions = [each.precision for each in candidates]
         assert [precision for precision, _ in groupby(precisions)] == precisions[::3]
-        orders.add(tuple(each.worker.candidate.name for each in order))
-    assert len(orders) > 90
-    assert len({order[0] for order in orders}) == 9
+    assert len({tuple(each.name for each in candidates) for candidates in rounds}) > 90
+    assert len({candidates[0].name for candidates in rounds}) == 9
 
 
 def test_a_restarted_candidate_goes_on_in_a_fresh_process() -> None:
