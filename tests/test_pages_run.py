@@ -58,6 +58,7 @@ STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.studies.load_time": "BUNDLE --repeats 1 --backends openvino",
     "dinov2rt.benchmarks.studies.precision_costs": "dinov2_vits14",
     "dinov2rt.benchmarks.studies.precision_study": "candidates dinov2_vits14 --sizes 224",
+    "dinov2rt.benchmarks.studies.cpu.attention": "BUNDLE --cells 1x56 --turns 1",
     "dinov2rt.benchmarks.studies.cpu.product_libraries": "BUNDLE --cells 1x56 --turns 1",
     "dinov2rt.benchmarks.studies.reliability.faults": "--kinds closed-streams",
     "dinov2rt.benchmarks.studies.reliability.kills": "--kills 1 --verbs search",

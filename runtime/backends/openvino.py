@@ -16,6 +16,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import is_older, require
 from dinov2rt.runtime.backends.class_maps import without_class_maps
+from dinov2rt.runtime.backends.openvino_attention import expand_attention
 from dinov2rt.runtime.backends.openvino_bf16 import mixes_up_heads
 from dinov2rt.runtime.backends.openvino_products import choose_product_library
 from dinov2rt.runtime.backends.openvino_program import Program
@@ -126,6 +127,7 @@ class OpenVinoBackend:
             _check_operators(self._graph)
             self._maps = without_class_maps(self._graph, threads or usable_cores())
             choose_product_library(self._graph)
+            expand_attention(self._graph)
             any_shape = self._graph.clone()
             self._takes_padding = _expose_padding(any_shape)
             self._any_shape: Program | None = self._program(any_shape)

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dinov2rt.benchmarks.studies.cpu.pixel_graphs import pixel_graphs
 from dinov2rt.benchmarks.studies.turns import Cell, parse_cells, parse_sizes, ratios, shown, table
 from dinov2rt.bundle.accuracy import cosines
 from dinov2rt.bundle.geometry import ImageSize
-from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.errors import Dinov2rtError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.runtime.backends import openvino as backend
 from dinov2rt.runtime.backends import openvino_products
@@ -75,13 +75,7 @@ def forms(bundle: Path, shapes: Sequence[Cell]) -> dict[str, Run]:
     Raises:
         InputError: the bundle has no fp32 graph that takes pixels.
     """
-    files = {
-        graph.precision: bundle / graph.files[0].path
-        for graph in Manifest.read(bundle).graphs
-        if graph.input_name == "pixels"
-    }
-    if Precision.FP32 not in files:
-        raise InputError(f"{bundle} has no fp32 graph that takes pixels; export one")
+    files = pixel_graphs(bundle)
     float32, int8 = files[Precision.FP32], files.get(Precision.INT8)
 
     def opened(file: Path, precision: Precision, *, is_prepared: bool = False) -> Run:

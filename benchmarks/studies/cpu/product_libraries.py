@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dinov2rt.benchmarks.studies.cpu.pixel_graphs import pixel_graphs
 from dinov2rt.benchmarks.studies.turns import Cell, parse_cells, ratios, shown, table
-from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.errors import Dinov2rtError, InputError
+from dinov2rt.errors import Dinov2rtError
 from dinov2rt.export.crops import photo_crops
 from dinov2rt.runtime.backends import openvino as backend
 from dinov2rt.runtime.backends import openvino_products
@@ -59,10 +59,7 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=15, help="calls of each (default: 15)")
     given = parser.parse_args()
     try:
-        graph = Manifest.read(given.bundle).graph_in(Precision.FP32)
-        if graph is None:
-            raise InputError(f"{given.bundle} holds no fp32 graph")
-        file = given.bundle / graph.files[0].path
+        file = pixel_graphs(given.bundle)[Precision.FP32]
         print(time_table(file, parse_cells(given.cells), given.turns))
     except Dinov2rtError as error:
         print(f"product_libraries: {error}", file=sys.stderr)
