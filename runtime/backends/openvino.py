@@ -126,7 +126,7 @@ class OpenVinoBackend:
             self._graph: Any = self._openvino.Core().read_model(graph)
             _check_operators(self._graph)
             self._maps = without_class_maps(self._graph, threads or usable_cores())
-            choose_product_library(self._graph)
+            choose_product_library(self._graph, precision)
             expand_attention(self._graph)
             any_shape = self._graph.clone()
             self._takes_padding = _expose_padding(any_shape)

@@ -5,16 +5,30 @@ from typing import Any
 
 import numpy as np
 
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.cpu import this_cpu
 
+_LARGE = 16 << 20
+"""Bytes of a matrix from which on OpenVINO takes another kernel of oneDNN, slower than MLAS."""
 
-def choose_product_library(model: Any) -> None:
-    """Make OpenVINO compute float32 products with the fastest library here: docs/adr/0008."""
+
+def choose_product_library(model: Any, precision: Precision) -> None:
+    """Make OpenVINO compute products with the fastest library here: docs/adr/0008.
+
+    `precision` is what everything but int8 products computes in. MLAS has no bfloat16, and there,
+    what is added for oneDNN also keeps sums in float32 (docs/adr/0018).
+    """
     instruction_sets = this_cpu().instruction_sets
-    if "AVX-512" in instruction_sets:
+    is_onednn_faster = precision is Precision.BF16 or not _has_large_matrix(model)
+    if "AVX-512" in instruction_sets and is_onednn_faster:
         choose_onednn(model)
     elif "AVX2" in instruction_sets:
         choose_mlas(model)
+
+
+def _has_large_matrix(model: Any) -> bool:
+    matrices = [_matrix_of(node) for node in model.get_ops() if _is_product_with_bias(node)]
+    return any(matrix.get_byte_size() >= _LARGE for matrix in matrices)
 
 
 def choose_mlas(model: Any) -> None:
@@ -52,14 +66,15 @@ def _has_gelu(product: Any) -> bool:
 
 def _is_product_with_bias(node: Any) -> bool:
     """Whether `node` adds a bias to the product of tokens and a float32 matrix."""
-    if node.get_type_name() != "Add":
-        return False
-    summands = [node.input_value(index).get_node() for index in range(2)]
-    return any(
-        summand.get_type_name() == "MatMul"
-        and summand.input_value(1).get_node().get_type_name() == "Constant"
-        for summand in summands
-    )
+    return node.get_type_name() == "Add" and _matrix_of(node) is not None
+
+
+def _matrix_of(add: Any) -> Any:
+    """The matrix, a Constant, by which one of the summands of `add` is a product; or None."""
+    summands = [add.input_value(index).get_node() for index in range(2)]
+    products = [each for each in summands if each.get_type_name() == "MatMul"]
+    matrices = [each.input_value(1).get_node() for each in products]
+    return next((each for each in matrices if each.get_type_name() == "Constant"), None)
 
 
 def add_readers(model: Any, values: Sequence[Any]) -> list[Any]:

@@ -55,7 +55,7 @@ def _call(
     batch, size = cell
     feed: dict[str, NDArray[Any]] = {"pixels": photo_crops(range(batch), size)}
     model = openvino.Core().read_model(graph)
-    choose_product_library(model)
+    choose_product_library(model, precision)
     if is_expanded:
         expand_attention(model)
     if is_known:

@@ -28,6 +28,9 @@ _FORMS: dict[str, Callable[[Any], None]] = {
     "OpenVINO's choice": lambda _: None,
     "oneDNN": openvino_products.choose_onednn,
     "MLAS": openvino_products.choose_mlas,
+    "dinov2rt's choice": partial(
+        openvino_products.choose_product_library, precision=Precision.FP32
+    ),
 }
 
 

@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 from openvino import opset1
 
+from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
 from dinov2rt.optional import require
+from dinov2rt.runtime.backends import openvino_products
 from dinov2rt.runtime.backends.openvino import (
     _LEAST_VERSION,
     OpenVinoBackend,
@@ -44,6 +46,8 @@ STUB = "openvino.tools.ovc.telemetry_stub"
 needs_avx512 = pytest.mark.skipif(
     "AVX-512" not in this_cpu().instruction_sets, reason="oneDNN is chosen on AVX-512 alone"
 )
+S_LARGEST = 384 * 4 * 384 * 4
+"""Bytes of the largest matrix of ViT-S, in float32."""
 SHAPES = [(1, 14, 14), (3, 98, 126), (2, 231, 345), (1, 518, 518)]
 
 
@@ -227,29 +231,53 @@ def test_mlas_computes_every_product_if_chosen(bundle_s: Path) -> None:
     assert all("mlas" in kernel for kernel in kernels_of(model))
 
 
+ONEDNN, MLAS = {"PRelu": 5 * 12}, {"Gather": 12, "Result": 12}
+
+
 @pytest.mark.parametrize(
-    ("instruction_sets", "added"),
+    ("instruction_sets", "large", "precision", "added"),
     [
-        (("AVX2", "AVX-512"), {"PRelu": 5 * 12}),
-        (("AVX2",), {"Gather": 12, "Result": 12}),
-        ((), {}),
+        (("AVX2", "AVX-512"), 16 << 20, Precision.FP32, ONEDNN),
+        (("AVX2", "AVX-512"), S_LARGEST, Precision.FP32, MLAS),
+        (("AVX2", "AVX-512"), S_LARGEST + 1, Precision.FP32, ONEDNN),
+        (("AVX2", "AVX-512"), S_LARGEST, Precision.BF16, ONEDNN),
+        (("AVX2",), 16 << 20, Precision.FP32, MLAS),
+        ((), 16 << 20, Precision.FP32, {}),
     ],
 )
-def test_the_library_of_products_follows_the_cpu(
+def test_the_library_of_products_follows_the_cpu_and_the_matrices(
     instruction_sets: tuple[str, ...],
+    large: int,
+    precision: Precision,
     added: dict[str, int],
     bundle_s: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     cpu = replace(this_cpu(), instruction_sets=instruction_sets)
-    monkeypatch.setattr("dinov2rt.runtime.backends.openvino_products.this_cpu", lambda: cpu)
+    monkeypatch.setattr(openvino_products, "this_cpu", lambda: cpu)
+    monkeypatch.setattr(openvino_products, "_LARGE", large)
     model = openvino.Core().read_model(bundle_s / "fp32.onnx")
     before = Counter(node.get_type_name() for node in model.get_ops())
-    choose_product_library(model)
+    choose_product_library(model, precision)
     after = Counter(node.get_type_name() for node in model.get_ops())
     changed = after - before
     del changed["Constant"]
     assert changed == added
+
+
+@needs_avx512
+@pytest.mark.parametrize(("width", "is_large"), [(4096, True), (4095, False)])
+def test_openvino_has_another_kernel_for_matrices_of_16_mib(width: int, is_large: bool) -> None:
+    """And MLAS is chosen from there on."""
+    tokens = opset1.parameter([-1, -1, 1024], np.float32)
+    product = opset1.matmul(tokens, np.ones((1024, width), np.float32), False, False)
+    model = openvino.Model([opset1.add(product, np.ones(width, np.float32))], [tokens], "product")
+    chosen = model.clone()
+    choose_onednn(model)
+    choose_product_library(chosen, Precision.FP32)
+    ones = np.ones((1, 257, 1024), np.float32)
+    (kernel,), (chosen_kernel,) = run_once(model, ones)[1], run_once(chosen, ones)[1]
+    assert ("brgemm" in kernel, "mlas" in chosen_kernel) == (is_large, is_large)
 
 
 @needs_avx512
