@@ -32,7 +32,7 @@ _OUTPUTS = ("cls_token", "patch_tokens")
 _NO_PADS = dict.fromkeys(("pads_begin", "pads_end"), np.zeros(4, np.int64))
 
 
-def modes(bundle: Path) -> Iterator[tuple[str, Path, Precision]]:
+def _modes(bundle: Path) -> Iterator[tuple[str, Path, Precision]]:
     """What can run here: its name, its graph, and the precision of what is not int8.
 
     Raises:
@@ -68,7 +68,7 @@ def _call(
 def time_table(bundle: Path, cells: Sequence[Cell], turns: int) -> str:
     """Time of the expanded form over that of the operator, the median and its 95 % interval."""
     rows = []
-    for name, graph, precision in modes(bundle):
+    for name, graph, precision in _modes(bundle):
         for is_known in (False, True):
             row = [f"{name}, shapes known" if is_known else name]
             for cell in cells:

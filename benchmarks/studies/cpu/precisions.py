@@ -28,6 +28,7 @@ from dinov2rt.export.crops import photo_crops
 from dinov2rt.runtime.backends import openvino as backend
 from dinov2rt.runtime.backends import openvino_products
 from dinov2rt.runtime.backends.openvino import OpenVinoBackend, cannot_run_bf16
+from dinov2rt.runtime.backends.openvino_attention import expand_attention
 from dinov2rt.runtime.backends.openvino_bf16 import PositionTables
 from dinov2rt.runtime.backends.openvino_program import options
 
@@ -47,6 +48,7 @@ class _Hinted:
     ) -> None:
         core = backend.import_openvino().Core()
         model = core.read_model(file)
+        expand_attention(model)  # as in all other rows; it changes no value
         if sums:
             openvino_products.choose_onednn(model)
         if norms:

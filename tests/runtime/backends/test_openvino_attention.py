@@ -105,7 +105,7 @@ def test_keys_are_not_transposed_to_columns_of_tokens(
         (np.float32(0), 1.0, True, False),
     ],
 )
-def test_attention_with_a_mask_or_a_scale_stays(
+def test_only_attention_without_a_mask_or_a_scale_is_expanded(
     mask: NDArray[np.float32],
     scale: float,
     causal: bool,
