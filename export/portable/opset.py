@@ -89,13 +89,13 @@ def _give_axes(mean: ir.Node) -> None:
 
 
 def _write_gelu(graph: ir.Graph, gelu: ir.Node) -> None:
-    """`x / 2 · (1 + erf(x / √2))`."""
+    """`x / 2 · (1 + erf(x / √2))`: ONNX Runtime fuses it in this form, with a division by √2."""
     values, name = gelu.inputs[0], gelu.name
     dtype = gelu.outputs[0].dtype or ir.DataType.FLOAT
     numbers = dtype.numpy()
     write = Writer(graph, before=gelu)
-    root = np.array(np.sqrt(0.5), numbers)
-    scaled = write("Mul", values, root, name=f"{name}/scaled", dtype=dtype)
+    root = np.array(np.sqrt(2), numbers)
+    scaled = write("Div", values, root, name=f"{name}/scaled", dtype=dtype)
     erf = write("Erf", scaled, name=f"{name}/erf", dtype=dtype)
     raised = write("Add", erf, np.array(1, numbers), name=f"{name}/raised", dtype=dtype)
     half = write("Mul", values, np.array(0.5, numbers), name=f"{name}/half", dtype=dtype)

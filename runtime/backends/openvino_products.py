@@ -59,9 +59,21 @@ def choose_onednn(model: Any) -> None:
 
 
 def _has_gelu(product: Any) -> bool:
-    """Whether GELU reads the result of `product`."""
-    users = product.output(0).get_target_inputs()
-    return any(user.get_node().get_type_name() == "Gelu" for user in users)
+    """Whether GELU reads the result of `product`, as an operator or as its formula.
+
+    Graphs of opset 17 hold the formula, `x / 2 · (1 + erf(x / √2))`, which OpenVINO fuses as well.
+    """
+    readers = _readers(product)
+    return any(
+        reader.get_type_name() == "Gelu"
+        or any(next_reader.get_type_name() == "Erf" for next_reader in _readers(reader))
+        for reader in readers
+    )
+
+
+def _readers(node: Any) -> list[Any]:
+    """The nodes that read the only output of `node`."""
+    return [target.get_node() for target in node.output(0).get_target_inputs()]
 
 
 def _is_product_with_bias(node: Any) -> bool:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import venv
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,6 +108,23 @@ def test_older_opsets_compute_the_same(written) -> None:
         assert "Attention" not in kinds
         assert opset >= 20 or "Gelu" not in kinds
         assert_close(computed(file), expected, 2e-6)
+
+
+def optimized_gelus(file: Path, folder: Path) -> Counter[str]:
+    """What ONNX Runtime computes GELU with, after its own optimizations."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns that the file below is for this machine alone
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node)
+    return Counter({kind: kinds[kind] for kind in ("BiasGelu", "Gelu", "Erf")})
+
+
+def test_onnxruntime_fuses_gelu_in_older_opsets_too(written, tmp_path) -> None:
+    expected = optimized_gelus(written(OPSET), tmp_path)
+    assert not expected["Erf"]
+    for opset in OLD:
+        assert optimized_gelus(written(opset), tmp_path) == expected
 
 
 def test_half_precision_of_older_opsets_is_valid_and_as_close(written) -> None:

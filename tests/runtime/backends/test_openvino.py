@@ -17,7 +17,7 @@ import openvino
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
-from openvino import opset1
+from openvino import opset1, opset7
 
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import BackendError, InputError
@@ -229,6 +229,43 @@ def test_mlas_computes_every_product_if_chosen(bundle_s: Path) -> None:
     choose_mlas(model)
     assert before == 12, "OpenVINO fuses GELU into one product of each block"
     assert all("mlas" in kernel for kernel in kernels_of(model))
+
+
+def random_floats(*shape: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def product_and_gelu(*, is_formula: bool) -> openvino.Model:
+    """One product with a bias, then GELU: as an operator, or as graphs of opset 17 hold it."""
+    tokens = opset1.parameter([-1, -1, 64], np.float32)
+    product = opset1.matmul(tokens, random_floats(64, 256), False, False)
+    wide = opset1.add(product, random_floats(256))
+    if is_formula:
+        erf = opset1.erf(opset1.multiply(wide, np.float32(np.sqrt(0.5))))
+        half = opset1.multiply(wide, np.float32(0.5))
+        gelu = opset1.multiply(half, opset1.add(erf, np.float32(1)))
+    else:
+        gelu = opset7.gelu(wide, "erf")
+    return openvino.Model([gelu], [tokens], "gelu")
+
+
+@pytest.mark.parametrize("is_formula", [False, True])
+def test_mlas_computes_the_product_before_gelu_in_each_of_its_forms(is_formula: bool) -> None:
+    model = product_and_gelu(is_formula=is_formula)
+    tokens = random_floats(1, 9, 64)
+    want, kernels = run_once(model, tokens)
+    assert "mlas" not in kernels[0], "OpenVINO fuses GELU into the product"
+    choose_mlas(model)
+    got, kernels = run_once(model, tokens)
+    assert ["mlas" in kernel for kernel in kernels] == [True]
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("is_formula", [False, True])
+def test_a_product_before_gelu_needs_nothing_for_onednn(is_formula: bool) -> None:
+    model = product_and_gelu(is_formula=is_formula)
+    choose_onednn(model)
+    assert not [node for node in model.get_ops() if node.get_type_name() == "PRelu"]
 
 
 ONEDNN, MLAS = {"PRelu": 5 * 12}, {"Gather": 12, "Result": 12}
