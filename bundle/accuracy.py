@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.limits import POOLED, Limits
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import X_PRENORM, FloatArray
 from dinov2rt.bundle.tasks.accuracy import TaskAccuracy
 from dinov2rt.errors import BundleError
 from dinov2rt.foreign import shown
-
-POOLED = "all"
-"""The case name of a comparison over all cases together; see `Limits.pooled_l2`."""
 
 
 def is_pooled(output: str) -> bool:
@@ -108,7 +105,7 @@ class AccuracyReport:
                 "--allow-unverifiable accepts that"
             )
         worst = max(self.outputs, key=self._badness)
-        l2_limit = self._l2_limit(worst)
+        l2_limit = self.l2_limit(worst)
         return (
             f"{'passed' if self else 'FAILED'}: {self.precision} on {self.backend}, worst is "
             f"{shown(worst.output)} at {shown(worst.case)}: relative L2 {worst.relative_l2:.2e} "
@@ -122,11 +119,11 @@ class AccuracyReport:
 
     def _badness(self, output: OutputAccuracy) -> tuple[bool, float, float]:
         """Sort key: failures first, then by the share of the limit, then by error."""
-        limit = self._l2_limit(output)
+        limit = self.l2_limit(output)
         share = 0.0 if limit is None else output.relative_l2 / limit
         return not output.passed, share, output.relative_l2
 
-    def _l2_limit(self, output: OutputAccuracy) -> float | None:
+    def l2_limit(self, output: OutputAccuracy) -> float | None:
         """The largest relative error of `output` that passes; None if there is no limit."""
         if self.limits.pooled_l2 is None or not is_pooled(output.output):
             return self.limits.relative_l2

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 _MEANINGFUL_ERROR, _MEANINGFUL_COSINE = 0.05, 0.99
 
+POOLED = "all"
+"""The case name of a comparison over all cases together; see `Limits.pooled_l2`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -66,19 +69,22 @@ class Limits:
 class TaskLimits:
     """The limits of an output other than tokens: attention, or the output of a head.
 
-    `relative_l2` limits `|got - want| / |want|`. `most_off` limits the share of pixels (of images,
-    for a classifier) that are off: by more than 1 % in depth, or with another class. If the
-    reference's best two scores differ by more than `margin`, the class must be the same. A limit of
-    None does not apply.
+    `relative_l2` limits `|got - want| / |want|` of each case; `pooled_l2` limits it over all cases
+    together, where an image has few vectors, see `Limits`. `most_off` limits the share of pixels
+    (of images, for a classifier) that are off: by more than 1 % in depth, or with another class. If
+    the reference's best two scores differ by more than `margin`, the class must be the same. A
+    limit of None does not apply.
     """
 
     relative_l2: float | None = None
     most_off: float | None = None
     margin: float | None = None
+    pooled_l2: float | None = None
 
     def __str__(self) -> str:
         parts = {
             "relative L2 {:.3g}": self.relative_l2,
+            "relative L2 {:.3g} over all cases": self.pooled_l2,
             "at most {:.3g} off": self.most_off,
             "none beyond a margin of {:.3g}": self.margin,
         }

@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from dinov2rt.bundle.accuracy import POOLED, compare, compare_cases, is_pooled
+from dinov2rt.bundle.accuracy import compare, compare_cases, is_pooled
 from dinov2rt.bundle.golden import GoldenCase
 from dinov2rt.bundle.limits import (
     FLOAT32_ERROR,
     FLOAT32_LIMITS,
     INT8_LIMITS,
     INT8_TASK_LIMITS,
+    POOLED,
     Limits,
     TaskLimits,
 )
@@ -85,7 +86,8 @@ def _measured(
     conditions = condition_numbers(model, images, [case.outputs for case, _ in runs])
     error = FLOAT32_ERROR if tokens.relative_l2 is None else tokens.relative_l2
     least = {name: _error_limit(error * number) for name, number in conditions.items()}
-    return MeasuredLimits(tokens, task_limits(runs, allowance, least))
+    pools = tokens.pooled_l2 is not None
+    return MeasuredLimits(tokens, task_limits(runs, allowance, least, pools=pools))
 
 
 def nudged_runs(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> list[Run]:

@@ -12,7 +12,7 @@ from dinov2rt.bundle.entries import GraphEntry, PlanEntry, VerificationEntry
 from dinov2rt.bundle.golden import Golden, GoldenCase
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.signature import is_token_output
-from dinov2rt.bundle.tasks.accuracy import compare_tasks
+from dinov2rt.bundle.tasks.accuracy import compare_task_cases
 from dinov2rt.errors import BundleError, PlanInputError, PlanWarning
 from dinov2rt.foreign import shown
 from dinov2rt.runtime.backends.grid_inputs import GridInputs
@@ -29,7 +29,6 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
     Raises:
         BundleError: a case is from the export of another graph.
     """
-    limits = graph.limits
     results, tasks = [], []
     for case in cases:
         try:
@@ -40,10 +39,13 @@ def compare_all(backend: Backend, graph: GraphEntry, cases: Sequence[GoldenCase]
         want = {name: case.reference(name) for name in outputs}
         tokens = {name: value for name, value in outputs.items() if is_token_output(name)}
         results.append((case.name, tokens, want))
-        tasks += compare_tasks(case.name, outputs, want, graph.task_limits)
-    compared = compare_cases(results, limits)
+        tasks.append((case.name, outputs, want))
     return AccuracyReport(
-        graph.precision, backend.description, limits, compared, tasks=tuple(tasks)
+        graph.precision,
+        backend.description,
+        graph.limits,
+        compare_cases(results, graph.limits),
+        tasks=compare_task_cases(tasks, graph.task_limits),
     )
 
 

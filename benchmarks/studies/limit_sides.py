@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dinov2rt.bundle.accuracy import POOLED, AccuracyReport, compare_cases, is_pooled
+from dinov2rt.bundle.accuracy import AccuracyReport, compare_cases, is_pooled
 from dinov2rt.bundle.geometry import ImageSize
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.limits import Limits
+from dinov2rt.bundle.limits import POOLED, Limits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import NO_EXTRAS, InputFormat, output_names

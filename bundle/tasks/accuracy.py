@@ -1,13 +1,13 @@
 """Compares outputs other than tokens: attention maps, logits, depth and classes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.bundle.limits import TaskLimits
+from dinov2rt.bundle.limits import POOLED, TaskLimits
 from dinov2rt.bundle.signature import FloatArray, scores_name
 from dinov2rt.bundle.tasks.bilinear import resized_bands
 from dinov2rt.errors import BundleError
@@ -22,12 +22,14 @@ class TaskAccuracy:
 
     `relative_l2` is `|got - want| / |want|`, None for classes. `share_off` is the share of pixels
     (of images, for a classifier) that are off, as in `TaskLimits.most_off`, and `beyond_margin`
-    the number of those whose class the reference is sure of; None where it means nothing.
+    the number of those whose class the reference is sure of; None where it means nothing. `limits`
+    is what it was judged by.
     """
 
     case: str
     output: str
     passed: bool
+    limits: TaskLimits
     relative_l2: float | None = None
     share_off: float | None = None
     beyond_margin: int | None = None
@@ -40,7 +42,7 @@ class TaskAccuracy:
             parts.append(f"{self.share_off:.3%} off")
         if self.beyond_margin:
             parts.append(f"{self.beyond_margin} of them beyond the margin")
-        return f"{self.output} at {self.case}: {', '.join(parts)}"
+        return f"{self.output} at {self.case}: {', '.join(parts)} (allowed: {self.limits})"
 
 
 def compare_values(
@@ -127,7 +129,7 @@ def _judged(
         passed &= relative_l2 <= limits.relative_l2
     if limits.most_off is not None and share is not None:
         passed &= share <= limits.most_off
-    return TaskAccuracy(case, output, passed, relative_l2, share, count)
+    return TaskAccuracy(case, output, passed, limits, relative_l2, share, count)
 
 
 def _check_shapes(case: str, output: str, got: NDArray[Any], want: NDArray[Any]) -> None:
@@ -139,6 +141,28 @@ def _check_shapes(case: str, output: str, got: NDArray[Any], want: NDArray[Any])
 
 
 Outputs = Mapping[str, NDArray[Any]]
+
+
+def compare_task_cases(
+    cases: Sequence[tuple[str, Outputs, Outputs]], limits: Mapping[str, TaskLimits]
+) -> tuple[TaskAccuracy, ...]:
+    """Compare all outputs of all cases, each given as (name, outputs, reference).
+
+    Each output with `pooled_l2` has one more comparison, over all cases together, whose case is
+    `POOLED`.
+
+    Raises:
+        BundleError: shapes differ.
+    """
+    results = [each for case in cases for each in compare_tasks(*case, limits)]
+    for name, limit in limits.items():
+        given = [(got[name], want[name]) for _, got, want in cases if name in got]
+        if limit.pooled_l2 is not None and given:
+            all_got = np.concatenate([got.ravel() for got, _ in given])
+            all_want = np.concatenate([want.ravel() for _, want in given])
+            alone = TaskLimits(relative_l2=limit.pooled_l2)
+            results.append(compare_values(POOLED, name, all_got, all_want, alone))
+    return tuple(results)
 
 
 def compare_tasks(

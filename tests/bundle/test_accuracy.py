@@ -15,8 +15,9 @@ from dinov2rt.bundle.accuracy import (
     nearest_lost,
 )
 from dinov2rt.bundle.golden import Golden, GoldenCase
-from dinov2rt.bundle.limits import FLOAT32_LIMITS, INT8_LIMITS, Limits
+from dinov2rt.bundle.limits import FLOAT32_LIMITS, INT8_LIMITS, Limits, TaskLimits
 from dinov2rt.bundle.precision import Precision
+from dinov2rt.bundle.tasks.accuracy import compare_task_cases
 from dinov2rt.errors import BundleError
 
 FP32, FP16 = FLOAT32_LIMITS, Limits(cosine_min=0.99999, relative_l2=1.6e-3)
@@ -363,6 +364,26 @@ def test_few_vectors_are_held_to_their_limit_over_all_cases() -> None:
     assert "0.2 for CLS and register tokens over all cases" in str(limits)
     *_, both = compare_cases(cases, replace(limits, pooled_l2=0.17))
     assert not both.passed
+
+
+def test_one_map_of_attention_may_be_off_if_all_together_are_not() -> None:
+    limits = {"attention": TaskLimits(pooled_l2=0.2)}
+    small, large = np.ones((1, 2, 4), np.float32), np.ones((1, 2, 12), np.float32)
+    cases = [
+        ("far", {"attention": small * np.float32(1.3)}, {"attention": small}),
+        ("near", {"attention": large}, {"attention": large}),
+    ]
+    far, near, both = compare_task_cases(cases, limits)
+    assert (far.passed, near.passed, both.passed) == (True, True, True)
+    assert (both.case, both.relative_l2) == ("all", pytest.approx(0.15))
+    assert str(both) == "attention at all: relative L2 1.50e-01 (allowed: relative L2 0.2)"
+    *_, both = compare_task_cases(cases, {"attention": TaskLimits(pooled_l2=0.14)})
+    assert not both.passed
+    cases[0][1]["attention"][0, 0, 0] = np.nan
+    *_, both = compare_task_cases(cases, limits)
+    assert not both.passed
+    assert compare_task_cases([], limits) == ()
+    assert compare_task_cases([("a", {}, cases[0][2])], limits) == ()
 
 
 def test_patch_tokens_are_held_case_by_case() -> None:

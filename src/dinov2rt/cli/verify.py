@@ -27,7 +27,7 @@ _HEADER = (
     "NaN",
     "result",
 )
-_TASK_HEADER = ("case", "output", "relative L2", "off", "beyond margin", "result")
+_TASK_HEADER = ("case", "output", "relative L2", "off", "beyond margin", "allowed", "result")
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
@@ -125,14 +125,13 @@ def _outcome(bundle: Path, model: Model, report: AccuracyReport, reference: str)
 
 
 def _table(report: AccuracyReport) -> str:
-    l2_limit = report.limits.relative_l2
     rows = [
         (
             output.case,
             output.output,
             *_cosine(output, report.limits),
             f"{output.relative_l2:.2e}",
-            "none" if l2_limit is None else f"{l2_limit:.1e}",
+            "none" if (limit := report.l2_limit(output)) is None else f"{limit:.1e}",
             f"{output.max_abs_error:.2e}",
             f"{output.nan_count}",
             "pass" if output.passed else "FAIL",
@@ -151,6 +150,7 @@ def _task_table(report: AccuracyReport) -> str:
             "" if task.relative_l2 is None else f"{task.relative_l2:.2e}",
             "" if task.share_off is None else f"{task.share_off:.3%}",
             "" if task.beyond_margin is None else f"{task.beyond_margin}",
+            str(task.limits),
             "pass" if task.passed else "FAIL",
         )
         for task in report.tasks

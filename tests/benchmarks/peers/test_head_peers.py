@@ -17,6 +17,7 @@ from dinov2rt.benchmarks.peers.candidate import Workload
 from dinov2rt.benchmarks.peers.candidates import find
 from dinov2rt.benchmarks.peers.transformers_heads import HuggingFaceHead
 from dinov2rt.bundle.geometry import Grid, ImageSize
+from dinov2rt.bundle.limits import TaskLimits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import find_variant
@@ -81,6 +82,15 @@ def test_a_bundle_with_heads_is_measured_by_its_answers(
     assert not check_heads(wrong, eager, limits).passed
     with pytest.raises(BundleError, match="no limits of its heads for fp16"):
         task_limits_for(workload.manifest, Precision.FP16)
+
+
+@pytest.mark.parametrize(("batch", "most"), [(1, 0.2), (3, 0.2), (4, 0.1)])
+def test_few_images_may_be_off_by_twice_the_limit_of_several(batch: int, most: float) -> None:
+    want = np.ones((batch, 10), np.float32)
+    limits = {"logits": TaskLimits(pooled_l2=0.1)}
+    for factor, passes in ((0.99, True), (1.01, False)):
+        got = want * np.float32(1 + factor * most)
+        assert check_heads({"logits": got}, {"logits": want}, limits).passed is passes
 
 
 def test_transformers_is_not_measured_with_heads_that_it_lacks(bundle_heads: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,35 @@ def test_every_precision_holds_limits_that_mean_something(
     assert {task.output for task in report.tasks} >= OUTPUTS
     limits = next(g for g in Manifest.read(bundle).graphs if g.precision is precision).task_limits
     most = 1e-5 if precision is Precision.FP32 else 0.02
-    for output in ("logits", "depth", "segmentation_scores"):
-        assert 1e-5 <= limits[output].relative_l2 <= most, output
+    is_half = precision is Precision.FP16
+    for output in ("logits", "attention", "depth", "segmentation_scores"):
+        is_pooled = is_half and output in ("logits", "attention")
+        held, other = limits[output].relative_l2, limits[output].pooled_l2
+        if is_pooled:
+            held, other = other, held
+        assert 1e-5 <= held <= most, output
+        assert other is None, output
+    pooled = [task.output for task in report.tasks if task.case == "all"]
+    assert sorted(pooled) == ["attention", "logits"] * is_half
     for output in ("logits", "segmentation"):
         assert limits[output].margin is not None
         assert limits[output].margin < 1
+
+
+@pytest.mark.parametrize("output", ["attention", "logits"])
+def test_half_precision_with_a_false_vector_fails(bundle: Path, output: str) -> None:
+    """Heads, or classes, in another order: of one image, and NaN."""
+    cases = Golden.read(bundle / "golden.npz").cases
+    with load(bundle, device="cpu", backend="onnxruntime", precision="fp16") as model:
+        for spoil in (lambda value: value[:, ::-1].copy(), lambda value: value * np.nan):
+            spoilt = replace(cases[0], outputs={**cases[0].outputs})
+            spoilt.outputs[output] = spoil(spoilt.outputs[output])  # type: ignore[index]
+            report = model.verify([spoilt, *cases[1:]])
+            failed = {(task.case, task.output) for task in report.tasks if not task.passed}
+            assert ("all", output) in failed
+            assert {name for _, name in failed} == {output}
+            assert f"{output} at all: relative L2" in str(report)
+            assert "(allowed: relative L2 0.0" in str(report)
 
 
 @pytest.mark.parametrize("output", sorted(OUTPUTS))
