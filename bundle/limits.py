@@ -1,9 +1,18 @@
 """Limits: the least agreement with the eager model that a graph must show."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _MEANINGFUL_ERROR, _MEANINGFUL_COSINE = 0.05, 0.99
+
+_POOLED_FROM = 4
+"""The smallest number of images for which the limits over all cases apply as measured."""
+
+_FEW_ALLOWANCE = 2.0
+"""Those limits for fewer images, as a multiple, since the error of a few vectors varies more.
+
+The limits of cosines allow as much: 1 - cos grows with the square of the error.
+"""
 
 POOLED = "all"
 """The case name of a comparison over all cases together; see `Limits.pooled_l2`."""
@@ -37,6 +46,10 @@ class Limits:
         errors = (self.relative_l2, self.pooled_l2)
         is_wide = any(error is not None and not error <= _MEANINGFUL_ERROR for error in errors)
         return is_wide or not self.cosine_min >= _MEANINGFUL_COSINE
+
+    def for_images(self, count: int) -> "Limits":
+        """The limits for `count` images: with fewer than four, twice `pooled_l2` passes."""
+        return replace(self, pooled_l2=_for_images(self.pooled_l2, count))
 
     def check(self) -> None:
         """Check that the limits are numbers that some output can miss.
@@ -81,6 +94,10 @@ class TaskLimits:
     margin: float | None = None
     pooled_l2: float | None = None
 
+    def for_images(self, count: int) -> "TaskLimits":
+        """The limits for `count` images: with fewer than four, twice `pooled_l2` passes."""
+        return replace(self, pooled_l2=_for_images(self.pooled_l2, count))
+
     def __str__(self) -> str:
         parts = {
             "relative L2 {:.3g}": self.relative_l2,
@@ -89,6 +106,12 @@ class TaskLimits:
             "none beyond a margin of {:.3g}": self.margin,
         }
         return ", ".join(text.format(value) for text, value in parts.items() if value is not None)
+
+
+def _for_images(pooled_l2: float | None, count: int) -> float | None:
+    if pooled_l2 is None or count >= _POOLED_FROM:
+        return pooled_l2
+    return _FEW_ALLOWANCE * pooled_l2
 
 
 FLOAT32_ERROR = 1e-5

@@ -1,7 +1,6 @@
 """Checks a candidate's outputs against eager float32, at every cell and before any timing."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +14,6 @@ from dinov2rt.bundle.tasks.accuracy import compare_task_cases
 from dinov2rt.errors import BundleError
 
 Outputs = Mapping[str, NDArray[np.float32]]
-
-_POOLED_FROM = 4
-"""The smallest batch for which the limit of pooled tokens applies; it comes from several images."""
-
-_FEW_ALLOWANCE = 2.0
-"""The limit for smaller batches, as a multiple of that limit, since their error varies more.
-
-The limits of cosines allow as much: 1 - cos grows with the square of the error, see `limits.py`.
-"""
 
 
 def limits_for(manifest: Manifest, precision: Precision) -> Limits:
@@ -70,7 +60,7 @@ def check_heads(outputs: Outputs, reference: Outputs, limits: Mapping[str, TaskL
         BundleError: shapes differ.
     """
     judged = {
-        name: _for_batch(limit, len(outputs[name]))
+        name: limit.for_images(len(outputs[name]))
         for name, limit in limits.items()
         if name in outputs
     }
@@ -87,12 +77,6 @@ def check_heads(outputs: Outputs, reference: Outputs, limits: Mapping[str, TaskL
     )
 
 
-def _for_batch(limits: TaskLimits, batch: int) -> TaskLimits:
-    if limits.pooled_l2 is None or batch >= _POOLED_FROM:
-        return limits
-    return replace(limits, pooled_l2=_FEW_ALLOWANCE * limits.pooled_l2)
-
-
 def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
     """Compare the candidate's tokens with `reference`, [B, D] or [B, tokens, D] each.
 
@@ -103,9 +87,7 @@ def check(outputs: Outputs, reference: Outputs, limits: Limits) -> Accuracy:
         BundleError: shapes differ.
     """
     both = {name: value for name, value in outputs.items() if name in reference}
-    judged = limits
-    if limits.pooled_l2 is not None and len(outputs["cls_token"]) < _POOLED_FROM:
-        judged = replace(limits, pooled_l2=_FEW_ALLOWANCE * limits.pooled_l2)
+    judged = limits.for_images(len(outputs["cls_token"]))
     compared = compare_cases([("cell", both, reference)], judged)
     patch_cosines = cosines(outputs["patch_tokens"], reference["patch_tokens"])
     return Accuracy(

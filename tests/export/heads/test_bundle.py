@@ -66,6 +66,18 @@ def test_every_precision_holds_limits_that_mean_something(
         assert limits[output].margin < 1
 
 
+def test_one_image_may_be_off_by_twice_the_limits_over_all(bundle: Path) -> None:
+    (case, *_) = (each for each in Golden.read(bundle / "golden.npz").cases if len(each.images) < 4)
+    with load(bundle, device="cpu", backend="onnxruntime", precision="fp16") as model:
+        stored, tasks = model.graph.limits, model.graph.task_limits
+        report = model.verify([case])
+        assert report
+        assert report.limits == replace(stored, pooled_l2=2 * stored.pooled_l2)
+        (logits,) = (each for each in report.tasks if (each.case, each.output) == ("all", "logits"))
+        assert logits.limits.relative_l2 == 2 * tasks["logits"].pooled_l2
+        assert model.verify().limits == stored
+
+
 @pytest.mark.parametrize("output", ["attention", "logits"])
 def test_half_precision_with_a_false_vector_fails(bundle: Path, output: str) -> None:
     """Heads, or classes, in another order: of one image, and NaN."""
