@@ -24,7 +24,13 @@ from dinov2rt.bundle.limits import (
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import Extras, InputFormat, is_token_output
 from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels, small_size
-from dinov2rt.export.heads.limits import condition_numbers, task_limits, task_outputs
+from dinov2rt.export.heads.limits import (
+    Run,
+    condition_numbers,
+    pooled_limits,
+    task_limits,
+    task_outputs,
+)
 from dinov2rt.export.model import Dinov2
 
 _DTYPES = {Precision.FP16: torch.float16, Precision.BF16: torch.bfloat16}
@@ -61,10 +67,6 @@ class MeasuredLimits:
     tasks: dict[str, TaskLimits]
 
 
-Run = tuple[GoldenCase, Mapping[str, np.ndarray]]
-"""A case, and what the eager model returns for it in other circumstances."""
-
-
 def measure(
     model: Dinov2, cases: Sequence[GoldenCase], extras: Extras, precision: Precision
 ) -> MeasuredLimits:
@@ -86,8 +88,8 @@ def _measured(
     conditions = condition_numbers(model, images, [case.outputs for case, _ in runs])
     error = FLOAT32_ERROR if tokens.relative_l2 is None else tokens.relative_l2
     least = {name: _error_limit(error * number) for name, number in conditions.items()}
-    pools = tokens.pooled_l2 is not None
-    return MeasuredLimits(tokens, task_limits(runs, allowance, least, pools=pools))
+    measure_tasks = task_limits if tokens.pooled_l2 is None else pooled_limits
+    return MeasuredLimits(tokens, measure_tasks(runs, allowance, least))
 
 
 def nudged_runs(model: Dinov2, cases: Sequence[GoldenCase], extras: Extras) -> list[Run]:
