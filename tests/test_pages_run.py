@@ -60,6 +60,7 @@ STUDIES: Mapping[str, str | None] = {
     "dinov2rt.benchmarks.studies.precision_study": "candidates dinov2_vits14 --sizes 224",
     "dinov2rt.benchmarks.studies.cpu.attention": "BUNDLE --cells 1x56 --turns 1",
     "dinov2rt.benchmarks.studies.cpu.product_libraries": "BUNDLE --cells 1x56 --turns 1",
+    "dinov2rt.benchmarks.studies.cpu.convolutions": "BUNDLE --cells 1x56 --turns 1",
     "dinov2rt.benchmarks.studies.reliability.faults": "--kinds closed-streams",
     "dinov2rt.benchmarks.studies.reliability.kills": "--kills 1 --verbs search",
     "dinov2rt.benchmarks.studies.reliability.mutations": "--seeds 2",

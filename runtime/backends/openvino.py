@@ -3,7 +3,8 @@
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,11 @@ from dinov2rt.optional import is_older, require
 from dinov2rt.runtime.backends.class_maps import without_class_maps
 from dinov2rt.runtime.backends.openvino_attention import expand_attention
 from dinov2rt.runtime.backends.openvino_bf16 import mixes_up_heads
+from dinov2rt.runtime.backends.openvino_convolutions import (
+    Kernels,
+    are_convolutions_faster,
+    write_as_convolutions,
+)
 from dinov2rt.runtime.backends.openvino_products import choose_product_library
 from dinov2rt.runtime.backends.openvino_program import Program
 from dinov2rt.runtime.cpu import is_x86, this_cpu, usable_cores
@@ -122,6 +128,7 @@ class OpenVinoBackend:
         self._threads, self._precision = threads, precision
         self._lock = threading.Lock()
         self._fixed: OrderedDict[_Shapes, Program] = OrderedDict()
+        self._kernels: Kernels = {}
         try:
             self._graph: Any = self._openvino.Core().read_model(graph)
             _check_operators(self._graph)
@@ -180,7 +187,10 @@ class OpenVinoBackend:
                 return  # the program of any shape goes on serving this one
             while len(self._fixed) >= FIXED_SHAPES:
                 self._fixed.popitem(last=False)
-        program = self._program(model)
+        rewrite = None
+        if are_convolutions_faster(model, self._precision):
+            rewrite = partial(write_as_convolutions, kernels=self._kernels)
+        program = self._program(model, rewrite=rewrite)
         with self._lock:
             if self._any_shape is not None:  # not closed meanwhile
                 self._fixed[shapes] = program
@@ -194,9 +204,16 @@ class OpenVinoBackend:
         with self._lock:
             self._any_shape = self._graph = None
             self._fixed.clear()
+            self._kernels.clear()
 
-    def _program(self, model: Any) -> Program:
-        return Program(self._openvino, model, threads=self._threads, precision=self._precision)
+    def _program(self, model: Any, rewrite: Callable[[Any], None] | None = None) -> Program:
+        return Program(
+            self._openvino,
+            model,
+            threads=self._threads,
+            precision=self._precision,
+            rewrite=rewrite,
+        )
 
     def _feed(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         feed = dict(inputs)

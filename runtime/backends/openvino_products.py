@@ -9,7 +9,7 @@ from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.cpu import this_cpu
 
 _LARGE = 16 << 20
-"""Bytes of a matrix from which on OpenVINO takes another kernel of oneDNN, slower than MLAS."""
+"""Bytes of a matrix from which on OpenVINO takes another, slower kernel of oneDNN."""
 
 
 def choose_product_library(model: Any, precision: Precision) -> None:
@@ -18,15 +18,18 @@ def choose_product_library(model: Any, precision: Precision) -> None:
     `precision` is what everything but int8 products computes in. MLAS has no bfloat16, and there,
     what is added for oneDNN also keeps sums in float32 (docs/adr/0018).
     """
-    instruction_sets = this_cpu().instruction_sets
-    is_onednn_faster = precision is Precision.BF16 or not _has_large_matrix(model)
-    if "AVX-512" in instruction_sets and is_onednn_faster:
+    cpu = this_cpu()
+    is_mlas_faster = (
+        precision is Precision.FP32 and cpu.multiplies_bf16_tiles and has_large_matrix(model)
+    )
+    if "AVX-512" in cpu.instruction_sets and not is_mlas_faster:
         choose_onednn(model)
-    elif "AVX2" in instruction_sets:
+    elif "AVX2" in cpu.instruction_sets:
         choose_mlas(model)
 
 
-def _has_large_matrix(model: Any) -> bool:
+def has_large_matrix(model: Any) -> bool:
+    """Whether OpenVINO takes another kernel of oneDNN for a matrix of `model`, in float32."""
     matrices = [_matrix_of(node) for node in model.get_ops() if _is_product_with_bias(node)]
     return any(matrix.get_byte_size() >= _LARGE for matrix in matrices)
 
@@ -63,15 +66,14 @@ def _has_gelu(product: Any) -> bool:
 
     Graphs of opset 17 hold the formula, `x / 2 · (1 + erf(x / √2))`, which OpenVINO fuses as well.
     """
-    readers = _readers(product)
     return any(
         reader.get_type_name() == "Gelu"
-        or any(next_reader.get_type_name() == "Erf" for next_reader in _readers(reader))
-        for reader in readers
+        or any(next_reader.get_type_name() == "Erf" for next_reader in readers(reader))
+        for reader in readers(product)
     )
 
 
-def _readers(node: Any) -> list[Any]:
+def readers(node: Any) -> list[Any]:
     """The nodes that read the only output of `node`."""
     return [target.get_node() for target in node.output(0).get_target_inputs()]
 

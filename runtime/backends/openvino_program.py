@@ -1,6 +1,6 @@
 """A graph that OpenVINO has compiled, and its one request."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,17 @@ class Program:
     """`model` compiled for the CPU; in bf16 some parts stay float32.
 
     `precision` is what everything in an int8 graph computes in, except its int8 products. Calls
-    must not overlap.
+    must not overlap. `rewrite` changes the form of `model` last.
     """
 
     def __init__(
-        self, openvino: Any, model: Any, *, threads: int | None, precision: Precision
+        self,
+        openvino: Any,
+        model: Any,
+        *,
+        threads: int | None,
+        precision: Precision,
+        rewrite: Callable[[Any], None] | None = None,
     ) -> None:
         core = openvino.Core()
         self._tensor = openvino.Tensor
@@ -35,6 +41,8 @@ class Program:
             self.heads = heads_of(core, model, options(threads, Precision.FP32))
             keep_norms(model)
             widen_convolutions(model)
+        if rewrite is not None:
+            rewrite(model)
         if precision is Precision.BF16 and model.is_dynamic():  # else the table is a constant
             self.positions = PositionTables(core, model, options(threads, Precision.FP32))
         compiled = core.compile_model(model, "CPU", options(threads, precision))

@@ -10,7 +10,7 @@ equal.
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.benchmarks.studies.cpu.pixel_graphs import pixel_graphs
+from dinov2rt.benchmarks.studies.cpu.pixel_graphs import modes
 from dinov2rt.benchmarks.studies.turns import Cell, parse_cells, ratios, shown, table
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.errors import Dinov2rtError
@@ -30,21 +30,6 @@ from dinov2rt.runtime.backends.openvino_program import Program
 
 _OUTPUTS = ("cls_token", "patch_tokens")
 _NO_PADS = dict.fromkeys(("pads_begin", "pads_end"), np.zeros(4, np.int64))
-
-
-def _modes(bundle: Path) -> Iterator[tuple[str, Path, Precision]]:
-    """What can run here: its name, its graph, and the precision of what is not int8.
-
-    Raises:
-        InputError: the bundle has no fp32 graph that takes pixels.
-    """
-    files = pixel_graphs(bundle)
-    has_bf16 = backend.cannot_run_bf16() is None
-    yield "fp32", files[Precision.FP32], Precision.FP32
-    if has_bf16:
-        yield "bf16", files[Precision.FP32], Precision.BF16
-    if Precision.INT8 in files and backend.cannot_run_int8() is None:
-        yield "int8", files[Precision.INT8], Precision.BF16 if has_bf16 else Precision.FP32
 
 
 def _call(
@@ -68,7 +53,7 @@ def _call(
 def time_table(bundle: Path, cells: Sequence[Cell], turns: int) -> str:
     """Time of the expanded form over that of the operator, the median and its 95 % interval."""
     rows = []
-    for name, graph, precision in _modes(bundle):
+    for name, graph, precision in modes(bundle):
         for is_known in (False, True):
             row = [f"{name}, shapes known" if is_known else name]
             for cell in cells:

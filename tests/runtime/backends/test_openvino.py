@@ -275,9 +275,10 @@ ONEDNN, MLAS = {"PRelu": 5 * 12}, {"Gather": 12, "Result": 12}
     ("instruction_sets", "large", "precision", "added"),
     [
         (("AVX2", "AVX-512"), 16 << 20, Precision.FP32, ONEDNN),
-        (("AVX2", "AVX-512"), S_LARGEST, Precision.FP32, MLAS),
-        (("AVX2", "AVX-512"), S_LARGEST + 1, Precision.FP32, ONEDNN),
-        (("AVX2", "AVX-512"), S_LARGEST, Precision.BF16, ONEDNN),
+        (("AVX2", "AVX-512"), S_LARGEST, Precision.FP32, ONEDNN),
+        (("AVX2", "AVX-512", "AMX-BF16"), S_LARGEST, Precision.FP32, MLAS),
+        (("AVX2", "AVX-512", "AMX-BF16"), S_LARGEST + 1, Precision.FP32, ONEDNN),
+        (("AVX2", "AVX-512", "AMX-BF16"), S_LARGEST, Precision.BF16, ONEDNN),
         (("AVX2",), 16 << 20, Precision.FP32, MLAS),
         ((), 16 << 20, Precision.FP32, {}),
     ],
@@ -304,8 +305,12 @@ def test_the_library_of_products_follows_the_cpu_and_the_matrices(
 
 @needs_avx512
 @pytest.mark.parametrize(("width", "is_large"), [(4096, True), (4095, False)])
-def test_openvino_has_another_kernel_for_matrices_of_16_mib(width: int, is_large: bool) -> None:
-    """And MLAS is chosen from there on."""
+def test_openvino_has_another_kernel_for_matrices_of_16_mib(
+    width: int, is_large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with AMX, MLAS is chosen from there on."""
+    with_amx = replace(this_cpu(), instruction_sets=("AVX2", "AVX-512", "AMX-BF16"))
+    monkeypatch.setattr(openvino_products, "this_cpu", lambda: with_amx)
     tokens = opset1.parameter([-1, -1, 1024], np.float32)
     product = opset1.matmul(tokens, np.ones((1024, width), np.float32), False, False)
     model = openvino.Model([opset1.add(product, np.ones(width, np.float32))], [tokens], "product")
