@@ -331,7 +331,8 @@ class Model:
         graph is captured for each shape; eight are kept, and the least recently used is evicted.
 
         OpenVINO compiles the graph for each shape alone, which takes the time of a load and about
-        as much memory as the weights; four are kept. Padded images (`snap="pad"`) do not profit.
+        as much memory as the weights; four are kept. On CPUs with AVX-512 and without AMX, the
+        first shape may take twice as much. Padded images (`snap="pad"`) do not profit.
 
         Args:
             shapes: batch, height and width in pixels, e.g. `[(1, 224, 224), (32, 224, 224)]`.

@@ -13,6 +13,9 @@ from dinov2rt.runtime.cpu import this_cpu
 INT8_TOKENS = 1200
 """Products of bytes are faster as convolutions for batches of up to so many tokens."""
 
+Kernels = dict[str, NDArray[Any]]
+"""Kernels [D, K, 1] by the name of their matrix."""
+
 _EXCHANGED = np.array([0, 2, 1])
 _DEQUANTIZES = ("Multiply", "Subtract", "Convert")
 
@@ -27,10 +30,6 @@ def are_convolutions_faster(model: Any, precision: Precision) -> bool:
     if cpu.multiplies_bf16_tiles or "AVX-512" not in cpu.instruction_sets:
         return False
     return precision is Precision.BF16 or has_large_matrix(model)
-
-
-Kernels = dict[str, NDArray[Any]]
-"""Kernels [D, K, 1] by the name of their matrix."""
 
 
 def write_as_convolutions(
@@ -54,18 +53,25 @@ def write_as_convolutions(
 
 
 def _products_with_bias(model: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Each sum of a product and a bias, the product [B, N, D], and the bias, a Constant."""
+    """Each sum of a product and a bias, the product [B, N, D], and the bias [D], a Constant."""
     for add in model.get_ordered_ops():
         if add.get_type_name() != "Add":
             continue
         product, bias = (add.input_value(index).get_node() for index in range(2))
         if bias.get_type_name() == "MatMul":
             product, bias = bias, product
-        if product.get_type_name() != "MatMul" or bias.get_type_name() != "Constant":
-            continue
-        has_matrix = product.input_value(1).get_node().get_type_name() == "Constant"
-        if len(product.get_output_partial_shape(0)) == 3 and (has_matrix or _is_int8(product)):
-            yield add, product, bias
+        if bias.get_type_name() == "Constant" and _is_of_tokens(product):
+            width = product.get_output_partial_shape(0)[2]
+            if list(bias.get_output_shape(0)) == [width.get_length()]:
+                yield add, product, bias
+
+
+def _is_of_tokens(product: Any) -> bool:
+    """Whether `product` is of tokens [B, N, K] and a matrix [K, D], neither of them transposed."""
+    if product.get_type_name() != "MatMul" or any(product.get_attributes().values()):
+        return False
+    has_matrix = product.input_value(1).get_node().get_type_name() == "Constant"
+    return len(product.get_output_partial_shape(0)) == 3 and (has_matrix or _is_int8(product))
 
 
 def _is_int8(product: Any) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from openvino import opset1, opset7, opset13
 
+from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.runtime.backends import openvino as backend_module
 from dinov2rt.runtime.backends import openvino_products, openvino_program
@@ -95,6 +96,31 @@ def test_no_transposition_copies_anything(bundle_s: Path, monkeypatch: pytest.Mo
     assert got == want
 
 
+def test_answers_of_heads_are_the_same(bundle_heads: Path) -> None:
+    (graph,) = Manifest.read(bundle_heads).graphs
+    feed = {"pixels": images(2, 42, 56)}
+    backend = OpenVinoBackend(bundle_heads / "fp32.onnx", threads=None)
+    want = backend.infer(feed, graph.outputs)
+    backend.prepare(feed)
+    assert len(backend._kernels) >= PRODUCTS_OF_S
+    for name, got in backend.infer(feed, graph.outputs).items():
+        if got.dtype == np.uint8:
+            assert (got != want[name]).mean() < 1e-3, name
+        else:
+            assert np.linalg.norm(got - want[name]) < 1e-4 * np.linalg.norm(want[name]), name
+
+
+def test_shapes_share_their_kernels_and_closing_frees_them(bundle_s: Path) -> None:
+    backend = OpenVinoBackend(bundle_s / "fp32.onnx", threads=1)
+    backend.prepare({"pixels": images(1, 28, 42)})
+    first = dict(backend._kernels)
+    assert len(first) == PRODUCTS_OF_S
+    backend.prepare({"pixels": images(2, 28, 42)})
+    assert all(backend._kernels[name] is kernel for name, kernel in first.items())
+    backend.close()
+    assert not backend._kernels
+
+
 @needs_bf16
 def test_what_is_added_to_the_residual_stream_is_float32(bundle_s: Path) -> None:
     backend = OpenVinoBackend(bundle_s / "fp32.onnx", threads=1, precision=Precision.BF16)
@@ -152,14 +178,24 @@ def quantized_product(tokens: int) -> openvino.Model:
     return openvino.Model([opset1.result(biased)], [parameter], "product")
 
 
-def test_products_without_a_bias_or_of_two_dimensions_stay() -> None:
+def test_other_products_stay() -> None:
     matrix = np.eye(8, dtype=np.float32)
     tokens = opset1.parameter([1, 3, 8], np.float32)
     pooled = opset1.parameter([1, 8], np.float32)
-    without_bias = opset1.matmul(tokens, matrix, False, False)
-    to_stream = opset1.add(opset1.matmul(tokens, matrix, False, False), tokens)
-    head = opset1.add(opset1.matmul(pooled, matrix, False, False), np.ones(8, np.float32))
-    results = [opset1.result(each) for each in (without_bias, to_stream, head)]
+    product = opset1.matmul(tokens, matrix, False, False)
+    others = {
+        "no bias": product,
+        "added to tokens": opset1.add(product, tokens),
+        "a bias for each token": opset1.add(product, np.ones((3, 8), np.float32)),
+        "one number as bias": opset1.add(product, np.ones(1, np.float32)),
+        "a transposed matrix": opset1.add(
+            opset1.matmul(tokens, matrix, False, True), np.ones(8, np.float32)
+        ),
+        "not of tokens": opset1.add(
+            opset1.matmul(pooled, matrix, False, False), np.ones(8, np.float32)
+        ),
+    }
+    results = [opset1.result(each) for each in others.values()]
     model = openvino.Model(results, [tokens, pooled], "products")
     write_as_convolutions(model)
     assert kinds(model)["Convolution"] == 0
