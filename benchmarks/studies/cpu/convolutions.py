@@ -55,7 +55,7 @@ def _call(
 
 
 def time_table(bundle: Path, cells: Sequence[Cell], turns: int) -> str:
-    """Time of convolutions over that of products, and the largest difference of patch tokens."""
+    """Time of convolutions over that of products, and the relative L2 between patch tokens."""
     rows = []
     for name, graph, precision in modes(bundle):
         columns = [_column(graph, precision, cell, _FORMS[name], turns) for cell in cells]
