@@ -123,9 +123,6 @@ INT8_CLS_COSINE, INT8_TOKEN_COSINE_P1 = 0.999, 0.995
 
 INT8_LIMITS = Limits(cosine_min=INT8_CLS_COSINE, cosine_p1=INT8_TOKEN_COSINE_P1)
 
-INT8_TASK_LIMITS = TaskLimits(relative_l2=0.05)
-"""The limits of other outputs than tokens; the search for an int8 graph uses only tokens."""
-
 INT8_KEPT_NEAREST = 0.99
 """The share of images that must keep their nearest neighbour by CLS token, up to a tie."""
 

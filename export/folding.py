@@ -12,6 +12,7 @@ from dinov2rt.export.surgery import (
     add_initializer,
     array_of,
     bypass,
+    is_of_block,
     module_of,
     nodes_of,
     producer_of,
@@ -55,7 +56,7 @@ def fold_norms(model: ir.Model) -> None:
     """
     for norm in nodes_of(model, "LayerNormalization"):
         products = [use.node for use in norm.outputs[0].uses()]
-        if any(product.op_type != "MatMul" or not _is_block(product) for product in products):
+        if any(product.op_type != "MatMul" or not is_of_block(product) for product in products):
             continue
         scale, shift = (array_of(value).astype(np.float64) for value in norm.inputs[1:])
         for product in products:
@@ -94,10 +95,6 @@ def fold(model: ir.Model, architecture: Architecture) -> None:
     """Fold LayerScale and the attention scale."""
     fold_layer_scale(model)
     fold_attention_scale(model, architecture)
-
-
-def _is_block(node: ir.Node) -> bool:
-    return module_of(node).startswith("blocks.")
 
 
 def _bias_of(product: ir.Node) -> ir.Value | None:

@@ -16,7 +16,6 @@ from dinov2rt.bundle.limits import (
     FLOAT32_ERROR,
     FLOAT32_LIMITS,
     INT8_LIMITS,
-    INT8_TASK_LIMITS,
     POOLED,
     Limits,
     TaskLimits,
@@ -27,8 +26,9 @@ from dinov2rt.export.golden import eager_case, eager_outputs, golden_pixels, sma
 from dinov2rt.export.heads.limits import (
     Run,
     condition_numbers,
-    pooled_limits,
-    task_limits,
+    float32_task_limits,
+    half_task_limits,
+    int8_task_limits,
     task_outputs,
 )
 from dinov2rt.export.model import Dinov2
@@ -75,7 +75,7 @@ def measure(
         runs = nudged_runs(model, cases, extras)
         return _measured(model, runs, _float32_limits(runs), _NOISE_ALLOWANCE)
     if precision is Precision.INT8:
-        return MeasuredLimits(INT8_LIMITS, dict.fromkeys(task_outputs(cases), INT8_TASK_LIMITS))
+        return MeasuredLimits(INT8_LIMITS, int8_task_limits(task_outputs(cases)))
     runs = autocast_runs(model, cases, extras, precision)
     return _measured(model, runs, _autocast_limits(runs), ALLOWANCE)
 
@@ -88,7 +88,7 @@ def _measured(
     conditions = condition_numbers(model, images, [case.outputs for case, _ in runs])
     error = FLOAT32_ERROR if tokens.relative_l2 is None else tokens.relative_l2
     least = {name: _error_limit(error * number) for name, number in conditions.items()}
-    measure_tasks = task_limits if tokens.pooled_l2 is None else pooled_limits
+    measure_tasks = float32_task_limits if tokens.pooled_l2 is None else half_task_limits
     return MeasuredLimits(tokens, measure_tasks(runs, allowance, least))
 
 

@@ -52,6 +52,11 @@ def module_of(node: ir.Node) -> str:
     return (node.name or "").partition("/")[0]
 
 
+def is_of_block(node: ir.Node) -> bool:
+    """Whether a node was traced from a block of the backbone; heads use the same last names."""
+    return module_of(node).startswith("blocks.")
+
+
 Operand = ir.Value | np.ndarray | np.float32 | None
 
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from dinov2rt.bundle.architecture import Architecture
 from dinov2rt.bundle.signature import ATTENTION
-from dinov2rt.export.surgery import Writer, module_of
+from dinov2rt.export.surgery import Writer, is_of_block, module_of
 
 CONTRIB = "com.microsoft"
 """The domain of ONNX Runtime's own operators."""
@@ -82,7 +82,7 @@ class Blocks:
                         and not node.domain and module_of(node) == name)  # fmt: skip
         for kind, part in zip(("query", "key"), portable.inputs[:2], strict=True):
             every = list(part.uses()) if part is not None else []
-            uses = [use for use in every if not module_of(use.node).startswith("blocks.")]
+            uses = [use for use in every if not is_of_block(use.node)]
             if uses:
                 own = self._heads_of(normed, name, kind)
                 for use in uses:
@@ -187,7 +187,7 @@ class Blocks:
         """Connect the nodes after the blocks to the residual stream after block `index`."""
         stream = self._after[index].inputs[0]
         for use in list(stream.uses()) if stream is not None else []:
-            if not module_of(use.node).startswith("blocks."):
+            if not is_of_block(use.node):
                 use.node.replace_input_with(use.idx, self._stream)
 
 

@@ -3,6 +3,7 @@
 As for tokens, it is measured at export, on the same weights and photographs; see `limits.py`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from dinov2rt.bundle.golden import GoldenCase
-from dinov2rt.bundle.limits import FLOAT32_ERROR, POOLED, TaskLimits
+from dinov2rt.bundle.limits import FLOAT32_ERROR, INT8_CLS_COSINE, POOLED, TaskLimits
 from dinov2rt.bundle.signature import ATTENTION, is_token_output, scores_name
 from dinov2rt.bundle.tasks.accuracy import TaskAccuracy, compare_task_cases
 from dinov2rt.export.heads.answers import center_padded, head_levels, pads_images
@@ -28,6 +29,11 @@ _MARGIN_IN_ERRORS = 8.0
 """Errors of two scores that differ by their root mean square times that are one in a million."""
 
 _OFF_ALLOWANCE = 1e-3
+
+_INT8_ERROR = 0.05
+
+ATTENTION_FACTOR = 4.0
+"""The relative error of attention is up to so many times that of tokens: see docs/adr/0007."""
 
 _ATTENTION_ALLOWANCE = 2.0
 """The allowed error of attention in half precision, as a multiple of the error of autocast.
@@ -93,13 +99,53 @@ def _spectral_norm(module: nn.Module) -> float:
     return float(torch.linalg.matrix_norm(module.state_dict()[name].flatten(1), ord=2))
 
 
-def task_limits(
+def float32_task_limits(
     runs: Sequence[Run], allowance: float, least: Mapping[str, float] = MappingProxyType({})
 ) -> dict[str, TaskLimits]:
-    """Limits of each case, by output: what was measured in `runs`, times `allowance`, or float32's.
+    """Limits by output: `allowance` times what was measured in `runs`, or float32's own.
 
-    `least` are outputs whose relative error may in any case be as large.
+    Attention is limited over all cases together, the other outputs in each case.
+
+    Args:
+        runs: what the eager model returns for nudged images.
+        allowance: the factor.
+        least: outputs whose relative error may in any case be as large.
     """
+    limits = _case_limits(runs, allowance, least)
+    floor = {ATTENTION: ATTENTION_FACTOR * FLOAT32_ERROR}
+    return limits | _pooled(limits, runs, {ATTENTION: allowance}, {**least, **floor})
+
+
+def half_task_limits(
+    runs: Sequence[Run], allowance: float, least: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, TaskLimits]:
+    """As `float32_task_limits`, from `runs` under autocast, with logits over all cases as well.
+
+    An image has one vector of logits, as it has one CLS token.
+    """
+    limits = _case_limits(runs, allowance, least)
+    allowances = {name: allowance for name in limits if name.startswith("logits")}
+    return limits | _pooled(limits, runs, allowances | {ATTENTION: _ATTENTION_ALLOWANCE}, least)
+
+
+def int8_task_limits(names: Sequence[str]) -> dict[str, TaskLimits]:
+    """Limits of the outputs `names` in int8: fixed, like those of its tokens.
+
+    The search for an int8 graph uses only tokens. Vectors of equal length and the cosine that CLS
+    tokens must have differ by 4.5 %. Attention may differ by `ATTENTION_FACTOR` times as much over
+    all cases together, the other outputs by 5 % in each case.
+    """
+    limits = dict.fromkeys(names, TaskLimits(relative_l2=_INT8_ERROR))
+    if ATTENTION in limits:
+        cls_error = math.sqrt(2 * (1 - INT8_CLS_COSINE))
+        limits[ATTENTION] = TaskLimits(pooled_l2=ATTENTION_FACTOR * cls_error)
+    return limits
+
+
+def _case_limits(
+    runs: Sequence[Run], allowance: float, least: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, TaskLimits]:
+    """Limits of each case alone; for the arguments see `float32_task_limits`."""
     cases = [case for case, _ in runs]
     unlimited = {name: _kind(name, cases[0].outputs) for name in task_outputs(cases)}
     measured = _compared(runs, unlimited)
@@ -113,21 +159,22 @@ def task_limits(
     }
 
 
-def pooled_limits(
-    runs: Sequence[Run], allowance: float, least: Mapping[str, float]
+def _pooled(
+    limits: Mapping[str, TaskLimits],
+    runs: Sequence[Run],
+    allowances: Mapping[str, float],
+    least: Mapping[str, float],
 ) -> dict[str, TaskLimits]:
-    """As `task_limits`, with the errors of attention and logits limited over all cases together.
-
-    An image has one vector of them, or one a head of the backbone, as it has one CLS token.
-    """
-    limits = task_limits(runs, allowance, least)
-    few = [name for name in limits if name == ATTENTION or name.startswith("logits")]
+    """The `limits` of the outputs in `allowances`, for the error over all cases together."""
+    few = [name for name in allowances if name in limits]
+    found: dict[str, TaskLimits] = {}
     for each in _compared(runs, dict.fromkeys(few, TaskLimits(pooled_l2=np.inf))):
         if each.case == POOLED and each.relative_l2 is not None:
-            factor = _ATTENTION_ALLOWANCE if each.output == ATTENTION else allowance
-            error = max(FLOAT32_ERROR, factor * each.relative_l2, least.get(each.output, 0.0))
-            limits[each.output] = replace(limits[each.output], relative_l2=None, pooled_l2=error)
-    return limits
+            name = each.output
+            measured = allowances[name] * each.relative_l2
+            error = max(FLOAT32_ERROR, measured, least.get(name, 0.0))
+            found[name] = replace(limits[name], relative_l2=None, pooled_l2=error)
+    return found
 
 
 def _compared(runs: Sequence[Run], limits: Mapping[str, TaskLimits]) -> tuple[TaskAccuracy, ...]:

@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from dinov2rt.export.int8.activations import Steps
 from dinov2rt.export.int8.gptq import Int8Product, Int8Weight
 from dinov2rt.export.int8.products import LEAVES
-from dinov2rt.export.surgery import Writer, add_initializer, array_of, module_of, set_array
+from dinov2rt.export.surgery import (
+    Writer,
+    add_initializer,
+    array_of,
+    is_of_block,
+    module_of,
+    set_array,
+)
 
 _OUTPUT_CHANNELS = 1
 """Axis of a weight [in, out]."""
@@ -45,7 +52,8 @@ def to_int8(
 
 def _products(model: ir.Model) -> Iterator[ir.Node]:
     for node in model.graph:
-        if node.op_type == "MatMul" and module_of(node).rpartition(".")[2] in LEAVES:
+        leaf = module_of(node).rpartition(".")[2]
+        if node.op_type == "MatMul" and is_of_block(node) and leaf in LEAVES:
             yield node
 
 

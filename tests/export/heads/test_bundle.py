@@ -50,17 +50,16 @@ def test_every_precision_holds_limits_that_mean_something(
     assert report, report
     assert {task.output for task in report.tasks} >= OUTPUTS
     limits = next(g for g in Manifest.read(bundle).graphs if g.precision is precision).task_limits
-    most = 1e-5 if precision is Precision.FP32 else 0.02
     is_half = precision is Precision.FP16
+    pooled = ["attention", "logits"] if is_half else ["attention"]
     for output in ("logits", "attention", "depth", "segmentation_scores"):
-        is_pooled = is_half and output in ("logits", "attention")
+        most = 0.02 if is_half else 4e-5 if output == "attention" else 1e-5
         held, other = limits[output].relative_l2, limits[output].pooled_l2
-        if is_pooled:
+        if output in pooled:
             held, other = other, held
         assert 1e-5 <= held <= most, output
         assert other is None, output
-    pooled = [task.output for task in report.tasks if task.case == "all"]
-    assert sorted(pooled) == ["attention", "logits"] * is_half
+    assert sorted(task.output for task in report.tasks if task.case == "all") == pooled
     for output in ("logits", "segmentation"):
         assert limits[output].margin is not None
         assert limits[output].margin < 1

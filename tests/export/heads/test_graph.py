@@ -15,8 +15,11 @@ from dinov2rt.export.folding import fold, fold_attention_scale, fold_norms, spli
 from dinov2rt.export.frontend import attach_center_padding, attach_pixel_input
 from dinov2rt.export.golden import eager_outputs
 from dinov2rt.export.heads.graph import attach_heads
+from dinov2rt.export.int8.graph import product_weights
+from dinov2rt.export.int8.products import LEAVES, product_names
 from dinov2rt.export.model import Dinov2
 from dinov2rt.export.portable.opset import lower
+from dinov2rt.export.surgery import module_of
 from dinov2rt.export.typed import to_half
 
 # Batch, height and width; grids of 1 × 1, 2 × 3, 6 × 3, 7 × 4: both parities of both axes.
@@ -52,6 +55,18 @@ def run(model: ir.Model, pixels: np.ndarray) -> dict[str, np.ndarray]:
 
 def relative_l2(got: np.ndarray, want: np.ndarray) -> float:
     return float(np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want))
+
+
+def test_no_product_of_a_head_becomes_int8(
+    traced: ir.Model, narrow: Variant, eager: Dinov2
+) -> None:
+    """Heads have products of the same last names as blocks, e.g. `heads.nyu_linear.up`."""
+    model = traced.clone()
+    fold(model, narrow)
+    attach_heads(model, narrow, eager.task_heads)
+    of_heads = [module_of(node) for node in model.graph if module_of(node).startswith("heads.")]
+    assert any(name.rpartition(".")[2] in LEAVES for name in of_heads)
+    assert tuple(product_weights(model)) == product_names(narrow)
 
 
 @pytest.fixture(scope="module")

@@ -38,15 +38,19 @@ def test_heads_answer_on_an_int8_backbone_within_their_limits(
     toy_variant: Callable[[str], Variant], tmp_path: Path
 ) -> None:
     bundle = tmp_path / "bundle"
-    heads = HeadSource.parse_all("linear=synthetic:0,ade20k-linear=synthetic:0")
-    options = ExportOptions(precisions=(Precision.FP32, Precision.INT8), heads=heads)
+    heads = HeadSource.parse_all(
+        "linear=synthetic:0,nyu-linear=synthetic:0,ade20k-linear=synthetic:0"
+    )
+    precisions = (Precision.FP32, Precision.INT8)
+    options = ExportOptions(precisions=precisions, heads=heads, attention=True)
     with small_golden_cases():
         export_bundle(toy_variant("dinov2_vits14"), "synthetic:0", bundle, options)
     graph = Manifest.read(bundle).graph_in(Precision.INT8)
     assert graph is not None
     assert graph.quantization is not None
     assert len(graph.quantization.float32) < len(product_names(toy_variant("dinov2_vits14")))
-    assert set(graph.task_limits) == {"logits", "segmentation", "segmentation_scores"}
+    answers = {"logits", "depth", "segmentation", "segmentation_scores"}
+    assert set(graph.task_limits) == {"attention", *answers}
 
     pixels = np.random.default_rng(0).integers(0, 256, (1, 56, 75, 3), dtype=np.uint8)
     with (

@@ -181,18 +181,22 @@ def run_product(
     given = ir.val("tokens", dtype=ir.DataType.FLOAT, shape=shape)
     graph = ir.Graph([given], [], nodes=[], opset_imports={"": 21}, name="product")
     write = Writer(graph)
-    matrix = add_initializer(graph, "m.down.weight", np.zeros_like(weight.integers, np.float32))
-    product = write("MatMul", given, matrix, name="m.down/MatMul")
-    graph.outputs.append(write("Add", product, bias, name="m.down/Add"))
+    matrix = add_initializer(
+        graph, "blocks.0.down.weight", np.zeros_like(weight.integers, np.float32)
+    )
+    product = write("MatMul", given, matrix, name="blocks.0.down/MatMul")
+    graph.outputs.append(write("Add", product, bias, name="blocks.0.down/Add"))
     graph.outputs[0].shape = ir.Shape([*shape[:2], bias.size])
     model = ir.Model(graph, ir_version=10)
-    to_int8(model, {"m.down": Int8Product(weight, steps)})
+    to_int8(model, {"blocks.0.down": Int8Product(weight, steps)})
     ir.save(model, folder / "p.onnx")
     # OpenVINO takes static activations of a whole block alone, see the next test.
     if steps is not None:
-        return as_written(folder / "p.onnx", {"tokens": tokens}, ["m.down/Add"])["m.down/Add"]
+        return as_written(folder / "p.onnx", {"tokens": tokens}, ["blocks.0.down/Add"])[
+            "blocks.0.down/Add"
+        ]
     backend = OpenVinoBackend(folder / "p.onnx", threads=1)
-    return backend.infer({"tokens": tokens}, ["m.down/Add"])["m.down/Add"]
+    return backend.infer({"tokens": tokens}, ["blocks.0.down/Add"])["blocks.0.down/Add"]
 
 
 def as_written(
