@@ -14,7 +14,7 @@ from dinov2rt.bundle.limits import TaskLimits
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.signature import Extras, InputFormat
-from dinov2rt.bundle.variants import Variant
+from dinov2rt.bundle.variants import Variant, find_variant
 from dinov2rt.errors import InputError
 from dinov2rt.export.exporter import ExportOptions, export_bundle
 from dinov2rt.export.folding import fold, split_qkv
@@ -24,6 +24,7 @@ from dinov2rt.export.heads.taps import attach_attention
 from dinov2rt.export.model import load_eager
 from dinov2rt.export.trace import trace
 from dinov2rt.export.weights.synthetic import synthetic_state_dict
+from dinov2rt.runtime.backends.openvino import cannot_run_int8
 from dinov2rt.runtime.model import load
 from dinov2rt.runtime.verification import verify_cuda_graph_on_cpu
 
@@ -125,6 +126,23 @@ def test_a_false_attention_map_fails(toy_variant: Callable[[str], Variant], tmp_
         report = model.verify([case])
     assert not report
     assert "attention at all: relative L2" in str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["dinov2_vits14", "dinov2_vits14_reg"])
+def test_attention_of_real_widths_holds_its_limits(name: str, tmp_path: Path) -> None:
+    """Its error is several times that of tokens, which once failed correct graphs."""
+    bundle, is_int8 = tmp_path / "bundle", cannot_run_int8() is None
+    precisions = (Precision.FP32, *(Precision.INT8,) * is_int8)
+    options = ExportOptions(precisions=precisions, attention=True)
+    export_bundle(find_variant(name), "synthetic:0", bundle, options)
+    runs = [("onnxruntime", "fp32"), ("openvino", "fp32"), *[("openvino", "int8")] * is_int8]
+    for backend, precision in runs:
+        with load(bundle, device="cpu", backend=backend, precision=precision) as model:
+            report = model.verify()
+        assert report, report
+        (pooled,) = (task for task in report.tasks if task.case == "all")
+        assert pooled.output == "attention"
 
 
 def golden_cases_of(bundle: Path) -> tuple:
