@@ -7,7 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.runtime.backends.openvino_products import has_large_matrix, readers
+from dinov2rt.runtime.backends.openvino_products import (
+    has_large_matrix,
+    products_with_bias,
+    readers,
+)
 from dinov2rt.runtime.cpu import this_cpu
 
 INT8_TOKENS = 1200
@@ -46,21 +50,16 @@ def write_as_convolutions(
     are used again, and new ones are added: models that are compiled for other shapes share them.
     """
     kernels = {} if kernels is None else kernels
-    for add, product, bias in list(_products_with_bias(model)):
+    for add, product, bias in list(_products_of_tokens(model)):
         batch, tokens, _ = product.get_output_shape(0)
         if not _is_int8(product) or batch * tokens <= int8_tokens:
             _replace(add, product.input_value(0), _kernel(product, kernels), bias.get_data())
 
 
-def _products_with_bias(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+def _products_of_tokens(model: Any) -> Iterator[tuple[Any, Any, Any]]:
     """Each sum of a product and a bias, the product [B, N, D], and the bias [D], a Constant."""
-    for add in model.get_ordered_ops():
-        if add.get_type_name() != "Add":
-            continue
-        product, bias = (add.input_value(index).get_node() for index in range(2))
-        if bias.get_type_name() == "MatMul":
-            product, bias = bias, product
-        if bias.get_type_name() == "Constant" and _is_of_tokens(product):
+    for add, product, bias in products_with_bias(model):
+        if _is_of_tokens(product):
             width = product.get_output_partial_shape(0)[2]
             if list(bias.get_output_shape(0)) == [width.get_length()]:
                 yield add, product, bias

@@ -1,6 +1,6 @@
 """Chooses the library that computes float32 matrix products in OpenVINO: see docs/adr/0008."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ def choose_product_library(model: Any, precision: Precision) -> None:
 
 def has_large_matrix(model: Any) -> bool:
     """Whether OpenVINO takes another kernel of oneDNN for a matrix of `model`, in float32."""
-    matrices = [_matrix_of(node) for node in model.get_ops() if _is_product_with_bias(node)]
+    matrices = (product.input_value(1).get_node() for _, product in _float32_products(model))
     return any(matrix.get_byte_size() >= _LARGE for matrix in matrices)
 
 
@@ -40,8 +40,8 @@ def choose_mlas(model: Any) -> None:
     OpenVINO uses MLAS unless it can fuse the operator that follows, here GELU. It cannot if the
     product has a second reader.
     """
-    products = filter(_is_product_with_bias, model.get_ordered_ops())
-    add_readers(model, [each.output(0) for each in products if _has_gelu(each)])
+    sums = [add for add, _ in _float32_products(model)]
+    add_readers(model, [add.output(0) for add in sums if _has_gelu(add)])
 
 
 def choose_onednn(model: Any) -> None:
@@ -52,24 +52,24 @@ def choose_onednn(model: Any) -> None:
     """
     from openvino import opset1  # imported before, by import_openvino
 
-    for node in model.get_ordered_ops():
-        if not _is_product_with_bias(node) or _has_gelu(node):
+    for add, _ in list(_float32_products(model)):
+        if _has_gelu(add):
             continue
-        users = list(node.output(0).get_target_inputs())
-        same = opset1.prelu(node.output(0), np.ones(1, np.float32))
+        users = list(add.output(0).get_target_inputs())
+        same = opset1.prelu(add.output(0), np.ones(1, np.float32))
         for user in users:
             user.replace_source_output(same.output(0))
 
 
-def _has_gelu(product: Any) -> bool:
-    """Whether GELU reads the result of `product`, as an operator or as its formula.
+def _has_gelu(add: Any) -> bool:
+    """Whether GELU reads the result of `add`, as an operator or as its formula.
 
     Graphs of opset 17 hold the formula, `x / 2 · (1 + erf(x / √2))`, which OpenVINO fuses as well.
     """
     return any(
         reader.get_type_name() == "Gelu"
         or any(next_reader.get_type_name() == "Erf" for next_reader in readers(reader))
-        for reader in readers(product)
+        for reader in readers(add)
     )
 
 
@@ -78,17 +78,23 @@ def readers(node: Any) -> list[Any]:
     return [target.get_node() for target in node.output(0).get_target_inputs()]
 
 
-def _is_product_with_bias(node: Any) -> bool:
-    """Whether `node` adds a bias to the product of tokens and a float32 matrix."""
-    return node.get_type_name() == "Add" and _matrix_of(node) is not None
+def products_with_bias(model: Any) -> Iterator[tuple[Any, Any, Any]]:
+    """Each sum of a matrix product and a Constant: the sum, the product and the Constant."""
+    for add in model.get_ordered_ops():
+        if add.get_type_name() != "Add":
+            continue
+        product, bias = (add.input_value(index).get_node() for index in range(2))
+        if bias.get_type_name() == "MatMul":
+            product, bias = bias, product
+        if product.get_type_name() == "MatMul" and bias.get_type_name() == "Constant":
+            yield add, product, bias
 
 
-def _matrix_of(add: Any) -> Any:
-    """The matrix, a Constant, by which one of the summands of `add` is a product; or None."""
-    summands = [add.input_value(index).get_node() for index in range(2)]
-    products = [each for each in summands if each.get_type_name() == "MatMul"]
-    matrices = [each.input_value(1).get_node() for each in products]
-    return next((each for each in matrices if each.get_type_name() == "Constant"), None)
+def _float32_products(model: Any) -> Iterator[tuple[Any, Any]]:
+    """The sums and products of `products_with_bias` whose matrix is a Constant, in float32."""
+    for add, product, _ in products_with_bias(model):
+        if product.input_value(1).get_node().get_type_name() == "Constant":
+            yield add, product
 
 
 def add_readers(model: Any, values: Sequence[Any]) -> list[Any]:
