@@ -33,7 +33,10 @@ _OFF_ALLOWANCE = 1e-3
 _INT8_ERROR = 0.05
 
 ATTENTION_FACTOR = 4.0
-"""The relative error of attention is up to so many times that of tokens: see docs/adr/0007."""
+"""The allowed relative error of attention, as a multiple of that of tokens: see docs/adr/0007.
+
+It applies where the limit of tokens is fixed, in float32 and int8.
+"""
 
 _ATTENTION_ALLOWANCE = 2.0
 """The allowed error of attention in half precision, as a multiple of the error of autocast.

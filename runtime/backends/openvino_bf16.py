@@ -94,6 +94,21 @@ def _widen(convolution: Any) -> None:
         user.replace_source_output(cut.output(0))
 
 
+def keep_embedding(model: Any) -> None:
+    """Have patch embeddings write float32, which the residual stream begins with.
+
+    Their sums are float32 anyway. A PRelu of slope 1, which returns every value unchanged, is fused
+    into the convolution. It has a path to an output without a product, so its result is float32.
+    """
+    from openvino import opset1  # import_openvino was here before
+
+    for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
+        users = list(node.output(0).get_target_inputs())
+        same = opset1.prelu(node.output(0), np.ones(1, np.float32))
+        for user in users:
+            user.replace_source_output(same.output(0))
+
+
 def mixes_up_heads(model: Any) -> bool:
     """Whether OpenVINO 2026.4.1 would compute attention of `model`, of known shapes, wrongly.
 

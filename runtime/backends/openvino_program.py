@@ -7,7 +7,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dinov2rt.bundle.precision import Precision
-from dinov2rt.runtime.backends.openvino_bf16 import PositionTables, keep_norms, widen_convolutions
+from dinov2rt.runtime.backends.openvino_bf16 import (
+    PositionTables,
+    keep_embedding,
+    keep_norms,
+    widen_convolutions,
+)
 from dinov2rt.runtime.backends.openvino_heads import Heads, heads_of
 
 INT8_GROUP = 128
@@ -41,6 +46,7 @@ class Program:
             self.heads = heads_of(core, model, options(threads, Precision.FP32))
             keep_norms(model)
             widen_convolutions(model)
+            keep_embedding(model)
         if rewrite is not None:
             rewrite(model)
         if precision is Precision.BF16 and model.is_dynamic():  # else the table is a constant

@@ -99,7 +99,7 @@ def forms(bundle: Path, shapes: Sequence[Cell]) -> dict[str, Run]:
         "bf16: sums in float32": _Hinted(float32, sums=True),
         "bf16: and the position table": _Hinted(float32, sums=True, positions=True),
         "bf16: and the norms": _Hinted(float32, sums=True, positions=True, norms=True),
-        "bf16: norms write bf16, as shipped": opened(float32, Precision.BF16),
+        "bf16: and the patch embedding, as shipped": opened(float32, Precision.BF16),
         "bf16, shapes known": opened(float32, Precision.BF16, is_prepared=True),
     }
     if int8 is not None:

@@ -84,6 +84,7 @@ def test_the_residual_stream_stays_float32(bf16: Model) -> None:
     # What is added to it comes from the products in float32, with no rounding on the way.
     to_stream = [node for node in found if ".proj/" in node[1] or ".down/" in node[1]]
     assert {node[3] for node in to_stream if node[0] == "FullyConnected"} == {"f32"}
+    assert [node[3] for node in found if node[0] == "Convolution"] == ["f32"]
 
 
 def test_every_norm_computes_in_float32_and_rounds_for_products(bf16: Model) -> None:
