@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dinov2rt.runtime.backends.openvino_products import add_readers
+from dinov2rt.runtime.backends.openvino_products import add_readers, insert_prelu
 
 _SIZES_KEPT = 8
 _PRODUCTS = ("MatMul", "Convolution")
@@ -36,19 +36,14 @@ def keep_norms(model: Any) -> None:
 
 
 def _rounded(norm: Any) -> Any:
-    """A PRelu of slope 1, which returns every value unchanged, between `norm` and its readers.
+    """A PRelu, computed in bfloat16, between `norm` and its readers: see `insert_prelu`.
 
-    OpenVINO fuses it into the norm. Computed in bfloat16, it makes the norm write bfloat16, which
-    the products would otherwise make of float32 in a pass of its own.
+    It makes the norm write bfloat16, which the products would otherwise make of float32 in a pass
+    of its own.
     """
-    from openvino import opset1  # import_openvino was here before
-
-    readers = list(norm.get_target_inputs())
-    same = opset1.prelu(norm, np.ones(1, np.float32))
-    for reader in readers:
-        reader.replace_source_output(same.output(0))
-    _compute_in_bf16(same)
-    return same.output(0)
+    prelu = insert_prelu(norm)
+    _compute_in_bf16(prelu)
+    return prelu.output(0)
 
 
 def _compute_in_bf16(node: Any) -> None:
@@ -97,16 +92,11 @@ def _widen(convolution: Any) -> None:
 def keep_embedding(model: Any) -> None:
     """Have patch embeddings write float32, which the residual stream begins with.
 
-    Their sums are float32 anyway. A PRelu of slope 1, which returns every value unchanged, is fused
-    into the convolution. It has a path to an output without a product, so its result is float32.
+    Their sums are float32 anyway. A PRelu is fused into the convolution, see `insert_prelu`. It has
+    a path to an output without a product, so its result is float32.
     """
-    from openvino import opset1  # import_openvino was here before
-
     for node in [each for each in model.get_ops() if each.get_type_name() == "Convolution"]:
-        users = list(node.output(0).get_target_inputs())
-        same = opset1.prelu(node.output(0), np.ones(1, np.float32))
-        for user in users:
-            user.replace_source_output(same.output(0))
+        insert_prelu(node.output(0))
 
 
 def mixes_up_heads(model: Any) -> bool:

@@ -48,17 +48,25 @@ def choose_onednn(model: Any) -> None:
     """Make OpenVINO compute float32 products with oneDNN.
 
     OpenVINO uses MLAS unless an element-wise operator follows that it can fuse. Therefore a PRelu
-    of slope 1, which returns every value unchanged, is added after products that lack one.
+    is added after products that lack one.
     """
-    from openvino import opset1  # imported before, by import_openvino
-
     for add, _ in list(_float32_products(model)):
-        if _has_gelu(add):
-            continue
-        users = list(add.output(0).get_target_inputs())
-        same = opset1.prelu(add.output(0), np.ones(1, np.float32))
-        for user in users:
-            user.replace_source_output(same.output(0))
+        if not _has_gelu(add):
+            insert_prelu(add.output(0))
+
+
+def insert_prelu(value: Any) -> Any:
+    """Insert a PRelu of slope 1, which returns every value unchanged, between `value` and readers.
+
+    OpenVINO fuses it into the node that computes `value`.
+    """
+    from openvino import opset1  # import_openvino was here before
+
+    targets = list(value.get_target_inputs())
+    prelu = opset1.prelu(value, np.ones(1, np.float32))
+    for target in targets:
+        target.replace_source_output(prelu.output(0))
+    return prelu
 
 
 def _has_gelu(add: Any) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.small_cases import small_golden_cases
 
+from dinov2rt.bundle.golden import Golden
 from dinov2rt.bundle.manifest import Manifest
 from dinov2rt.bundle.precision import Precision
 from dinov2rt.bundle.variants import Variant
@@ -58,8 +59,12 @@ def test_heads_answer_on_an_int8_backbone_within_their_limits(
         load(bundle, device="cpu", backend="openvino", precision="fp32") as exact,
     ):
         report = model.verify()
+        (first, *others) = Golden.read(bundle / "golden.npz").cases
+        swapped = {**first.outputs, "attention": first.outputs["attention"][:, ::-1]}
+        of_swapped_heads = model.verify([dataclasses.replace(first, outputs=swapped), *others])
         got, want = model.predict(pixels), exact.predict(pixels)
     assert report, report
+    assert {task.output for task in of_swapped_heads.tasks if not task.passed} == {"attention"}
     assert {task.output for task in report.tasks} == set(graph.task_limits)
     assert got["ade20k-linear"].classes.shape == (1, 56, 75)
     error = np.linalg.norm(got["linear"].logits - want["linear"].logits)
